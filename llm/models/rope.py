@@ -106,8 +106,8 @@ def _llama3(rope: RopeConfig, rotary_dim: int) -> tuple[np.ndarray, float]:
   inv_freq = 1.0 / _powers(rope.theta, rotary_dim)
   low, high = rope.low_freq_factor, rope.high_freq_factor
   original = rope.original_max_length
-  wavelength = 2 * math.pi / inv_freq
-  ramp = (original / wavelength - low) / (high - low)
+  wavelength = 1 / inv_freq * (2 * math.pi)  # torch's order of rounding
+  ramp = (1 / wavelength * original - low) / (high - low)
   blended = (1 - ramp) * inv_freq / rope.factor + ramp * inv_freq
   scaled = np.where(
     wavelength > original / low, inv_freq / rope.factor, blended
