@@ -1,0 +1,71 @@
+"""Generate text from a checkpoint.
+
+One prompt, streamed to the terminal:
+  python launch.py --config=configs/generate.py \
+    --config.model.path=PATH --config.prompt="Once upon a time"
+A file of prompts (JSONL):
+  python launch.py --config=configs/generate.py --config.model.path=PATH \
+    --config.prompts_file=IN.jsonl --config.output=OUT.jsonl
+A chat in the terminal:
+  python launch.py --config=configs/generate.py --config.model.path=PATH \
+    --config.chat=True
+
+PATH is a Hugging Face model folder or a llama2.c `.bin`. Expected: the text,
+then a table with the time to the first token, tokens per second of both phases
+and the share of the machine's memory bandwidth that decoding reached. Fields
+and the form of the rows: docs/generation.md.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(arg=None):
+  """Every field of a generation run. `arg` is not used."""
+  del arg
+  optional = config_dict.placeholder
+  config = config_dict.ConfigDict()
+  config.task = 'generate'
+  config.model = config_dict.ConfigDict()
+  config.model.path = optional(str)
+  config.tokenizer = config_dict.ConfigDict()
+  config.tokenizer.path = optional(str)  # None: beside the model
+  # What to continue: one of the three. An empty prompt starts from BOS alone.
+  config.prompt = optional(str)
+  config.prompts_file = optional(str)
+  config.chat = False
+  config.output = optional(str)  # JSONL; needed with prompts_file
+
+  config.dtype = 'float32'  # of params and cache
+  config.batch_size = 8  # rows decoded together
+  config.max_length = optional(int)  # tokens a row may have; None: the model's
+
+  sampling = config.sampling = config_dict.ConfigDict()
+  sampling.max_new_tokens = optional(int)  # None: 128, or fewer if no more fit
+  sampling.min_new_tokens = 0
+  sampling.temperature = 1.0  # 0: greedy
+  sampling.top_k = 0  # 0: off
+  sampling.top_p = 1.0
+  sampling.min_p = 0.0
+  sampling.typical_p = 1.0
+  sampling.epsilon = 0.0
+  sampling.eta = 0.0
+  sampling.repetition_penalty = 1.0  # over prompt and answer
+  sampling.presence_penalty = 0.0  # over the answer
+  sampling.frequency_penalty = 0.0  # over the answer
+  sampling.no_repeat_ngram = 0
+  sampling.logit_bias = optional(str)  # JSON: {"TOKEN_ID": BIAS, …}
+  sampling.allowed_ids = ()  # (): all
+  sampling.forbidden_ids = ()
+  sampling.dry_multiplier = 0.0  # 0: off
+  sampling.dry_base = 1.75
+  sampling.dry_allowed_length = 2
+  sampling.dry_breakers = ()
+  sampling.xtc_probability = 0.0  # 0: off
+  sampling.xtc_threshold = 0.1
+  sampling.seed = 0  # sample i of a prompt draws with seed + i
+  sampling.n = 1  # answers per prompt
+  sampling.stop = ()  # strings; the text ends before the first of them
+  sampling.stop_token_ids = ()
+  sampling.ignore_eos = False
+  sampling.logprobs = 0  # alternatives per token to write
+  return config

@@ -1,0 +1,60 @@
+"""Bytes that a decode step moves, and how fast this machine can move bytes."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from llm.models.config import LOCAL, ModelConfig
+
+
+def measure_bandwidth(budget_s: float = 0.15) -> float:
+  """Bytes per second at which the default device reads its own memory.
+
+  Times a row-wise maximum over a buffer that is meant to be larger than the
+  caches: one pass that reads much and writes next to nothing, as decoding does.
+  The best of the passes that fit into `budget_s` counts.
+  """
+  on_cpu = jax.default_backend() == 'cpu'
+  rows = (96 if on_cpu else 1024) * 256  # of 4 KiB
+  buffer = jnp.ones((rows, 1024), jnp.float32)
+  read = jax.jit(lambda x: jnp.max(x, axis=1))
+  read(buffer).block_until_ready()
+  best, start = float('inf'), time.perf_counter()
+  while time.perf_counter() - start < budget_s:
+    before = time.perf_counter()
+    read(buffer).block_until_ready()
+    best = min(best, time.perf_counter() - before)
+  return buffer.nbytes / best
+
+
+def step_bytes(config: ModelConfig, params, lengths: list[int]) -> float:
+  """Bytes that one decode step has to read.
+
+  All parameters once, except that an untied embedding table gives one row per
+  token and an MoE layer no more experts than the batch can choose; and each
+  row's used keys and values.
+
+  Args:
+    config: the model's shape.
+    params: its parameters (arrays or shapes), unrolled or stacked layers.
+    lengths: tokens in the cache of each row of the batch.
+  """
+  batch, total = len(lengths), 0.0
+  active = 1.0
+  if config.num_experts:
+    active = min(1.0, batch * config.experts_per_token / config.num_experts)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    names = [getattr(entry, 'key', '') for entry in path]
+    size = leaf.size * leaf.dtype.itemsize
+    if 'embedder' in names and not config.tie_embeddings:
+      size = size / config.vocab_size * batch
+    elif 'moe' in names and 'router' not in names:
+      size *= active
+    total += size
+  itemsize = jax.tree.leaves(params)[0].dtype.itemsize
+  per_token = 2 * config.num_kv_heads * config.head_dim * itemsize
+  for layer_type in config.layer_types:
+    window = config.window if layer_type == LOCAL else None
+    total += per_token * sum(min(n, window or n) for n in lengths)
+  return total

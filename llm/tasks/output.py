@@ -1,0 +1,102 @@
+"""JSONL output that survives an interruption.
+
+Each row carries `index` (which input), `sample` (which of its answers) and
+`id`, a digest of all that decides the row. A run that finds its own unfinished
+file keeps the finished rows and continues; a file of other inputs is never
+overwritten but renamed to `OUT.jsonl.1`, `.2`, ….
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+from llm.errors import UserError
+
+Key = tuple[int, int, str]  # index, sample, id
+
+
+@dataclasses.dataclass
+class Output:
+  """An open output file, the keys it held already, and where old rows went."""
+
+  path: pathlib.Path
+  done: frozenset[Key]
+  moved_to: pathlib.Path | None = None
+
+  def write(self, row: dict) -> None:
+    """Appends one row; it is on its way to the disk when this returns."""
+    with self.path.open('a', encoding='utf-8') as file:
+      file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n')
+
+
+def digest(*parts) -> str:
+  """16 hex digits that stand for `parts` (anything that JSON can hold)."""
+  text = json.dumps(parts, sort_keys=True, default=list)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint(path: str) -> list:
+  """Name, size and time of each file of a model: changes when it is replaced."""
+  root = pathlib.Path(path).resolve()
+  files = sorted(root.iterdir()) if root.is_dir() else [root]
+  stats = [(f.name, f.stat()) for f in files if f.is_file()]
+  return [str(root), *((n, s.st_size, s.st_mtime_ns) for n, s in stats)]
+
+
+def open_output(path: str, keys: list[Key], *, fresh: bool = False) -> Output:
+  """Opens `path` for the rows `keys`.
+
+  Args:
+    path: the file; missing folders above it are made.
+    keys: every row that the run will write.
+    fresh: start anew even if the file holds finished rows of these inputs.
+
+  Raises:
+    UserError: the path is a folder, or a file that this command did not write.
+  """
+  out = pathlib.Path(path)
+  if out.is_dir():
+    raise UserError(f'output={path!r} is a folder: name a .jsonl file')
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.touch()
+  except OSError as error:
+    raise UserError(
+      f'output={path!r}: cannot be written ({error.strerror}); '
+      'name a file in a folder that you may write to'
+    ) from None
+  found, end = _read_keys(out)
+  if fresh or not found <= set(keys):
+    same = found <= set(keys)
+    moved_to = None if same else _move_aside(out)
+    out.write_bytes(b'')
+    return Output(out, frozenset(), moved_to)
+  os.truncate(out, end)
+  return Output(out, frozenset(found))
+
+
+def _read_keys(path: pathlib.Path) -> tuple[set[Key], int]:
+  """Keys of the complete rows and the byte after the last of them."""
+  keys, end = set(), 0
+  for number, line in enumerate(path.read_bytes().splitlines(True), 1):
+    if not line.endswith(b'\n'):  # the run was stopped while it wrote
+      break
+    try:
+      row = json.loads(line)
+      keys.add((int(row['index']), int(row['sample']), str(row['id'])))
+    except (ValueError, KeyError, TypeError):
+      raise UserError(
+        f'output={str(path)!r} exists, and its line {number} was not written '
+        'by this command: name another file'
+      ) from None
+    end += len(line)
+  return keys, end
+
+
+def _move_aside(path: pathlib.Path) -> pathlib.Path:
+  number = 1
+  while (target := path.with_name(f'{path.name}.{number}')).exists():
+    number += 1
+  return path.rename(target)

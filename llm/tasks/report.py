@@ -1,0 +1,95 @@
+"""What a run shows in the terminal: progress bars and the table of phases."""
+
+import dataclasses
+import sys
+
+from rich import console as rich_console
+from rich import progress, table
+
+
+@dataclasses.dataclass
+class Phases:
+  """Sums over the batches of a run; seconds, tokens and bytes.
+
+  `ttft_s` holds one entry per batch; `decode_steps` counts steps of a whole
+  batch, `decode_tokens` the tokens of all its rows after their first ones.
+  """
+
+  ttft_s: list[float] = dataclasses.field(default_factory=list)
+  prompt_tokens: int = 0
+  prefill_s: float = 0.0
+  decode_tokens: int = 0
+  decode_steps: int = 0
+  decode_s: float = 0.0
+  bytes_moved: float = 0.0
+
+
+def progress_bar(unit: str) -> progress.Progress:
+  """A bar on stderr that leaves nothing behind; `unit` is what it counts."""
+  return progress.Progress(
+    progress.TextColumn('{task.description}'),
+    progress.BarColumn(),
+    progress.MofNCompleteColumn(),
+    progress.TextColumn(unit),
+    progress.TimeRemainingColumn(),
+    console=rich_console.Console(stderr=True),
+    transient=True,
+  )
+
+
+def phase_rows(phases: Phases, bandwidth: float) -> list[tuple[str, str]]:
+  """(name, value) lines of the table; `bandwidth` in bytes per second."""
+  rows = []
+  if phases.ttft_s:
+    mean = sum(phases.ttft_s) / len(phases.ttft_s)
+    rows.append(('time to first token', f'{mean * 1e3:,.1f} ms'))
+    rows.append(
+      ('prefill', _rate(phases.prompt_tokens, phases.prefill_s)),
+    )
+  if phases.decode_steps:
+    per_step = phases.decode_s / phases.decode_steps
+    rows.append(('time per token', f'{per_step * 1e3:,.2f} ms'))
+    rows.append(('decode', _rate(phases.decode_tokens, phases.decode_s)))
+    moved = phases.bytes_moved / phases.decode_s
+    rows.append(
+      (
+        'bytes moved in decode',
+        f'{moved / 1e9:,.2f} GB/s, {moved / bandwidth:.0%} of the '
+        f'{bandwidth / 1e9:,.1f} GB/s that this run measured',
+      )
+    )
+  return rows
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+  """Prints (name, value) lines as a small table on stdout."""
+  grid = table.Table(show_header=False, box=None, pad_edge=False)
+  grid.add_column(style='dim')
+  grid.add_column()
+  for name, value in rows:
+    grid.add_row(name, value)
+  rich_console.Console(highlight=False, soft_wrap=True).print(grid)
+
+
+def write_text(text: str) -> None:
+  """Writes model text to stdout at once, without terminal control codes."""
+  sys.stdout.write(printable(text))
+  sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+  """`text` with control characters shown as U+FFFD; newline and tab stay.
+
+  A model can write escape sequences; a terminal must not obey them.
+  """
+  return ''.join(
+    c if c in '\n\t' or not _is_control(ord(c)) else '\ufffd' for c in text
+  )
+
+
+def _is_control(code: int) -> bool:
+  return code < 0x20 or 0x7F <= code < 0xA0
+
+
+def _rate(tokens: int, seconds: float) -> str:
+  return f'{tokens:,} tokens, {tokens / max(seconds, 1e-9):,.0f} tokens/s'

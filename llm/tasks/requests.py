@@ -1,0 +1,264 @@
+"""Prompts with their sampling settings, checked before any work starts."""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+from collections.abc import Iterator
+
+from llm.decode.sampling_params import SamplingParams
+from llm.errors import UserError
+from llm.text import chat
+
+ROW_KEYS = ('prompt', 'messages', 'token_ids', 'sampling')
+DEFAULT_NEW_TOKENS = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One prompt, ready for the model.
+
+  `prompt` is what the user wrote: the text, the rendered messages, or None for
+  bare token ids without a tokenizer. `tokens` includes BOS where the tokenizer
+  puts one. `sampling.n` answers are wanted.
+  """
+
+  index: int
+  prompt: str | None
+  tokens: tuple[int, ...]
+  sampling: SamplingParams
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What the model and the cache allow: tokens in a row, and token ids."""
+
+  max_length: int
+  vocab_size: int
+  name: str = 'model.max_length'  # the field that max_length comes from
+
+
+def read_jsonl(path: str, field: str) -> Iterator[tuple[str, dict]]:
+  """Yields (where, object) for each line that is not blank.
+
+  `where` names file and line for error messages, `field` is the config field
+  that holds the path.
+
+  Raises:
+    UserError: no such file, or a line that is not one JSON object in UTF-8.
+  """
+  file = pathlib.Path(path)
+  if not file.is_file():
+    what = 'is a folder' if file.is_dir() else 'does not exist'
+    raise UserError(f'{field}={path!r} {what}: name a JSONL file')
+  empty = True
+  for number, line in enumerate(file.read_bytes().split(b'\n'), 1):
+    where = f'{field}={path!r}, line {number}'
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line.decode('utf-8-sig' if number == 1 else 'utf-8'))
+    except UnicodeDecodeError as error:
+      raise UserError(
+        f'{where}: not UTF-8 at byte {error.start} of the line'
+      ) from None
+    except (ValueError, RecursionError) as error:
+      raise UserError(f'{where}: not valid JSON ({error})') from None
+    if not isinstance(row, dict):
+      raise UserError(
+        f'{where}: a JSON object is needed, not {_show(row)}'
+      )
+    empty = False
+    yield where, row
+  if empty:
+    raise UserError(f'{field}={path!r} holds no rows')
+
+
+def read_requests(
+  path: str, tokenizer, sampling: dict, limits: Limits
+) -> list[Request]:
+  """Reads and checks a whole file of prompts.
+
+  Args:
+    path: JSONL; each row has one of `prompt`, `messages`, `token_ids`, and
+      optionally a `sampling` object that overrides `sampling`.
+    tokenizer: of the model; None serves rows of token ids only.
+    sampling: the run's settings, as the keyword arguments of SamplingParams.
+    limits: what fits.
+
+  Raises:
+    UserError: the first bad row, by its line, field and value.
+  """
+  requests = []
+  for where, row in read_jsonl(path, 'prompts_file'):
+    check_keys(row, ROW_KEYS, where)
+    own = row.get('sampling', {})
+    if not isinstance(own, dict):
+      raise UserError(f'{where}: sampling={_show(own)}: give an object')
+    prompt, tokens = prompt_tokens(row, tokenizer, where)
+    requests.append(
+      make_request(
+        len(requests), prompt, tokens, {**sampling, **own}, limits, where
+      )
+    )
+  return requests
+
+
+def prompt_tokens(row: dict, tokenizer, where: str) -> tuple[str | None, tuple]:
+  """Text and token ids of a row's only prompt, in whichever form it comes."""
+  given = [key for key in ('prompt', 'messages', 'token_ids') if key in row]
+  if len(given) != 1:
+    raise UserError(
+      f'{where}: has {" and ".join(given) or "no prompt"}: give exactly one of '
+      'prompt, messages, token_ids'
+    )
+  value = row[given[0]]
+  if given[0] == 'token_ids':
+    tokens = token_list(value, 'token_ids', where)
+    text = None
+    if tokenizer and all(0 <= t < tokenizer.vocab_size for t in tokens):
+      text = tokenizer.decode(list(tokens), skip_special=False)
+    return text, tokens
+  if tokenizer is None:
+    raise UserError(
+      f'{where}: {given[0]} needs a tokenizer and none lies beside the model: '
+      'set tokenizer.path, or give token_ids'
+    )
+  if given[0] == 'prompt':
+    if not isinstance(value, str):
+      raise UserError(f'{where}: prompt={_show(value)}: give a string')
+    return value, tuple(tokenizer.encode(value))
+  check_messages(value, where)
+  try:
+    text = chat.render(tokenizer, value)
+    return text, tuple(chat.encode(tokenizer, value))
+  except ValueError as error:
+    raise UserError(f'{where}: messages: {error}') from None
+
+
+def make_request(
+  index: int,
+  prompt: str | None,
+  tokens: tuple[int, ...],
+  sampling: dict,
+  limits: Limits,
+  where: str,
+) -> Request:
+  """Checks one prompt with its settings against what fits."""
+  check_tokens(tokens, limits, where)
+  room = limits.max_length - len(tokens)
+  if not tokens:
+    raise UserError(
+      f'{where}: the prompt is empty and the tokenizer has no BOS token to '
+      'start from: give at least one token'
+    )
+  if room < 1:
+    raise UserError(
+      f'{where}: the prompt has {len(tokens)} tokens and {limits.name}='
+      f'{limits.max_length} must also hold an answer: shorten it to at most '
+      f'{limits.max_length - 1}'
+    )
+  settings = dict(sampling)
+  if settings.get('max_new_tokens') is None:
+    settings['max_new_tokens'] = min(DEFAULT_NEW_TOKENS, room)
+  try:
+    params = SamplingParams.from_dict(settings, SamplingParams())
+  except ValueError as error:
+    raise UserError(f'{where}: {error}') from None
+  if params.max_new_tokens > room:
+    raise UserError(
+      f'{where}: {len(tokens)} prompt tokens and sampling.max_new_tokens='
+      f'{params.max_new_tokens} make {len(tokens) + params.max_new_tokens}, '
+      f'more than {limits.name}={limits.max_length}: at most {room} new tokens '
+      'fit'
+    )
+  _check_ids(params, limits, where)
+  return Request(index, prompt, tuple(tokens), params)
+
+
+def run_sampling(config) -> dict:
+  """The run's `sampling` fields that are set, as plain Python values."""
+  fields = {k: v for k, v in config.to_dict().items() if v is not None}
+  bias = fields.get('logit_bias')
+  if isinstance(bias, str):
+    try:
+      fields['logit_bias'] = json.loads(bias)
+    except ValueError as error:
+      raise UserError(
+        f'sampling.logit_bias={bias!r} is not JSON ({error}): write '
+        '\'{"TOKEN_ID": BIAS, …}\''
+      ) from None
+  return fields
+
+
+def check_keys(row: dict, allowed: tuple[str, ...], where: str) -> None:
+  """Refuses a key that would otherwise be dropped silently."""
+  for key in row:
+    if key not in allowed:
+      near = difflib.get_close_matches(key, allowed, 1)
+      hint = f'did you mean {near[0]!r}?' if near else f'use {allowed}'
+      raise UserError(f'{where}: unknown key {key!r}; {hint}')
+
+
+def check_messages(messages, where: str) -> None:
+  """Refuses anything but a list of objects with `role` and `content`."""
+  if not isinstance(messages, list) or not messages:
+    raise UserError(
+      f'{where}: messages={_show(messages)}: give a list of '
+      '{"role", "content"} objects'
+    )
+  for i, message in enumerate(messages):
+    fields = message if isinstance(message, dict) else {}
+    for key in ('role', 'content'):
+      if not isinstance(fields.get(key), str):
+        raise UserError(
+          f'{where}: messages[{i}]={_show(message)}: give "role" and "content" '
+          'as strings'
+        )
+
+
+def token_list(value, field: str, where: str) -> tuple[int, ...]:
+  """`value` as token ids; refuses what is not a list of integers."""
+  if not isinstance(value, list) or any(type(t) is not int for t in value):
+    raise UserError(
+      f'{where}: {field}={_show(value)}: give a list of integers'
+    )
+  return tuple(value)
+
+
+def check_tokens(tokens: tuple[int, ...], limits: Limits, where: str) -> None:
+  """Refuses ids outside of the vocabulary and rows that are too long."""
+  for i, token in enumerate(tokens):
+    if not 0 <= token < limits.vocab_size:
+      raise UserError(
+        f'{where}: token_ids[{i}]={token}: the vocabulary has ids 0 to '
+        f'{limits.vocab_size - 1}'
+      )
+  if len(tokens) > limits.max_length:
+    raise UserError(
+      f'{where}: {len(tokens)} tokens are more than {limits.name}='
+      f'{limits.max_length}: shorten the row to at most {limits.max_length}'
+    )
+
+
+def _check_ids(params: SamplingParams, limits: Limits, where: str) -> None:
+  """Refuses ids in the settings that the model does not have."""
+  fields = {
+    'logit_bias': params.logit_bias or {},
+    'stop_token_ids': params.stop_token_ids or (),
+    'allowed_ids': params.allowed_ids or (),
+    'forbidden_ids': params.forbidden_ids or (),
+    'dry_breakers': params.dry_breakers or (),
+  }
+  for name, ids in fields.items():
+    for token in ids:
+      if not 0 <= token < limits.vocab_size:
+        raise UserError(
+          f'{where}: sampling.{name} names token {token}: the vocabulary has '
+          f'ids 0 to {limits.vocab_size - 1}'
+        )
+
+
+def _show(value) -> str:
+  text = repr(value)
+  return text if len(text) <= 60 else text[:57] + '…'
