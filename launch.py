@@ -1,0 +1,114 @@
+"""Runs one task, or a sweep of them.
+
+  python launch.py --config=configs/generate.py --config.prompt="Once upon"
+  python launch.py --config=configs/quickstart.py:smoke --workdir=runs/quick
+  python launch.py --sweep=experiments/kv_cache/sweep.py
+  python launch.py --sweep=experiments/kv_cache/sweep.py --report
+
+Any field of the config can be set by its full name: --config.a.b=value.
+"""
+
+import sys
+
+from absl import flags
+
+from llm import config_args
+from llm.errors import UserError
+
+# What the user named and can mend, so that a traceback would only hide it.
+_BAD_PATH = (
+  FileNotFoundError,
+  IsADirectoryError,
+  NotADirectoryError,
+  PermissionError,
+)
+
+
+def main(argv: list[str]) -> int:
+  """Returns the exit status: 0, 1 (a run failed), 2 (bad input) or 130."""
+  try:
+    return _run(argv)
+  except UserError as error:
+    return _refuse(str(error))
+  except _BAD_PATH as error:
+    return _refuse(f'{error.filename}: {error.strerror}')
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    return 130
+
+
+def _run(argv: list[str]) -> int:
+  values, overrides = _parse_flags(argv)
+  if values.help:
+    print(__doc__ + _describe(values))
+    return 0
+  if values.report and not values.sweep:
+    raise UserError('--report rebuilds a sweep: add --sweep=.../sweep.py')
+  if values.sweep:
+    if values.config or overrides:
+      extra = overrides[0] if overrides else f'--config={values.config}'
+      raise UserError(
+        f'{extra}: a sweep names its own config; change {values.sweep}'
+      )
+    from llm.sweeps import sweep
+
+    return sweep.run(values.sweep, values.workdir, report_only=values.report)
+  if not values.config:
+    raise UserError(
+      'no --config: name one, such as --config=configs/generate.py '
+      '(--help shows more)'
+    )
+  config = config_args.load_config(values.config)
+  config_args.override_config(config, overrides)
+  from llm.tasks import run
+
+  run.run_task(config, values.workdir)
+  return 0
+
+
+def _parse_flags(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
+  """Splits the command line into launch's own flags and `--config.*`."""
+  values = flags.FlagValues()
+  values.set_gnu_getopt()
+  flags.DEFINE_string(
+    'config', None, 'config file, or FILE:ARG', flag_values=values
+  )
+  flags.DEFINE_string(
+    'workdir', None, 'folder for what the run writes', flag_values=values
+  )
+  flags.DEFINE_string(
+    'sweep', None, 'sweep file to run instead of a config', flag_values=values
+  )
+  flags.DEFINE_boolean(
+    'report', False, 'only rebuild the results of --sweep', flag_values=values
+  )
+  flags.DEFINE_boolean('help', False, 'show this text', flag_values=values)
+  try:
+    overrides = values(argv, known_only=True)[1:]
+  except flags.Error as error:
+    raise UserError(str(error)) from None
+  for arg in overrides:
+    name = arg.lstrip('-').split('=')[0]
+    if arg.startswith('-') and not name.startswith(('config.', 'noconfig.')):
+      remedy = config_args.hint(name, values, '--')
+      raise UserError(f'unknown flag {arg.split("=")[0]}{remedy}')
+  if overrides and not values.config and not values.sweep:
+    raise UserError(f'{overrides[0]} needs --config=FILE')
+  return values, overrides
+
+
+def _describe(values: flags.FlagValues) -> str:
+  lines = [f'  --{name:<9}{values[name].help}' for name in sorted(values)]
+  if values.config:
+    config = config_args.load_config(values.config)
+    lines.append(f'\nFields of {values.config}:\n\n{config}')
+  return '\nFlags:\n' + '\n'.join(lines)
+
+
+def _refuse(message: str) -> int:
+  print('error:', ' '.join(message.split()), file=sys.stderr)
+  return 2
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

@@ -1,0 +1,32 @@
+"""The kinds of run, by the name that a config gives in `config.task`.
+
+Each imports its module only when it is called, so that one task never pays
+for the libraries of another.
+"""
+
+import ml_collections
+
+
+def _generate(config: ml_collections.ConfigDict, workdir: str | None):
+  from llm.tasks import generate
+
+  generate.run(config, workdir)
+
+
+def _score(config: ml_collections.ConfigDict, workdir: str | None):
+  from llm.tasks import score
+
+  score.run(config, workdir)
+
+
+def _quickstart(config: ml_collections.ConfigDict, workdir: str | None):
+  from llm.tasks import quickstart
+
+  quickstart.run(config, workdir)
+
+
+TASKS = {
+  'generate': _generate,
+  'quickstart': _quickstart,
+  'score': _score,
+}

@@ -1,0 +1,161 @@
+"""What every run does, whatever its task: dispatch, records, metrics."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from typing import Any, Mapping
+
+import jax
+import ml_collections
+import numpy as np
+
+from llm import config_args
+from llm.errors import UserError
+from llm.tasks import TASKS
+
+_PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+  'sentencepiece',
+  'tokenizers',
+  'safetensors',
+  'ml_collections',
+)
+
+
+def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
+  """Runs the config's task.
+
+  `config.task` is a name in `llm.tasks.TASKS` or, for an experiment with a
+  task of its own, a function `(config, workdir) -> None`.
+
+  Args:
+    config: the locked config with all overrides applied.
+    workdir: folder for records and results, or None for a task that needs
+      none; made where it does not exist.
+
+  Raises:
+    UserError: the task is unknown, or the task refuses its input.
+  """
+  name = config.get('task')
+  task = name if callable(name) else TASKS.get(name)
+  if task is None:
+    remedy = config_args.hint(str(name), TASKS)
+    raise UserError(f'config.task={name!r}: no such task{remedy}')
+  enable_compilation_cache()
+  if workdir:
+    prepare_workdir(config, workdir)
+  task(config, workdir)
+
+
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs on disk, so that a second start is quick.
+
+  The folder is JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) where that is
+  set, else `$LLM_CACHE_DIR/xla`, else `llm-jax/xla` in the user's cache
+  folder. JAX's key covers its version, the backend and the program; nothing
+  is ever evicted, and the folder may be deleted at any time.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    folder = os.path.join(_cache_dir(), 'xla')
+    jax.config.update('jax_compilation_cache_dir', folder)
+  # By default only programs that took over a second are kept: on a CPU that
+  # leaves out nearly all of the many that a first token waits for.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def prepare_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Makes the folder and writes `config.json` and `run.json` to it.
+
+  `run.json` has the versions, the git commit of the code (null outside of a
+  checkout; "+" appended where tracked files differ from it) and the devices.
+  """
+  os.makedirs(workdir, exist_ok=True)
+  write_json(os.path.join(workdir, 'config.json'), config.to_dict())
+  devices = jax.devices()
+  record = {
+    'versions': {'python': platform.python_version()} | _versions(),
+    'git_commit': git_commit(),
+    'platform': devices[0].platform,
+    'device_kind': devices[0].device_kind,
+    'device_count': len(devices),
+    'machine': platform.machine(),
+    'cpu_count': os.cpu_count(),
+  }
+  write_json(os.path.join(workdir, 'run.json'), record)
+
+
+def append_metrics(workdir: str, row: Mapping[str, Any]) -> None:
+  """Appends one object to `metrics.jsonl`; on disk when this returns.
+
+  Values may be scalars of Python, NumPy or JAX. Not-a-number and infinity are
+  written as `NaN` and `Infinity`, which Python's json reads back.
+  """
+  line = json.dumps(row, default=_to_python) + '\n'
+  path = os.path.join(workdir, 'metrics.jsonl')
+  with open(path, 'a', encoding='utf-8') as file:
+    file.write(line)
+
+
+def write_result(workdir: str, result: Mapping[str, Any]) -> None:
+  """Writes `result.json`, the row that a sweep gathers from this run."""
+  write_json(os.path.join(workdir, 'result.json'), result)
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a JSON file whole or not at all."""
+  partial = f'{path}.partial'
+  with open(partial, 'w', encoding='utf-8') as file:
+    json.dump(value, file, indent=2, default=_to_python)
+    file.write('\n')
+  os.replace(partial, path)
+
+
+def git_commit() -> str | None:
+  """Returns the commit of the checkout this file is in, or None."""
+  root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+
+  def git(*args: str) -> str:
+    return subprocess.run(
+      ('git', '-C', root, *args), capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+  try:
+    # An installed package may lie inside of somebody else's checkout.
+    git('ls-files', '--error-unmatch', os.path.abspath(__file__))
+    commit = git('rev-parse', 'HEAD')
+    changed = git('status', '--porcelain', '--untracked-files=no')
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return commit + ('+' if changed else '')
+
+
+def _cache_dir() -> str:
+  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return os.environ.get('LLM_CACHE_DIR') or os.path.join(home, 'llm-jax')
+
+
+def _versions() -> dict[str, str | None]:
+  versions = {}
+  for package in _PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = None
+  return versions
+
+
+def _to_python(value: Any) -> Any:
+  """Turns what json does not know into what it does."""
+  if callable(value):
+    return f'{value.__module__}.{value.__qualname__}'
+  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    return np.asarray(value).tolist()
+  raise TypeError(f'cannot write a {type(value).__name__} as JSON: {value!r}')

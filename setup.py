@@ -1,0 +1,55 @@
+"""Packages of llm-jax and what each of them is needed for."""
+
+import setuptools
+
+# Each dependency says what it is for; a feature that only some users need is
+# an extra. Tested versions are in constraints.txt.
+CORE = [
+  'absl-py',  # command-line flags of launch.py
+  'flax>=0.10',  # Linen modules of llm/models
+  'jax>=0.5',  # arrays, jit, grad, sharding
+  'jinja2>=3.1',  # chat templates
+  'matplotlib',  # figures of the experiments
+  'ml_collections>=1.0',  # config files and their overrides
+  'numpy',  # host-side arrays
+  'optax',  # optimizers
+  'orbax-checkpoint',  # checkpoints of training runs
+  'protobuf',  # editing SentencePiece's model file (llama2.c vocabularies)
+  'rich',  # progress bars and tables in the terminal
+  'safetensors',  # Hugging Face checkpoints
+  'sentencepiece>=0.2',  # .model tokenizers, and training one
+  'tokenizers>=0.20',  # tokenizer.json
+]
+EXTRAS = {
+  'cuda': ['jax[cuda12]'],  # NVIDIA GPUs
+  'tpu': ['jax[tpu]'],  # Google TPUs
+  'serve': [
+    'starlette',  # routes and streaming responses
+    'uvicorn',  # the HTTP server
+  ],
+  'dev': [
+    'pytest',  # runs tests/
+    'ruff',  # lint and format
+  ],
+  # The independent implementations that tests/parity compares with.
+  'parity': [
+    'gguf',  # writes the file that llama.cpp reads, for the speed comparison
+    'peft',  # LoRA adapters
+    'torch',  # the reference's arrays
+    'transformers>=5',  # model families, logits processors, tokenizers
+    'trl',  # preference losses
+  ],
+}
+
+setuptools.setup(
+  name='llm-jax',
+  version='0.1.0',
+  description=(
+    'Load, decode, fine-tune, align and measure language models in JAX'
+  ),
+  license='Apache-2.0',
+  packages=setuptools.find_packages(include=['llm', 'llm.*']),
+  python_requires='>=3.11',
+  install_requires=CORE,
+  extras_require=EXTRAS,
+)
