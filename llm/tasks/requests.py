@@ -1,11 +1,12 @@
 """Prompts with their sampling settings, checked before any work starts."""
 
+import ast
 import dataclasses
-import difflib
 import json
 import pathlib
 from collections.abc import Iterator
 
+from llm import config_args
 from llm.decode.sampling_params import SamplingParams
 from llm.errors import UserError
 from llm.text import chat
@@ -182,11 +183,10 @@ def run_sampling(config) -> dict:
   bias = fields.get('logit_bias')
   if isinstance(bias, str):
     try:
-      fields['logit_bias'] = json.loads(bias)
-    except ValueError as error:
+      fields['logit_bias'] = ast.literal_eval(bias)
+    except (ValueError, SyntaxError):
       raise UserError(
-        f'sampling.logit_bias={bias!r} is not JSON ({error}): write '
-        '\'{"TOKEN_ID": BIAS, …}\''
+        f'sampling.logit_bias={bias!r}: write \'{{"TOKEN_ID": BIAS, …}}\''
       ) from None
   return fields
 
@@ -195,9 +195,8 @@ def check_keys(row: dict, allowed: tuple[str, ...], where: str) -> None:
   """Refuses a key that would otherwise be dropped silently."""
   for key in row:
     if key not in allowed:
-      near = difflib.get_close_matches(key, allowed, 1)
-      hint = f'did you mean {near[0]!r}?' if near else f'use {allowed}'
-      raise UserError(f'{where}: unknown key {key!r}; {hint}')
+      hint = config_args.hint(key, allowed)
+      raise UserError(f'{where}: unknown key {key!r}{hint}')
 
 
 def check_messages(messages, where: str) -> None:
