@@ -1,0 +1,1 @@
+"""Records, packing and generated data."""
