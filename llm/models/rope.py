@@ -46,10 +46,14 @@ def inverse_frequencies(
     raise ValueError(
       f'rope.type={rope.type!r} needs the length of each row: pass `length`'
     )
-  length = jnp.asarray(length)[..., None]
+  shape = jnp.shape(length)
+  length = jnp.reshape(length, (-1, 1))
   if rope.type == 'dynamic':
-    return _dynamic(rope, rotary_dim, length), 1.0
-  return _longrope(rope, rotary_dim, length), _longrope_attention_factor(rope)
+    inv_freq, attention_factor = _dynamic(rope, rotary_dim, length), 1.0
+  else:
+    inv_freq = _longrope(rope, rotary_dim, length)
+    attention_factor = _longrope_attention_factor(rope)
+  return inv_freq.reshape(*shape, -1), attention_factor
 
 
 def apply_rope(
@@ -71,7 +75,9 @@ def apply_rope(
   Returns:
     float[B, T, heads, H] in the dtype of `x`.
   """
-  if inv_freq.ndim == 2:
+  if inv_freq.ndim == 1:
+    inv_freq = inv_freq[None, None, :]
+  elif inv_freq.ndim == 2:
     inv_freq = inv_freq[:, None, :]
   angles = positions.astype(jnp.float32)[..., None] * inv_freq  # [B, T, R/2]
   cos = (jnp.cos(angles) * attention_factor)[:, :, None, :]
@@ -164,7 +170,7 @@ def _dynamic(rope: RopeConfig, rotary_dim: int, length: jax.Array) -> jax.Array:
   scale = rope.factor * ratio - (rope.factor - 1)
   exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / (rotary_dim - 2)
   default, _ = _default(rope, rotary_dim)
-  return default * jnp.exp(-exponents * jnp.log(scale))
+  return default[None] * jnp.exp(-exponents[None] * jnp.log(scale))
 
 
 def _longrope(
@@ -174,7 +180,7 @@ def _longrope(
   powers = _powers(rope.theta, rotary_dim)
   short = 1.0 / (np.asarray(rope.short_factor, np.float32) * powers)
   long = 1.0 / (np.asarray(rope.long_factor, np.float32) * powers)
-  return jnp.where(length > rope.original_max_length, long, short)
+  return jnp.where(length > rope.original_max_length, long[None], short[None])
 
 
 def _longrope_attention_factor(rope: RopeConfig) -> float:

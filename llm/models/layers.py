@@ -1,0 +1,153 @@
+"""Linear maps, norms and activations, as Linen modules without state.
+
+Weights are stored [out, in], as Hugging Face stores them: a matrix-vector
+product then reads each weight row once, in order.
+"""
+
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+# XLA:CPU multiplies a few columns by [out, in] weights at up to twice the rate
+# of a few rows by their transpose, as long as the result stays [out, rows].
+_CPU_MAX_COLUMNS = 64
+
+
+def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """`x @ kernel.T`, in the memory order that the backend is fastest at.
+
+  Args:
+    x: float[..., D].
+    kernel: float[F, D].
+
+  Returns:
+    float[..., F], in the dtype of x.
+  """
+  batch_shape, rows = x.shape[:-1], math.prod(x.shape[:-1])
+  if jax.default_backend() != 'cpu' or rows > _CPU_MAX_COLUMNS:
+    return jnp.einsum('...d,fd->...f', x, kernel)
+  x = x.reshape(rows, x.shape[-1])
+  if rows == 1:
+    y = jnp.einsum('fd,d->f', kernel, x[0])
+  else:
+    # The barrier keeps the transposition out of the product.
+    y = lax.optimization_barrier(jnp.einsum('fd,nd->fn', kernel, x)).T
+  return y.reshape(*batch_shape, kernel.shape[0])
+
+
+class Linear(nn.Module):
+  """A linear map from `in_shape` to `out_shape` axes.
+
+  Parameters: kernel [*out_shape, *in_shape]; bias [*out_shape] if asked for.
+  """
+
+  out_shape: tuple[int, ...]
+  in_shape: tuple[int, ...]
+  use_bias: bool = False
+  init_scale: float = 0.02
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x: float[*batch, *in_shape] -> float[*batch, *out_shape]."""
+    kernel = self.param(
+      'kernel',
+      nn.initializers.normal(self.init_scale),
+      (*self.out_shape, *self.in_shape),
+    )
+    batch_shape = x.shape[: x.ndim - len(self.in_shape)]
+    y = linear(
+      x.astype(self.dtype).reshape(*batch_shape, -1),
+      kernel.astype(self.dtype).reshape(
+        math.prod(self.out_shape), math.prod(self.in_shape)
+      ),
+    ).reshape(*batch_shape, *self.out_shape)
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, self.out_shape)
+      y = y + bias.astype(self.dtype).reshape(
+        (1,) * len(batch_shape) + self.out_shape
+      )
+    return y
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale over the last axis (Zhang & Sennrich 2019).
+
+  The mean square is taken in float32. `offset` scales by 1 + w, as Gemma does.
+  `float32_scale` multiplies before the cast back, as OLMo 2 and Gemma do;
+  Llama casts first. The order only matters below float32.
+  """
+
+  eps: float = 1e-6
+  offset: bool = False
+  float32_scale: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    init = nn.initializers.zeros if self.offset else nn.initializers.ones
+    scale = self.param('scale', init, (x.shape[-1],))
+    x32 = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    y = x32 * lax.rsqrt(mean_square + self.eps)
+    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    if self.offset:
+      return (y * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
+    if self.float32_scale:
+      return (y * scale.astype(jnp.float32)).astype(x.dtype)
+    return y.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+  """cap * tanh(x / cap), or x where there is no cap (Gemma 2, 2408.00118)."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def _gelu(x):
+  return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_tanh(x):
+  return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS = {
+  'silu': jax.nn.silu,
+  'gelu': _gelu,
+  'gelu_tanh': _gelu_tanh,
+  'relu': jax.nn.relu,
+}
+
+
+class GatedMLP(nn.Module):
+  """down(act(gate(x)) * up(x)), gate and up as one product (2002.05202)."""
+
+  embed_dim: int
+  hidden_dim: int
+  activation: str
+  use_bias: bool = False
+  out_init_scale: float = 0.02
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x: float[B, T, D] -> float[B, T, D]."""
+    gate_up = Linear(
+      (2, self.hidden_dim),
+      (self.embed_dim,),
+      self.use_bias,
+      dtype=self.dtype,
+      name='gate_up',
+    )(x)
+    gate, up = gate_up[..., 0, :], gate_up[..., 1, :]
+    return Linear(
+      (self.embed_dim,),
+      (self.hidden_dim,),
+      self.use_bias,
+      self.out_init_scale,
+      dtype=self.dtype,
+      name='down',
+    )(ACTIVATIONS[self.activation](gate) * up)
