@@ -8,6 +8,7 @@
 Any field of the config can be set by its full name: --config.a.b=value.
 """
 
+import os
 import sys
 
 from absl import flags
@@ -52,7 +53,12 @@ def _run(argv: list[str]) -> int:
       )
     from llm.sweeps import sweep
 
-    return sweep.run(values.sweep, values.workdir, report_only=values.report)
+    return sweep.run(
+      values.sweep,
+      values.workdir,
+      launcher=os.path.abspath(__file__),
+      report_only=values.report,
+    )
   if not values.config:
     raise UserError(
       'no --config: name one, such as --config=configs/generate.py '

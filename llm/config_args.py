@@ -17,8 +17,8 @@ import sys
 import types
 from typing import Any, Iterable, Sequence
 
-import ml_collections
 from absl import flags
+import ml_collections
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
@@ -194,6 +194,8 @@ def format_override(name: str, value: Any) -> str:
   """Returns the flag that sets a field: the inverse of `override_config`."""
   if isinstance(value, bool):
     value = str(value).lower()
+  elif isinstance(value, float):
+    value = repr(float(value))  # NumPy's own repr names its type
   elif not isinstance(value, str):
     value = repr(value)
   return f'--config.{name}={value}'
