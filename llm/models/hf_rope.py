@@ -164,8 +164,8 @@ def _check_keys(kind: str, given: dict, model_type: str) -> None:
     missing = []  # the factor is then a ratio of lengths
   if missing:
     raise UserError(
-      f'config.json: rope_type={kind!r} without {", ".join(missing)}: add it to '
-      'rope_scaling'
+      f'config.json: rope_type={kind!r} without {", ".join(missing)}: add it '
+      'to rope_scaling'
     )
   known = {*required, *optional, 'rope_theta', 'partial_rotary_factor'}
   for key in given:
