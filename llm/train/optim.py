@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule from a config."""
 
-import math
 from collections.abc import Callable
+import math
 from typing import Any
 
 import jax

@@ -48,7 +48,7 @@ def make_train_step(
     report = {name: value * scale for name, value in metrics.items()}
     report['loss'] = loss_sum * scale
     report['tokens'] = weight_sum
-    report['grad_norm'] = optax.global_norm(grads)
+    report['grad_norm'] = optax.tree.norm(grads)
     return TrainState(params, opt_state, state.step + 1, state.rng), report
 
   return step

@@ -5,9 +5,9 @@ from, the one generator whose sequence Python promises to keep, so a seed names
 the same world on every version and platform.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import random
-from collections.abc import Sequence
 
 from llm.data.worlds import names
 from llm.errors import UserError
@@ -151,7 +151,9 @@ def _check(size: int, max_operand: int, held_out: float) -> None:
 
 def _draw_people(seed: int, size: int) -> tuple[str, ...]:
   firsts = names.SHE_NAMES + names.HE_NAMES
-  everyone = [f'{first} {last}' for first in firsts for last in names.LAST_NAMES]
+  everyone = [
+    f'{first} {last}' for first in firsts for last in names.LAST_NAMES
+  ]
   return tuple(shuffled(generator(seed, 'people'), everyone)[:size])
 
 
