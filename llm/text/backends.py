@@ -1,0 +1,373 @@
+"""The two libraries that tokenize, behind the same few methods.
+
+`TokenizerJson` (the tokenizers library) and `SentencePieceModel` both have
+  encode(text) -> (ids, offsets)   nothing is added before or after
+  token(id) -> str | None          id(token) -> int | None
+  raw(id) -> (bytes, is_byte) | None
+  special: set of ids that count as special tokens
+  size: one more than the largest id
+  tokens: {'bos_token': '<s>', …} as far as the file itself says
+  prefix, suffix: ids that the tokenizer itself puts around a text
+  lead, replace_each: how its tokens join to text, see `detokenize`
+  files() -> {name: bytes}         what `Tokenizer.save` writes
+"""
+
+import json
+import re
+
+from llm.errors import UserError
+
+SPACE = '\u2581'
+_BYTE_TOKEN = re.compile(r'<0x([0-9A-Fa-f]{2})>')
+
+
+def byte_characters() -> dict[int, str]:
+  """The printable character that byte-level BPE writes for each byte.
+
+  Printable Latin-1 characters stand for themselves, the other 68 bytes take
+  the characters from U+0100 on (GPT-2's vocabulary, openai/gpt-2).
+  """
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  table = {byte: chr(byte) for byte in printable}
+  others = (byte for byte in range(256) if byte not in table)
+  return table | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+BYTES_TOKENS = {
+  'bos_token': '<|bos|>',
+  'eos_token': '<|eos|>',
+  'pad_token': '<|pad|>',
+}
+_CHARACTER_BYTES = {char: byte for byte, char in byte_characters().items()}
+
+
+class TokenizerJson:
+  """A `tokenizer.json` of the tokenizers library.
+
+  Args:
+    data: the file's bytes.
+    source: its name, for messages.
+    named: special tokens by content; those the file lacks are appended, those
+      it has become special.
+    added: {id: {'content', 'special', 'lstrip', …}} of tokenizer_config.json.
+  """
+
+  def __init__(self, data: bytes, source, named=(), added=None):
+    import tokenizers
+    from tokenizers import processors
+
+    self._data = data
+    self.tokens = {}
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # The library raises bare Exception.
+      raise UserError(
+        f'{source}: not a tokenizer.json that the tokenizers library'
+        f' {tokenizers.__version__} reads ({error}); fetch the file again'
+      ) from None
+    for index, entry in sorted((added or {}).items()):
+      if self._tokenizer.token_to_id(entry['content']) is None:
+        self._tokenizer.add_tokens([tokenizers.AddedToken(**entry)])
+        _check_added(source, entry['content'], index, self.id(entry['content']))
+    self._tokenizer.add_special_tokens(
+      [tokenizers.AddedToken(t, special=True, normalized=False) for t in named]
+    )
+    self._tokenizer.no_truncation()
+    self._tokenizer.no_padding()
+    self.prefix, self.suffix = self._around()
+    # What goes around a text is known now; without a post-processor the
+    # offsets of a token keep its leading space.
+    self._tokenizer.post_processor = processors.TemplateProcessing(single='$A')
+    entries = self._tokenizer.get_added_tokens_decoder()
+    self.special = {id for id, entry in entries.items() if entry.special}
+    self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+    self._plan(source)
+
+  def _around(self) -> tuple[list[int], list[int]]:
+    """The ids that the file's post-processor puts before and after a text."""
+    inner = self._tokenizer.encode('a', add_special_tokens=False).ids
+    whole = self._tokenizer.encode('a', add_special_tokens=True).ids
+    for at in range(len(whole) - len(inner) + 1):
+      if whole[at : at + len(inner)] == inner:
+        return whole[:at], whole[at + len(inner) :]
+    return [], []
+
+  def _plan(self, source):
+    """Reads from the decoder how tokens join to text."""
+    decoder = self._tokenizer.decoder
+    steps = [] if decoder is None else [json.loads(decoder.__getstate__())]
+    if steps and steps[0]['type'] == 'Sequence':
+      steps = steps[0]['decoders']
+    names = [step['type'] for step in steps]
+    self._byte_level = names == ['ByteLevel']
+    self._byte_tokens = 'ByteFallback' in names
+    self._replace = [(SPACE, ' ')] if names == ['Metaspace'] else []
+    self.replace_each = not self._byte_level
+    self.lead = 'keep' if steps else 'join'
+    if self._byte_level or not steps:
+      return
+    if names == ['Metaspace']:
+      if steps[0].get('prepend_scheme') != 'never':
+        self.lead = 'token'
+      return
+    for at, step in enumerate(steps):
+      kind = step['type']
+      if kind == 'Replace' and 'String' in step['pattern']:
+        self._replace.append((step['pattern']['String'], step['content']))
+      elif kind == 'Strip' and 'Fuse' in names[:at] and _strips_one(step):
+        self.lead = 'one'
+      elif kind not in ('ByteFallback', 'Fuse'):
+        raise UserError(
+          f'{source}: the decoder step {step} is not supported; supported are'
+          ' ByteLevel, Metaspace, and a Sequence of Replace, ByteFallback,'
+          ' Fuse and Strip of one leading space'
+        )
+
+  def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    encoding = self._tokenizer.encode(text, add_special_tokens=False)
+    return encoding.ids, encoding.offsets
+
+  def token(self, id: int) -> str | None:
+    return self._tokenizer.id_to_token(id) if id >= 0 else None
+
+  def id(self, token: str) -> int | None:
+    return self._tokenizer.token_to_id(token)
+
+  def raw(self, id: int) -> tuple[bytes, bool] | None:
+    token = self.token(id)
+    if token is None:
+      return None
+    if self._byte_level:
+      try:
+        return bytes(_CHARACTER_BYTES[char] for char in token), True
+      except KeyError:  # An added token with characters of its own.
+        return token.encode(), True
+    for pattern, content in self._replace:
+      token = token.replace(pattern, content)
+    if self._byte_tokens and (match := _BYTE_TOKEN.fullmatch(token)):
+      return bytes.fromhex(match[1]), True
+    return token.encode(), False
+
+  def files(self) -> dict[str, bytes]:
+    return {'tokenizer.json': self._data}
+
+
+class SentencePieceModel:
+  """A SentencePiece `.model`, with the added tokens of a HF folder.
+
+  Special and added tokens that occur in a text become their ids; the parts
+  between go through SentencePiece. As in transformers (`legacy=False`) only a
+  part at the start of the text gets SentencePiece's leading space.
+
+  Args:
+    data: the file's bytes, a serialized ModelProto.
+    source: its name, for messages.
+    named: special tokens by content; unknown ones are appended.
+    added: {id: {'content', 'special', 'lstrip', …}}.
+    legacy: give every part a leading space.
+    split_special: False reads '<s>' in a text as plain characters.
+  """
+
+  def __init__(
+    self, data, source, named=(), added=None, legacy=False, split_special=True
+  ):
+    from sentencepiece import SentencePieceProcessor
+    from sentencepiece import sentencepiece_model_pb2 as pb
+
+    self._data = data
+    model = pb.ModelProto()
+    try:
+      model.ParseFromString(data)
+      self._first = SentencePieceProcessor(model_proto=data)
+    except Exception as error:  # Each of the two has exceptions of its own.
+      raise UserError(
+        f'{source}: not a SentencePiece model ({error}); fetch it again'
+      ) from None
+    spec = model.normalizer_spec
+    self.lead = 'one' if spec.add_dummy_prefix else 'keep'
+    if spec.remove_extra_whitespaces:
+      self.lead = 'each'
+    self._later = self._first
+    if spec.add_dummy_prefix and not legacy:
+      spec.add_dummy_prefix = False
+      self._later = SentencePieceProcessor(
+        model_proto=model.SerializeToString()
+      )
+    self.unigram = model.trainer_spec.model_type == pb.TrainerSpec.UNIGRAM
+    self.replace_each = True
+    sp, self._base = self._first, self._first.get_piece_size()
+    ids = (sp.bos_id(), sp.eos_id(), sp.pad_id(), sp.unk_id())
+    names = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
+    self.tokens = {n: sp.id_to_piece(i) for n, i in zip(names, ids) if i >= 0}
+    # A .model has no word on it; models trained with one expect its BOS.
+    self.prefix = [sp.bos_id()] * (sp.bos_id() >= 0)
+    self.suffix = []
+    self._add(source, named, added or {})
+    self._pattern = self._compile() if split_special else None
+
+  def _add(self, source, named, added):
+    """Collects the tokens that are matched in a text before SentencePiece."""
+    sp = self._first
+    self._added = {  # id -> (content, lstrip, rstrip, single_word)
+      id: (sp.id_to_piece(id), False, False, False)
+      for id in range(self._base)
+      if sp.is_control(id) or sp.is_unknown(id)
+    }
+    self.special = set(self._added)
+    self.size = self._base
+    for id, entry in sorted(added.items()):
+      if id > self.size:
+        raise UserError(
+          f'{source}: added token {entry["content"]!r} has id {id}, but the'
+          f' vocabulary ends at {self.size - 1}; added ids must follow on'
+        )
+      flags = (entry.get(k, False) for k in ('lstrip', 'rstrip', 'single_word'))
+      self._added[id] = (entry['content'], *flags)
+      self.size = max(self.size, id + 1)
+      if entry.get('special'):
+        self.special.add(id)
+    self._ids = {content: id for id, (content, *_) in self._added.items()}
+    for content in named:
+      id = self.id(content)
+      if id is None:
+        id, self.size = self.size, self.size + 1
+      self._added.setdefault(id, (content, False, False, False))
+      self._ids[content] = id
+      self.special.add(id)
+
+  def _compile(self) -> re.Pattern | None:
+    parts = []
+    for content, lstrip, rstrip, word in sorted(
+      self._added.values(), key=lambda entry: -len(entry[0])
+    ):
+      body = f'({re.escape(content)})'
+      if word:
+        body = rf'(?<!\w){body}(?!\w)'
+      parts.append(r'\s*' * lstrip + body + r'\s*' * rstrip)
+    return re.compile('|'.join(parts)) if parts else None
+
+  def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    ids, offsets, at = [], [], 0
+    matches = self._pattern.finditer(text) if self._pattern else ()
+    for match in matches:
+      self._plain(text, at, match.start(), ids, offsets)
+      content = match[match.lastindex]
+      ids.append(self._ids[content])
+      offsets.append(match.span())
+      at = match.end()
+    self._plain(text, at, len(text), ids, offsets)
+    return ids, offsets
+
+  def _plain(self, text, begin, end, ids, offsets):
+    """Appends the tokens of text[begin:end], which has no special token."""
+    from sentencepiece import sentencepiece_pb2 as pb
+
+    part = text[begin:end]
+    if not part:
+      return
+    sp = self._later if begin else self._first
+    pieces = pb.SentencePieceText.FromString(
+      sp.encode(part, out_type='serialized_proto')
+    ).pieces
+    characters = _character_of_byte(part)
+    for at, piece in enumerate(pieces):
+      stop = piece.end
+      if sp.is_byte(piece.id):
+        # Only the last byte token of a character carries its extent.
+        last = at
+        while pieces[last].begin == pieces[last].end:
+          last += 1
+        stop = pieces[last].end
+      ids.append(piece.id)
+      offsets.append(
+        (begin + characters[piece.begin], begin + characters[stop])
+      )
+
+  def token(self, id: int) -> str | None:
+    if id in self._added:
+      return self._added[id][0]
+    return self._first.id_to_piece(id) if 0 <= id < self._base else None
+
+  def id(self, token: str) -> int | None:
+    if token in self._ids:
+      return self._ids[token]
+    id = self._first.piece_to_id(token)
+    return id if self._first.id_to_piece(id) == token else None
+
+  def raw(self, id: int) -> tuple[bytes, bool] | None:
+    token = self.token(id)
+    if token is None or id in self._added:
+      return token and (token.encode(), False)
+    if self._first.is_byte(id):
+      return bytes.fromhex(token[3:5]), True
+    return token.replace(SPACE, ' ').encode(), False
+
+  def files(self) -> dict[str, bytes]:
+    return {'tokenizer.model': self._data}
+
+
+def bytes_json() -> bytes:
+  """A tokenizer.json whose ids 0 to 255 are the bytes of UTF-8.
+
+  256, 257 and 258 are <|bos|>, <|eos|> and <|pad|>; a text gets <|bos|>.
+  """
+  names = list(BYTES_TOKENS.values())
+  flags = ('single_word', 'lstrip', 'rstrip', 'normalized')
+  vocab = {char: byte for byte, char in byte_characters().items()}
+  tokenizer = {
+    'version': '1.0',
+    'added_tokens': [
+      {'id': 256 + n, 'content': name, 'special': True}
+      | dict.fromkeys(flags, False)
+      for n, name in enumerate(names)
+    ],
+    'normalizer': None,
+    'pre_tokenizer': {
+      'type': 'ByteLevel',
+      'add_prefix_space': False,
+      'trim_offsets': False,
+      'use_regex': False,
+    },
+    'post_processor': {
+      'type': 'TemplateProcessing',
+      'single': [
+        {'SpecialToken': {'id': names[0], 'type_id': 0}},
+        {'Sequence': {'id': 'A', 'type_id': 0}},
+      ],
+      'pair': [
+        {'Sequence': {'id': 'A', 'type_id': 0}},
+        {'Sequence': {'id': 'B', 'type_id': 0}},
+      ],
+      'special_tokens': {
+        names[0]: {'id': names[0], 'ids': [256], 'tokens': [names[0]]}
+      },
+    },
+    'decoder': {
+      'type': 'ByteLevel',
+      'add_prefix_space': False,
+      'trim_offsets': False,
+      'use_regex': False,
+    },
+    'model': {'type': 'BPE', 'vocab': vocab, 'merges': []},
+  }
+  return json.dumps(tokenizer, ensure_ascii=False).encode()
+
+
+def _strips_one(step: dict) -> bool:
+  return (step['content'], step['start'], step['stop']) == (' ', 1, 0)
+
+
+def _character_of_byte(text: str) -> list[int]:
+  """Character index of each byte of the UTF-8 text, and of its end."""
+  table = []
+  for at, char in enumerate(text):
+    table.extend([at] * len(char.encode()))
+  return table + [len(text)]
+
+
+def _check_added(source, content: str, wanted: int, got: int):
+  if wanted != got:
+    raise UserError(
+      f'{source}: added token {content!r} has id {wanted} in'
+      f' tokenizer_config.json but becomes {got}; let the two files agree'
+    )

@@ -1,0 +1,157 @@
+"""Chat templates: messages to the text or the ids that a model was tuned on.
+
+The environment is the one that templates are written for (transformers'
+`apply_chat_template`): sandboxed jinja2 with trimmed blocks, loop controls,
+`raise_exception`, `strftime_now`, a plain `tojson` and the tag `generation`.
+"""
+
+import datetime
+import functools
+import json
+
+from llm.errors import UserError
+
+
+def render(
+  tok,
+  messages: list[dict],
+  add_generation_prompt: bool = True,
+  *,
+  template: str | None = None,
+  tools: list[dict] | None = None,
+  documents: list[dict] | None = None,
+  **variables,
+) -> str:
+  """Messages to text by the tokenizer's chat template.
+
+  Args:
+    tok: a `Tokenizer`.
+    messages: [{'role': …, 'content': …}, …]; keys whose value is None are left
+      out, as in transformers.
+    add_generation_prompt: end with what comes before the assistant's answer.
+    template: the name of one of `tok.chat_templates` or a template; None takes
+      'tool_use' where there are tools and such a template, else 'default'.
+    tools: JSON schemas of functions.
+    documents: documents for templates that quote them.
+    **variables: further variables of the template.
+
+  Raises:
+    UserError: malformed messages, no template, or the template refuses them.
+  """
+  messages = _check_messages(messages)
+  name, source = _choose(tok, template, tools)
+  import jinja2
+
+  try:
+    return _compile(source).render(
+      messages=messages,
+      tools=tools,
+      documents=documents,
+      add_generation_prompt=add_generation_prompt,
+      **(tok.special_tokens | variables),
+    )
+  except jinja2.TemplateSyntaxError as error:
+    raise UserError(
+      f'{name} does not compile: {error.message} (line {error.lineno}); mend it'
+      ' or pass another template'
+    ) from None
+  except Exception as error:  # A template may fail in any way.
+    raise UserError(
+      f'{name} refuses the messages: {error}; check their roles, order and'
+      ' contents'
+    ) from None
+
+
+def encode(tok, messages: list[dict], *args, **kwargs) -> list[int]:
+  """Messages to ids: `render`, and nothing added, since the template says all.
+
+  Arguments and errors are those of `render`.
+  """
+  return tok.encode(render(tok, messages, *args, **kwargs), bos=False)
+
+
+def _choose(tok, template: str | None, tools) -> tuple[str, str]:
+  """The template to use and what to call it in messages."""
+  templates = tok.chat_templates
+  if template is not None and '{' in template:
+    return 'template', template
+  if template is None:
+    template = 'default'
+    if tools is not None and 'tool_use' in templates:
+      template = 'tool_use'
+  if template not in templates:
+    has = f'only the templates {sorted(templates)}' if templates else 'none'
+    raise UserError(
+      f'{tok.source}: messages need a chat template and this tokenizer has'
+      f' {has}; pass template=, or put a chat_template.jinja into the folder'
+    )
+  return f"{tok.source}: the chat template '{template}'", templates[template]
+
+
+def _check_messages(messages) -> list[dict]:
+  if not isinstance(messages, (list, tuple)) or not messages:
+    raise UserError(
+      f'messages: {messages!r} is not a list of at least one message; give'
+      ' [{"role": "user", "content": "…"}]'
+    )
+  for number, message in enumerate(messages):
+    if not isinstance(message, dict) or not isinstance(
+      message.get('role'), str
+    ):
+      raise UserError(
+        f'messages[{number}]: {message!r} is not an object with a "role"; give'
+        ' {"role": "user", "content": "…"}'
+      )
+  return [
+    {key: value for key, value in message.items() if value is not None}
+    for message in messages
+  ]
+
+
+@functools.cache
+def _environment():
+  import jinja2
+  import jinja2.ext
+  import jinja2.sandbox
+
+  class Generation(jinja2.ext.Extension):
+    """{% generation %} marks what the assistant says; the text is its body."""
+
+    tags = {'generation'}
+
+    def parse(self, parser):
+      next(parser.stream)
+      body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
+      return jinja2.nodes.Scope(body)
+
+  def raise_exception(message):
+    raise jinja2.TemplateError(message)
+
+  def tojson(
+    value, ensure_ascii=False, indent=None, separators=None, sort_keys=False
+  ):
+    # jinja2's own filter escapes HTML, which no chat format wants.
+    return json.dumps(
+      value,
+      ensure_ascii=ensure_ascii,
+      indent=indent,
+      separators=separators,
+      sort_keys=sort_keys,
+    )
+
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[Generation, jinja2.ext.loopcontrols],
+  )
+  environment.filters['tojson'] = tojson
+  environment.globals['raise_exception'] = raise_exception
+  environment.globals['strftime_now'] = lambda form: (
+    datetime.datetime.now().strftime(form)
+  )
+  return environment
+
+
+@functools.lru_cache(maxsize=32)
+def _compile(source: str):
+  return _environment().from_string(source)
