@@ -1,0 +1,348 @@
+"""`generate`: prompts in, completions out, tokens handed over on the way.
+
+A host loop over `decode_chunk` until every row is done. A row's tokens are a
+function of (params, prompt, its sampling settings, position) alone, whatever
+its neighbours, the batch, the bucket and the chunk are.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm.decode.prefill import (
+  bucket,
+  empty_cache,
+  fine_bucket,
+  fork,
+  pad_rows,
+  prefill,
+)
+from llm.decode.rows import stack_rows
+from llm.decode.sampling import DEFAULT_ORDER
+from llm.decode.sampling_params import SamplingParams
+from llm.decode.step import (
+  CHUNK_STEPS,
+  decode_chunk,
+  finish_rows,
+  reread,
+  start,
+)
+from llm.errors import UserError
+from llm.models.config import ModelConfig
+from llm.models.transformer import Transformer
+
+UNBOUNDED = 1 << 30
+
+@dataclasses.dataclass
+class Completion:
+  """What was generated for one row.
+
+  `logprobs` are natural logarithms of the raw model's probabilities;
+  `logprobs_processed` after penalties and temperature, `logprobs_filtered`
+  after the filters, `surviving_mass` what the filters left. `top` holds
+  (ids, raw log-probabilities) of the most likely tokens, if asked for.
+  `timing` is in seconds and tokens per second.
+  """
+
+  token_ids: list[int]
+  logprobs: list[float]
+  logprobs_processed: list[float]
+  logprobs_filtered: list[float]
+  surviving_mass: list[float]
+  top: list[tuple[list[int], list[float]]]
+  finish_reason: str
+  prompt_tokens: int
+  timing: dict[str, float]
+
+
+def capacity_for(length: int, steps: int = CHUNK_STEPS) -> int:
+  """Slots to allocate for rows of up to `length` tokens, prompt and answer.
+
+  A chunk writes `steps` slots whether or not a row is done, hence the slack.
+  """
+  return fine_bucket(length + steps)
+
+
+def check_room(
+  prompts: Sequence[Sequence[int]],
+  sampling: Sequence[SamplingParams],
+  max_length: int,
+) -> None:
+  """Refuses empty prompts and rows that do not fit.
+
+  Raises:
+    UserError: with the row, what it needs and what would fit.
+  """
+  for i, (prompt, params) in enumerate(zip(prompts, sampling, strict=True)):
+    if not len(prompt):
+      raise UserError(
+        f'prompt {i} has no token: give it a text, or a tokenizer with BOS'
+      )
+    need = len(prompt) + params.max_new_tokens
+    if need > max_length:
+      room = max_length - len(prompt)
+      remedy = (
+        f'lower sampling.max_new_tokens to {room}'
+        if room > 0
+        else f'shorten it to fewer than {max_length} tokens'
+      )
+      raise UserError(
+        f'prompt {i}: {len(prompt)} tokens + sampling.max_new_tokens='
+        f'{params.max_new_tokens} exceed the {max_length} that fit: {remedy}'
+      )
+
+
+class _Record:
+  """Host-side account of a batch while it runs."""
+
+  def __init__(self, prompts, sampling, stop_ids, began):
+    self._sampling = sampling
+    self._stop_ids = [set(ids[ids >= 0].tolist()) for ids in stop_ids]
+    self._began = began
+    self._prefill_s = None
+    self._last_s = [0.0] * len(prompts)
+    self._open = [True] * len(prompts)
+    self._rows = [
+      Completion([], [], [], [], [], [], 'length', len(p), {}) for p in prompts
+    ]
+
+  def active(self, batch):
+    """bool[batch]: rows that still run."""
+    mask = np.zeros((batch,), bool)
+    mask[: len(self._open)] = self._open
+    return mask
+
+  def held(self, batch):
+    """int[batch]: tokens in each row's cache, all but the last sampled one."""
+    held = np.zeros((batch,), np.int64)
+    for i, row in enumerate(self._rows):
+      held[i] = row.prompt_tokens + len(row.token_ids) - 1
+    return held
+
+  def take(self, output, on_tokens):
+    """Adds a chunk's tokens [k, B]; returns the rows that `on_tokens` ended."""
+    elapsed = time.perf_counter() - self._began
+    if self._prefill_s is None:
+      self._prefill_s = elapsed
+    ended = np.zeros((output.valid.shape[1],), bool)
+    for i, row in enumerate(self._rows):
+      if not self._open[i]:
+        continue
+      steps = np.flatnonzero(output.valid[:, i])
+      ids = output.token[steps, i].tolist()
+      keep = on_tokens(i, ids) if on_tokens else None
+      if keep is not None:
+        steps, ids, ended[i] = steps[:keep], ids[:keep], True
+      self._extend(row, ids, output.info, steps, i)
+      self._last_s[i] = elapsed
+      stopped = ended[i] or bool(ids and ids[-1] in self._stop_ids[i])
+      if stopped:
+        row.finish_reason = 'stop'
+      full = len(row.token_ids) >= self._sampling[i].max_new_tokens
+      self._open[i] = not (stopped or full)
+    return ended
+
+  def _extend(self, row, ids, info, steps, i):
+    row.token_ids += ids
+    row.logprobs += info.logprob[steps, i].tolist()
+    row.logprobs_processed += info.logprob_processed[steps, i].tolist()
+    row.logprobs_filtered += info.logprob_filtered[steps, i].tolist()
+    row.surviving_mass += info.surviving_mass[steps, i].tolist()
+    count = self._sampling[i].logprobs
+    if count:
+      ids = info.top_ids[steps, i, :count].tolist()
+      logprobs = info.top_logprobs[steps, i, :count].tolist()
+      row.top += list(zip(ids, logprobs, strict=True))
+
+  def completions(self):
+    """The rows with their timings."""
+    for row, last_s in zip(self._rows, self._last_s, strict=True):
+      decode_s, steps = last_s - self._prefill_s, len(row.token_ids) - 1
+      row.timing = {
+        'ttft_s': self._prefill_s,
+        'prefill_s': self._prefill_s,
+        'decode_s': decode_s,
+        'prefill_tokens_per_s': row.prompt_tokens / self._prefill_s,
+        'decode_tokens_per_s': steps / decode_s if steps else 0.0,
+      }
+    return self._rows
+
+
+def length_limit(config: ModelConfig) -> int:
+  """Tokens that a row may hold; dynamic RoPE scales on without a bound."""
+  return UNBOUNDED if config.rope.type == 'dynamic' else config.max_length
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """Padded arrays of one batch.
+
+  `source` maps each row to its prompt where prompts are shared or rows fill
+  up, else it is None.
+  """
+
+  tokens: np.ndarray
+  lengths: np.ndarray
+  source: np.ndarray | None
+  batch: int
+  capacity: int
+
+
+def _plan(prompts, sampling, capacity, batch_size, chunk_steps) -> _Plan:
+  batch = batch_size or bucket(len(prompts), 1)
+  if batch < len(prompts):
+    raise UserError(
+      f'batch_size={batch} is less than the {len(prompts)} rows: raise it'
+    )
+  unique = {tuple(p): None for p in prompts}
+  index = {prompt: i for i, prompt in enumerate(unique)}
+  shared = len(unique) < len(prompts)
+  width = bucket(len(unique), 1) if shared else batch
+  longest = max(len(p) for p in unique)
+  tokens, lengths = pad_rows(list(unique), bucket(longest), width)
+  need = max(
+    len(p) + s.max_new_tokens for p, s in zip(prompts, sampling, strict=True)
+  )
+  need = max(capacity_for(need, chunk_steps), tokens.shape[1])
+  if capacity is not None and capacity < need:
+    raise UserError(
+      f'capacity={capacity} slots are too few for these rows: {need} are needed'
+    )
+  source = None
+  if shared:
+    source = np.zeros((batch,), np.int32)
+    source[: len(prompts)] = [index[tuple(p)] for p in prompts]
+  return _Plan(tokens, lengths, source, batch, capacity or need)
+
+
+def _begin(model, params, plan, rows, limits, dtype, prefill_chunk, settings):
+  """Prefills the batch and samples each row's first token."""
+  cache = empty_cache(
+    model=model,
+    batch=plan.tokens.shape[0],
+    capacity=plan.capacity,
+    dtype=dtype,
+  )
+  tokens, lengths = plan.tokens, plan.lengths
+  logits, cache = prefill(
+    params, tokens, lengths, cache, model=model, chunk=prefill_chunk
+  )
+  if plan.source is not None:
+    cache, logits, tokens, lengths = fork(
+      (cache, logits, tokens, lengths), plan.source
+    )
+  return start(
+    cache,
+    logits,
+    tokens,
+    lengths,
+    rows,
+    limits,
+    capacity=plan.capacity,
+    **settings,
+  )
+
+
+def _advance(params, state, model, held, active, capacity, steps, settings):
+  """One chunk. `held[i]` tokens are in the cache of row i; `active` is a mask.
+
+  Before a row of a LongRoPE model outgrows the original context, chunks are
+  single steps, and the row is read again at that point.
+  """
+  if model.config.rope.type == 'longrope':
+    left = model.config.rope.original_max_length - held
+    crossing = active & (left == 0)
+    if crossing.any():
+      longest = bucket(int(held[crossing].max()))
+      state = reread(
+        params, state, crossing, model=model, length=min(longest, capacity)
+      )
+    elif (active & (left > 0) & (left < steps)).any():
+      steps = 1
+  attend = min(fine_bucket(int(held[active].max())), capacity)
+  return decode_chunk(
+    params, state, model=model, steps=steps, attend_length=attend, **settings
+  )
+
+
+def generate(
+  model: Transformer,
+  params: Any,
+  prompts: Sequence[Sequence[int]],
+  sampling: Sequence[SamplingParams],
+  *,
+  eos_ids: Sequence[int] = (),
+  max_length: int | None = None,
+  capacity: int | None = None,
+  batch_size: int | None = None,
+  chunk_steps: int = CHUNK_STEPS,
+  prefill_chunk: int | None = None,
+  order: tuple[str, ...] = DEFAULT_ORDER,
+  on_tokens: Callable[[int, list[int]], int | None] | None = None,
+  cache_dtype: Any = None,
+) -> list[Completion]:
+  """Generates one completion per prompt, all in one batch.
+
+  Equal prompts share one prefill.
+
+  Args:
+    model: the transformer.
+    params: its parameters.
+    prompts: token ids, at least one each.
+    sampling: settings, one per prompt.
+    eos_ids: tokens that end a row unless its `ignore_eos` is set.
+    max_length: tokens that a row may hold; default: `length_limit`.
+    capacity: cache slots to allocate; default: what the rows need, on a ladder.
+    batch_size: rows to compute (rows beyond the prompts are empty); default:
+      the next power of two.
+    chunk_steps: decode steps per compiled call, and tokens per `on_tokens`.
+    prefill_chunk: tokens of prompt per call; None: whole prompts.
+    order: of the logit processors and filters (see `sample_rows`).
+    on_tokens: called with (row, new ids) as they come; may return how many of
+      them to keep, which ends the row.
+    cache_dtype: of keys and values; default: the model's.
+
+  Returns:
+    One Completion per prompt.
+
+  Raises:
+    UserError: a prompt is empty or does not fit.
+  """
+  began = time.perf_counter()
+  check_room(prompts, sampling, max_length or length_limit(model.config))
+  plan = _plan(prompts, sampling, capacity, batch_size, chunk_steps)
+  asked = max(s.logprobs for s in sampling)
+  settings = {'order': order, 'top_n': bucket(asked, 8) if asked else 0}
+  fill = plan.batch - len(sampling)
+  rows = stack_rows(
+    [*sampling, *[SamplingParams()] * fill],
+    vocab_size=model.config.vocab_size,
+    eos_ids=eos_ids,
+  )
+  limits = np.array([s.max_new_tokens for s in sampling] + [0] * fill, np.int32)
+  dtype = cache_dtype or model.dtype
+  state, output = _begin(
+    model, params, plan, rows, limits, dtype, prefill_chunk, settings
+  )
+  output = jax.tree.map(lambda x: x[None], jax.device_get(output))
+  record = _Record(prompts, sampling, np.asarray(rows.stop_ids), began)
+  ended = record.take(output, on_tokens)
+  while (active := record.active(plan.batch)).any():
+    if ended.any():
+      state = finish_rows(state, ended)
+    state, output = _advance(
+      params,
+      state,
+      model,
+      record.held(plan.batch),
+      active,
+      plan.capacity,
+      chunk_steps,
+      settings,
+    )
+    ended = record.take(jax.device_get(output), on_tokens)
+  return record.completions()

@@ -1,0 +1,144 @@
+"""Prefill: a batch of prompts into the cache, in parallel over their tokens.
+
+Prompts are padded on the right to a ladder of lengths, and the true lengths
+are traced, so that the number of compilations is bounded whatever the load.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm.models.cache import KVCache, init_cache
+from llm.models.transformer import Transformer
+
+
+def bucket(length: int, minimum: int = 16) -> int:
+  """The smallest of minimum * 2**k that is at least `length`.
+
+  16 for 1, 16 for 16, 32 for 17.
+  """
+  size = minimum
+  while size < length:
+    size *= 2
+  return size
+
+
+def fine_bucket(length: int, minimum: int = 64) -> int:
+  """The smallest of minimum * 2**k * (1 or 1.5) that is at least `length`.
+
+  A ladder with smaller steps, for sizes whose whole length is paid for: cache
+  slots that are allocated or looked at. 64, 96, 128, 192, 256, …
+  """
+  size = bucket(length, minimum)
+  middle = size * 3 // 4
+  return middle if size > minimum and middle >= length else size
+
+
+def pad_rows(
+  rows: list[list[int]], length: int, batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Token lists -> (int32[batch, length], int32[batch]), padded on the right.
+
+  Rows beyond the list are one token of id 0.
+  """
+  tokens = np.zeros((batch, length), np.int32)
+  lengths = np.ones((batch,), np.int32)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row)] = row
+    lengths[i] = len(row)
+  return tokens, lengths
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('model', 'batch', 'capacity', 'dtype'),
+)
+def empty_cache(
+  *, model: Transformer, batch: int, capacity: int, dtype: Any
+) -> KVCache:
+  """`init_cache` for the model's layout, as one compiled program."""
+  return init_cache(model.config, batch, capacity, dtype, model.scan_layers)
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('model', 'attend_length'),
+  donate_argnames=('cache', 'hidden'),
+)
+def _prefill_chunk(
+  params, tokens, lengths, offset, cache, hidden, *, model, attend_length
+):
+  """One chunk at `offset`; keeps the hidden state of each row's last token."""
+  here = jnp.clip(lengths - offset, 0, tokens.shape[1])
+  out, cache = model.apply(
+    {'params': params},
+    tokens,
+    cache=cache,
+    lengths=here,
+    rope_length=lengths,
+    attend_length=attend_length,
+    method='trunk',
+  )
+  last = jnp.clip(lengths - 1 - offset, 0, tokens.shape[1] - 1)
+  last_hidden = jnp.take_along_axis(out, last[:, None, None], axis=1)
+  ends_here = (lengths > offset) & (lengths <= offset + tokens.shape[1])
+  return jnp.where(ends_here[:, None, None], last_hidden, hidden), cache
+
+
+@functools.partial(jax.jit, static_argnames=('model',))
+def _last_logits(params, hidden, *, model):
+  logits = model.apply({'params': params}, hidden, method='logits')
+  return logits[:, 0]
+
+
+def prefill(
+  params: Any,
+  tokens: Any,
+  lengths: Any,
+  cache: KVCache,
+  *,
+  model: Transformer,
+  chunk: int | None = None,
+) -> tuple[jax.Array, KVCache]:
+  """Reads prompts into an empty cache.
+
+  Args:
+    params: the model's parameters.
+    tokens: int32[B, T], padded on the right.
+    lengths: int32[B], true lengths, at least 1.
+    cache: empty, with room for T slots (rounded up to whole chunks); donated.
+    model: the transformer.
+    chunk: tokens per call; None: all at once. The result is the same, the
+      memory for activations that of one chunk.
+
+  Returns:
+    (logits float32[B, V] after each row's last token, the cache). Only these
+    rows go through the output table.
+  """
+  batch, total = tokens.shape
+  size = min(chunk or total, total)
+  hidden = jnp.zeros((batch, 1, model.config.embed_dim), model.dtype)
+  for offset in range(0, total, size):
+    piece = tokens[:, offset : offset + size]
+    if piece.shape[1] < size:
+      piece = np.pad(piece, ((0, 0), (0, size - piece.shape[1])))
+    hidden, cache = _prefill_chunk(
+      params,
+      piece,
+      lengths,
+      np.int32(offset),
+      cache,
+      hidden,
+      model=model,
+      attend_length=fine_bucket(offset) if offset else 0,
+    )
+  return _last_logits(params, hidden, model=model), cache
+
+
+@jax.jit
+def fork(tree: Any, rows: jax.Array) -> Any:
+  """Copies rows of a cache or of any pytree of [B, …] arrays: int32[B']."""
+  return jax.tree.map(lambda x: x[rows], tree)
