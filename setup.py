@@ -6,22 +6,22 @@ import setuptools
 # an extra. Tested versions are in constraints.txt.
 CORE = [
   'absl-py',  # command-line flags of launch.py
-  'flax>=0.10',  # Linen modules of llm/models
-  'jax>=0.5',  # arrays, jit, grad, sharding
+  'flax>=0.12',  # Linen modules of llm/models
+  'jax>=0.10',  # arrays, jit, grad, sharding
   'jinja2>=3.1',  # chat templates
   'matplotlib',  # figures of the experiments
   'ml_collections>=1.0',  # config files and their overrides
   'numpy',  # host-side arrays
-  'optax',  # optimizers
-  'orbax-checkpoint',  # checkpoints of training runs
+  'optax>=0.2',  # optimizers
+  'orbax-checkpoint>=0.11',  # checkpoints of training runs
   'protobuf',  # editing SentencePiece's model file (llama2.c vocabularies)
-  'rich',  # progress bars and tables in the terminal
-  'safetensors',  # Hugging Face checkpoints
+  'rich>=13',  # progress bars and tables in the terminal
+  'safetensors>=0.5',  # Hugging Face checkpoints
   'sentencepiece>=0.2',  # .model tokenizers, and training one
   'tokenizers>=0.20',  # tokenizer.json
 ]
 EXTRAS = {
-  'cuda': ['jax[cuda12]'],  # NVIDIA GPUs
+  'cuda': ['jax[cuda13]'],  # NVIDIA GPUs
   'tpu': ['jax[tpu]'],  # Google TPUs
   'serve': [
     'starlette',  # routes and streaming responses
