@@ -7,3 +7,13 @@ Axis letters, used in every docstring, comment and einsum of the project:
   H  head dimension          D  embedding width       F  MLP hidden width
   E  experts                 V  vocabulary
 """
+
+__all__ = ['generate', 'load', 'score']  # from llm.api, loaded on first use
+
+
+def __getattr__(name):
+  if name in __all__:
+    from llm import api
+
+    return getattr(api, name)
+  raise AttributeError(f"module 'llm' has no attribute {name!r}")
