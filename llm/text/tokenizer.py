@@ -278,7 +278,7 @@ def _assemble(source, backend, around, vocab_size) -> Tokenizer:
     pad_id=backend.id(tokens['pad_token']) if 'pad_token' in tokens else None,
     special_ids=frozenset(backend.special),
     special_tokens=tokens,
-    chat_templates=around.templates,
+    chat_templates=dict(around.templates),
     lead=backend.lead,
     replace_each=backend.replace_each,
     _backend=backend,

@@ -1,0 +1,47 @@
+"""Training a SentencePiece tokenizer."""
+
+from collections.abc import Iterable
+import io
+
+from llm.errors import UserError
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
+  """Trains a BPE vocabulary and returns the contents of a `.model` file.
+
+  As in Llama 2: the text is not normalised, digits are tokens of their own,
+  what is not in the vocabulary falls back to bytes, and ids 0, 1, 2 are
+  `<unk>`, `<s>`, `</s>`.
+
+  Args:
+    texts: lines of text.
+    vocab_size: 3 special tokens, 256 bytes, every character of the texts, and
+      as many merges as remain.
+
+  Raises:
+    UserError: the texts have too many characters for `vocab_size`, or too few
+      pairs to fill it.
+  """
+  import sentencepiece
+
+  model = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts),
+      model_writer=model,
+      model_type='bpe',
+      vocab_size=vocab_size,
+      byte_fallback=True,
+      character_coverage=1.0,
+      normalization_rule_name='identity',
+      remove_extra_whitespaces=False,
+      split_digits=True,
+      num_threads=1,
+      minloglevel=2,
+    )
+  except RuntimeError as error:
+    raise UserError(
+      f'tokenizer.vocab_size={vocab_size} does not suit the texts: '
+      f'{str(error).split("] ")[-1]}'
+    ) from None
+  return model.getvalue()
