@@ -37,6 +37,8 @@ def get_config(arg=None):
 
   config.dtype = 'float32'  # of params and cache
   config.batch_size = 8  # rows decoded together
+  config.chunk_steps = 16  # tokens per compiled call: how text arrives
+  config.prefill_chunk = optional(int)  # prompt tokens per call; None: all
   config.max_length = optional(int)  # tokens a row may have; None: the model's
 
   sampling = config.sampling = config_dict.ConfigDict()

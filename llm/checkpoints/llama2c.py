@@ -30,6 +30,15 @@ _HEADER_BYTES = 4 * len(_HEADER)
 _BOS, _EOS = 1, 2
 
 
+def read_config(path: str) -> ModelConfig:
+  """The config of a `.bin` file of llama2.c; raises as `load` does."""
+  if not os.path.isfile(path):
+    raise UserError(f'model.path={path!r}: no such file')
+  config = _config(path)
+  _check_size(path, config, _layout(config))
+  return config
+
+
 def load(
   path: str, *, dtype: Any = np.float32, progress: Progress | None = None
 ) -> tuple[ModelConfig, Any]:
@@ -51,11 +60,8 @@ def load(
     UserError: no such file, a header of impossible numbers, or a size that is
       not what the header implies, by what is missing or left over.
   """
-  if not os.path.isfile(path):
-    raise UserError(f'model.path={path!r}: no such file')
-  config = _config(path)
+  config = read_config(path)
   layout = _layout(config)
-  _check_size(path, config, layout)
   total = sum(4 * math.prod(shape) for shape in layout.values())
   weights, done = {}, 0
   with open(path, 'rb') as file:

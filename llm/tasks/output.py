@@ -25,6 +25,16 @@ class Output:
   done: frozenset[Key]
   moved_to: pathlib.Path | None = None
 
+  def note(self, total: int) -> str | None:
+    """What the user should know of the file before work starts."""
+    if self.moved_to:
+      return f'{self.path} held rows of other inputs: now {self.moved_to}'
+    if len(self.done) == total:
+      return f'{self.path}: all {total} rows are finished, nothing to do'
+    if self.done:
+      return f'{self.path}: {len(self.done)} of {total} rows are finished'
+    return None
+
   def write(self, row: dict) -> None:
     """Appends one row; it is on its way to the disk when this returns."""
     with self.path.open('a', encoding='utf-8') as file:
@@ -38,7 +48,7 @@ def digest(*parts) -> str:
 
 
 def fingerprint(path: str) -> list:
-  """Name, size and time of each file of a model: changes when it is replaced."""
+  """Name, size and time of each file of a model: tells if it was replaced."""
   root = pathlib.Path(path).resolve()
   files = sorted(root.iterdir()) if root.is_dir() else [root]
   stats = [(f.name, f.stat()) for f in files if f.is_file()]

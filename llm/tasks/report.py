@@ -11,8 +11,9 @@ from rich import progress, table
 class Phases:
   """Sums over the batches of a run; seconds, tokens and bytes.
 
-  `ttft_s` holds one entry per batch; `decode_steps` counts steps of a whole
-  batch, `decode_tokens` the tokens of all its rows after their first ones.
+  `ttft_s` holds one entry per batch, compilation included; the phases are
+  without it. `decode_steps` counts steps of a whole batch, `decode_tokens` the
+  tokens of all its rows after their first ones.
   """
 
   ttft_s: list[float] = dataclasses.field(default_factory=list)
@@ -22,15 +23,23 @@ class Phases:
   decode_steps: int = 0
   decode_s: float = 0.0
   bytes_moved: float = 0.0
+  compile_s: float = 0.0
 
 
-def progress_bar(unit: str) -> progress.Progress:
-  """A bar on stderr that leaves nothing behind; `unit` is what it counts."""
+def progress_bar(unit: str | None = None) -> progress.Progress:
+  """A bar on stderr that leaves nothing behind.
+
+  `unit` is what it counts; None: bytes.
+  """
+  count = (
+    (progress.MofNCompleteColumn(), progress.TextColumn(unit))
+    if unit
+    else (progress.DownloadColumn(),)
+  )
   return progress.Progress(
     progress.TextColumn('{task.description}'),
     progress.BarColumn(),
-    progress.MofNCompleteColumn(),
-    progress.TextColumn(unit),
+    *count,
     progress.TimeRemainingColumn(),
     console=rich_console.Console(stderr=True),
     transient=True,
@@ -41,8 +50,9 @@ def phase_rows(phases: Phases, bandwidth: float) -> list[tuple[str, str]]:
   """(name, value) lines of the table; `bandwidth` in bytes per second."""
   rows = []
   if phases.ttft_s:
-    mean = sum(phases.ttft_s) / len(phases.ttft_s)
-    rows.append(('time to first token', f'{mean * 1e3:,.1f} ms'))
+    rows.append(
+      ('time to first token', f'{_mean(phases.ttft_s) * 1e3:,.1f} ms')
+    )
     rows.append(
       ('prefill', _rate(phases.prompt_tokens, phases.prefill_s)),
     )
@@ -50,7 +60,7 @@ def phase_rows(phases: Phases, bandwidth: float) -> list[tuple[str, str]]:
     per_step = phases.decode_s / phases.decode_steps
     rows.append(('time per token', f'{per_step * 1e3:,.2f} ms'))
     rows.append(('decode', _rate(phases.decode_tokens, phases.decode_s)))
-    moved = phases.bytes_moved / phases.decode_s
+    moved = phases.bytes_moved / max(phases.decode_s, 1e-9)
     rows.append(
       (
         'bytes moved in decode',
@@ -58,7 +68,21 @@ def phase_rows(phases: Phases, bandwidth: float) -> list[tuple[str, str]]:
         f'{bandwidth / 1e9:,.1f} GB/s that this run measured',
       )
     )
+  if phases.compile_s >= 0.05:
+    what = 'part of the time to first token, in no rate'
+    rows.append(('compiling', f'{phases.compile_s:,.1f} s, {what}'))
   return rows
+
+
+def phase_record(phases: Phases) -> dict[str, float]:
+  """The numbers of the table, for a sweep to gather."""
+  return {
+    'ttft_s': _mean(phases.ttft_s),
+    'prefill_tokens_per_s': phases.prompt_tokens / max(phases.prefill_s, 1e-9),
+    'decode_tokens_per_s': phases.decode_tokens / max(phases.decode_s, 1e-9),
+    'decode_bytes_per_s': phases.bytes_moved / max(phases.decode_s, 1e-9),
+    'compile_s': phases.compile_s,
+  }
 
 
 def print_table(rows: list[tuple[str, str]]) -> None:
@@ -69,6 +93,12 @@ def print_table(rows: list[tuple[str, str]]) -> None:
   for name, value in rows:
     grid.add_row(name, value)
   rich_console.Console(highlight=False, soft_wrap=True).print(grid)
+
+
+def tell(note: str | None) -> None:
+  """Prints a remark on stderr, if there is one."""
+  if note:
+    print(note, file=sys.stderr)
 
 
 def write_text(text: str) -> None:
@@ -89,6 +119,10 @@ def printable(text: str) -> str:
 
 def _is_control(code: int) -> bool:
   return code < 0x20 or 0x7F <= code < 0xA0
+
+
+def _mean(values: list[float]) -> float:
+  return sum(values) / len(values)
 
 
 def _rate(tokens: int, seconds: float) -> str:

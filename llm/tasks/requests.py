@@ -1,13 +1,13 @@
 """Prompts with their sampling settings, checked before any work starts."""
 
 import ast
+from collections.abc import Iterator
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
 
 from llm import config_args
-from llm.decode.sampling_params import SamplingParams
+from llm.decode.sampling_params import SamplingParams, check_ids
 from llm.errors import UserError
 from llm.text import chat
 
@@ -21,13 +21,15 @@ class Request:
 
   `prompt` is what the user wrote: the text, the rendered messages, or None for
   bare token ids without a tokenizer. `tokens` includes BOS where the tokenizer
-  puts one. `sampling.n` answers are wanted.
+  puts one. `sampling.n` answers are wanted. `continues` says that the answer
+  goes on with the prompt's text, which an assistant's message does not.
   """
 
   index: int
   prompt: str | None
   tokens: tuple[int, ...]
   sampling: SamplingParams
+  continues: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Limits:
 
   max_length: int
   vocab_size: int
+  eos_ids: tuple[int, ...] = ()
   name: str = 'model.max_length'  # the field that max_length comes from
 
 
@@ -66,9 +69,7 @@ def read_jsonl(path: str, field: str) -> Iterator[tuple[str, dict]]:
     except (ValueError, RecursionError) as error:
       raise UserError(f'{where}: not valid JSON ({error})') from None
     if not isinstance(row, dict):
-      raise UserError(
-        f'{where}: a JSON object is needed, not {_show(row)}'
-      )
+      raise UserError(f'{where}: a JSON object is needed, not {_show(row)}')
     empty = False
     yield where, row
   if empty:
@@ -97,11 +98,16 @@ def read_requests(
     if not isinstance(own, dict):
       raise UserError(f'{where}: sampling={_show(own)}: give an object')
     prompt, tokens = prompt_tokens(row, tokenizer, where)
-    requests.append(
-      make_request(
-        len(requests), prompt, tokens, {**sampling, **own}, limits, where
-      )
+    request = make_request(
+      len(requests),
+      prompt,
+      tokens,
+      {**sampling, **own},
+      limits,
+      where,
+      continues='messages' not in row,
     )
+    requests.append(request)
   return requests
 
 
@@ -129,12 +135,11 @@ def prompt_tokens(row: dict, tokenizer, where: str) -> tuple[str | None, tuple]:
     if not isinstance(value, str):
       raise UserError(f'{where}: prompt={_show(value)}: give a string')
     return value, tuple(tokenizer.encode(value))
-  check_messages(value, where)
   try:
     text = chat.render(tokenizer, value)
     return text, tuple(chat.encode(tokenizer, value))
-  except ValueError as error:
-    raise UserError(f'{where}: messages: {error}') from None
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from None
 
 
 def make_request(
@@ -144,6 +149,7 @@ def make_request(
   sampling: dict,
   limits: Limits,
   where: str,
+  continues: bool = True,
 ) -> Request:
   """Checks one prompt with its settings against what fits."""
   check_tokens(tokens, limits, where)
@@ -163,8 +169,9 @@ def make_request(
   if settings.get('max_new_tokens') is None:
     settings['max_new_tokens'] = min(DEFAULT_NEW_TOKENS, room)
   try:
-    params = SamplingParams.from_dict(settings, SamplingParams())
-  except ValueError as error:
+    params = SamplingParams.from_dict(settings)
+    check_ids(params, limits.vocab_size, limits.eos_ids)
+  except UserError as error:
     raise UserError(f'{where}: {error}') from None
   if params.max_new_tokens > room:
     raise UserError(
@@ -173,12 +180,15 @@ def make_request(
       f'more than {limits.name}={limits.max_length}: at most {room} new tokens '
       'fit'
     )
-  _check_ids(params, limits, where)
-  return Request(index, prompt, tuple(tokens), params)
+  return Request(index, prompt, tuple(tokens), params, continues)
 
 
 def run_sampling(config) -> dict:
-  """The run's `sampling` fields that are set, as plain Python values."""
+  """The run's `sampling` fields that are set, as plain Python values.
+
+  Raises:
+    UserError: one of them is wrong by itself.
+  """
   fields = {k: v for k, v in config.to_dict().items() if v is not None}
   bias = fields.get('logit_bias')
   if isinstance(bias, str):
@@ -188,6 +198,7 @@ def run_sampling(config) -> dict:
       raise UserError(
         f'sampling.logit_bias={bias!r}: write \'{{"TOKEN_ID": BIAS, …}}\''
       ) from None
+  SamplingParams.from_dict(fields)
   return fields
 
 
@@ -199,29 +210,10 @@ def check_keys(row: dict, allowed: tuple[str, ...], where: str) -> None:
       raise UserError(f'{where}: unknown key {key!r}{hint}')
 
 
-def check_messages(messages, where: str) -> None:
-  """Refuses anything but a list of objects with `role` and `content`."""
-  if not isinstance(messages, list) or not messages:
-    raise UserError(
-      f'{where}: messages={_show(messages)}: give a list of '
-      '{"role", "content"} objects'
-    )
-  for i, message in enumerate(messages):
-    fields = message if isinstance(message, dict) else {}
-    for key in ('role', 'content'):
-      if not isinstance(fields.get(key), str):
-        raise UserError(
-          f'{where}: messages[{i}]={_show(message)}: give "role" and "content" '
-          'as strings'
-        )
-
-
 def token_list(value, field: str, where: str) -> tuple[int, ...]:
   """`value` as token ids; refuses what is not a list of integers."""
   if not isinstance(value, list) or any(type(t) is not int for t in value):
-    raise UserError(
-      f'{where}: {field}={_show(value)}: give a list of integers'
-    )
+    raise UserError(f'{where}: {field}={_show(value)}: give a list of integers')
   return tuple(value)
 
 
@@ -238,24 +230,6 @@ def check_tokens(tokens: tuple[int, ...], limits: Limits, where: str) -> None:
       f'{where}: {len(tokens)} tokens are more than {limits.name}='
       f'{limits.max_length}: shorten the row to at most {limits.max_length}'
     )
-
-
-def _check_ids(params: SamplingParams, limits: Limits, where: str) -> None:
-  """Refuses ids in the settings that the model does not have."""
-  fields = {
-    'logit_bias': params.logit_bias or {},
-    'stop_token_ids': params.stop_token_ids or (),
-    'allowed_ids': params.allowed_ids or (),
-    'forbidden_ids': params.forbidden_ids or (),
-    'dry_breakers': params.dry_breakers or (),
-  }
-  for name, ids in fields.items():
-    for token in ids:
-      if not 0 <= token < limits.vocab_size:
-        raise UserError(
-          f'{where}: sampling.{name} names token {token}: the vocabulary has '
-          f'ids 0 to {limits.vocab_size - 1}'
-        )
 
 
 def _show(value) -> str:
