@@ -11,10 +11,12 @@ a line with tokens per second. The form of the rows: docs/generation.md.
 
 from ml_collections import config_dict
 
+from llm.config_args import parse_arg
+
 
 def get_config(arg=None):
-  """Every field of a scoring run. `arg` is not used."""
-  del arg
+  """Every field of a scoring run; there are no bundles to choose."""
+  parse_arg(arg)
   optional = config_dict.placeholder
   config = config_dict.ConfigDict()
   config.task = 'score'
