@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Before anything imports jax. The tolerances of the tests are those of float32
 # on a CPU; JAX_PLATFORMS in the environment says otherwise.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
 
 
 def _left_out() -> dict[str, str]:

@@ -38,6 +38,12 @@ def config_file(tmp_path):
   return path
 
 
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+  # It would stay on for all later tests of this process.
+  monkeypatch.setattr('llm.tasks.run.enable_compilation_cache', lambda: None)
+
+
 def call(*args):
   return launch.main(['launch.py', *map(str, args)])
 
