@@ -1,6 +1,6 @@
 """Documents of token ids packed into rows of one length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -61,3 +61,40 @@ def pack_documents(
     'positions': positions,
     'loss_mask': segment_ids != 0,
   }
+
+
+def packed_batches(
+  documents: Sequence[Sequence[int]],
+  length: int,
+  batch_size: int,
+  seed: int,
+  pad_id: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields batches without end, each epoch in a new order and packing.
+
+  The rows that do not fill an epoch's last batch are left out of that epoch.
+
+  Args:
+    documents, length, pad_id: as in `pack_documents`.
+    batch_size: B, rows of a batch.
+    seed: with the epoch's number it decides the order.
+
+  Yields:
+    The arrays of `pack_documents`, [B, T].
+
+  Raises:
+    UserError: the documents fill fewer rows than one batch, or see above.
+  """
+  epoch = 0
+  while True:
+    order = np.random.default_rng((seed, epoch)).permutation(len(documents))
+    rows = pack_documents([documents[i] for i in order], length, pad_id)
+    count = len(rows['tokens'])
+    if count < batch_size:
+      raise UserError(
+        f'train.batch_size={batch_size}: the documents fill only {count} rows '
+        f'of data.max_length={length}: use a smaller batch or length'
+      )
+    for start in range(0, count - batch_size + 1, batch_size):
+      yield {k: v[start : start + batch_size] for k, v in rows.items()}
+    epoch += 1

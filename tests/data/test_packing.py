@@ -47,3 +47,21 @@ def test_every_token_is_there_once():
 def test_a_document_that_cannot_fit_is_refused(document):
   with pytest.raises(UserError, match=f'document 1 has {len(document)} tokens'):
     packing.pack_documents([[1, 2], document], 5)
+
+
+def test_batches_cover_each_epoch_in_a_new_order():
+  documents = [[i] * 4 for i in range(1, 13)]  # three fill a row of 12
+  batches = packing.packed_batches(documents, 12, 2, seed=5)
+  epochs = [[next(batches)['tokens'] for _ in range(2)] for _ in range(3)]
+  for epoch in epochs:
+    np.testing.assert_array_equal(
+      np.sort(np.concatenate(epoch), axis=None), np.sort(documents, axis=None)
+    )
+  assert not np.array_equal(epochs[0], epochs[1])
+  again = packing.packed_batches(documents, 12, 2, seed=5)
+  np.testing.assert_array_equal(next(again)['tokens'], epochs[0][0])
+
+
+def test_too_few_documents_for_a_batch_are_refused():
+  with pytest.raises(UserError, match='train.batch_size=3: .* only 2 rows'):
+    next(packing.packed_batches([[1] * 8] * 2, 8, 3, seed=0))
