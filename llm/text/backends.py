@@ -85,8 +85,11 @@ class TokenizerJson:
 
   def _around(self) -> tuple[list[int], list[int]]:
     """The ids that the file's post-processor puts before and after a text."""
-    inner = self._tokenizer.encode('a', add_special_tokens=False).ids
-    whole = self._tokenizer.encode('a', add_special_tokens=True).ids
+    for probe in ['a', *self._tokenizer.get_vocab(with_added_tokens=False)]:
+      inner = self._tokenizer.encode(probe, add_special_tokens=False).ids
+      if inner:
+        break
+    whole = self._tokenizer.encode(probe, add_special_tokens=True).ids
     for at in range(len(whole) - len(inner) + 1):
       if whole[at : at + len(inner)] == inner:
         return whole[:at], whole[at + len(inner) :]
@@ -183,6 +186,11 @@ class SentencePieceModel:
       raise UserError(
         f'{source}: not a SentencePiece model ({error}); fetch it again'
       ) from None
+    if model.trainer_spec.treat_whitespace_as_suffix:
+      raise UserError(
+        f'{source}: treat_whitespace_as_suffix is not supported; train the'
+        ' model without it'
+      )
     spec = model.normalizer_spec
     self.lead = 'one' if spec.add_dummy_prefix else 'keep'
     if spec.remove_extra_whitespaces:

@@ -20,6 +20,7 @@ def render(
   template: str | None = None,
   tools: list[dict] | None = None,
   documents: list[dict] | None = None,
+  continue_final_message: bool = False,
   **variables,
 ) -> str:
   """Messages to text by the tokenizer's chat template.
@@ -33,17 +34,24 @@ def render(
       'tool_use' where there are tools and such a template, else 'default'.
     tools: JSON schemas of functions.
     documents: documents for templates that quote them.
+    continue_final_message: end in the last message, without its end mark, so
+      that the model goes on writing it; needs add_generation_prompt=False.
     **variables: further variables of the template.
 
   Raises:
     UserError: malformed messages, no template, or the template refuses them.
   """
   messages = _check_messages(messages)
+  if continue_final_message and add_generation_prompt:
+    raise UserError(
+      'continue_final_message: a text cannot go on with the last message and'
+      ' begin a new one; set add_generation_prompt to False'
+    )
   name, source = _choose(tok, template, tools)
   import jinja2
 
   try:
-    return _compile(source).render(
+    text = _compile(source).render(
       messages=messages,
       tools=tools,
       documents=documents,
@@ -60,6 +68,7 @@ def render(
       f'{name} refuses the messages: {error}; check their roles, order and'
       ' contents'
     ) from None
+  return _cut(text, messages[-1], name) if continue_final_message else text
 
 
 def encode(tok, messages: list[dict], *args, **kwargs) -> list[int]:
@@ -86,6 +95,21 @@ def _choose(tok, template: str | None, tools) -> tuple[str, str]:
       f' {has}; pass template=, or put a chat_template.jinja into the folder'
     )
   return f"{tok.source}: the chat template '{template}'", templates[template]
+
+
+def _cut(text: str, message: dict, name: str) -> str:
+  """Cuts a rendered text after the content of its last message."""
+  content = message.get('content')
+  stripped = content.strip() if isinstance(content, str) else ''
+  at = text.rfind(stripped)
+  if not stripped or at < 0:
+    raise UserError(
+      f'continue_final_message: {name} does not write the last message'
+      f' {message!r} as it is; give it a non-empty text'
+    )
+  # Trailing space is part of the message where the template keeps it.
+  whole = content.lstrip()
+  return text[:at] + (whole if text.startswith(whole, at) else stripped)
 
 
 def _check_messages(messages) -> list[dict]:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from llm.errors import UserError
 
+# The order in which transformers appends those that a vocabulary lacks.
+_NAMED = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
 _FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 
 
@@ -75,6 +77,12 @@ def beside(folder: Path) -> Beside:
       if isinstance(values, dict):
         values = values.values()
       extra |= {content: None for v in values if (content := _content(v))}
+  order = [f'{name}_token' for name in _NAMED]
+  tokens = {
+    name: tokens[name]
+    for name in dict.fromkeys([*order, *tokens])
+    if name in tokens
+  }
   bos_id, eos_ids = _config_ids(folder)
   special = {*tokens.values(), *extra}
   return Beside(

@@ -36,17 +36,17 @@ class Tokenizer:
   bos_id: int | None
   eos_ids: tuple[int, ...]
   pad_id: int | None
-  special_ids: frozenset[int]
-  special_tokens: dict
-  chat_templates: dict[str, str]
+  special_ids: frozenset[int] = dataclasses.field(repr=False)
+  special_tokens: dict[str, str]
+  chat_templates: dict[str, str] = dataclasses.field(repr=False)
   lead: str
   replace_each: bool
-  _backend: object
+  _backend: object = dataclasses.field(repr=False)
   _prefix: tuple[int, ...]
   _suffix: tuple[int, ...]
   _limit: int | None
-  _config: dict
-  _pieces: dict = dataclasses.field(default_factory=dict)
+  _config: dict = dataclasses.field(repr=False)
+  _pieces: dict = dataclasses.field(default_factory=dict, repr=False)
 
   @property
   def chat_template(self) -> str | None:

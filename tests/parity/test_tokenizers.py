@@ -219,3 +219,17 @@ def test_named_templates(make_folder, byte_level_bytes):
     assert chat.render(tok, CHATS[0], **kwargs) == (
       reference.apply_chat_template(CHATS[0], tokenize=False, **kwargs)
     )
+
+
+@pytest.mark.parametrize('template', [LLAMA3, CHATML, GEMMA, MISTRAL])
+def test_continue_final_message(folder, template):
+  (folder / 'chat_template.jinja').write_text(template)
+  tok = load_tokenizer(folder)
+  reference = transformers.AutoTokenizer.from_pretrained(folder)
+  for content in ('7 of 9', '7 of 9, ', ' the'):
+    messages = CHATS[0] + [{'role': 'assistant', 'content': content}]
+    assert chat.render(
+      tok, messages, False, continue_final_message=True
+    ) == reference.apply_chat_template(
+      messages, tokenize=False, continue_final_message=True
+    )

@@ -10,9 +10,7 @@ from llm.text import detokenize
 from llm.text.tokenizer import find_tokenizer, load_tokenizer
 from tests.text import llama2c_oracle
 
-UNICODE = (
-  'café “naïve” — 你好，世界 🙂👩\u200d🚀 नमस्ते \t\n ก็ e\u0301 <0x41>'
-)
+UNICODE = 'café “naïve” — 你好，世界 🙂👩\u200d🚀 नमस्ते \t\n ก็ e\u0301 <0x41>'
 
 
 @pytest.fixture(scope='module')

@@ -135,3 +135,23 @@ def test_bad_messages(with_template, messages, match):
 def test_no_template():
   with pytest.raises(UserError, match='bytes: .* has none; pass template='):
     chat.render(load_tokenizer('bytes'), USER)
+
+
+def test_continue_final_message(with_template):
+  tok = with_template(CHATML)
+  messages = USER + [{'role': 'assistant', 'content': 'sat on '}]
+  text = chat.render(tok, messages, False, continue_final_message=True)
+  assert text == (
+    '<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\nsat on '
+  )
+  trimmed = CHATML.replace("['content']", "['content'] | trim")
+  short = chat.render(
+    tok, messages, False, template=trimmed, continue_final_message=True
+  )
+  assert short == text.rstrip()
+  with pytest.raises(UserError, match='add_generation_prompt'):
+    chat.render(tok, messages, continue_final_message=True)
+  with pytest.raises(UserError, match='does not write the last message'):
+    chat.render(
+      tok, USER, False, template='{{ 1 }}', continue_final_message=True
+    )
