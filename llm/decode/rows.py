@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.decode.sampling_params import MAX_STOP_IDS
-from llm.decode.sampling_params import SamplingParams
-from llm.decode.sampling_params import check_ids
-from llm.decode.sampling_params import stop_ids
+from llm.decode.sampling_params import (
+  MAX_STOP_IDS,
+  SamplingParams,
+  check_ids,
+  stop_ids,
+)
 
 
 @struct.dataclass

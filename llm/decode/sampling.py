@@ -12,17 +12,17 @@ the token, so a token depends on (logits, settings, seed, position) alone.
 """
 
 from collections.abc import Callable
+import dataclasses
 
 from flax import struct
 import jax
 from jax import lax
-from jax.extend.random import threefry_2x32
 import jax.numpy as jnp
 
 from llm.decode import filters
 from llm.decode import logits as processors
-from llm.decode.rows import History
-from llm.decode.rows import RowSampling
+from llm.decode.noise import gumbel
+from llm.decode.rows import History, RowSampling
 
 DEFAULT_ORDER = (
   'bias',
@@ -74,36 +74,45 @@ class SampleInfo:
   top_logprobs: jax.Array
 
 
-@struct.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Stage:
-  """`asked(rows) -> bool[B]` and a function of one row's logits."""
+  """`asked(rows) -> bool[B]` and a function of one row's logits.
+
+  A costly stage has a `lax.cond` of its own; the others are elementwise and
+  run with their group, which compiles faster than a branch each.
+  """
 
   asked: Callable[[RowSampling], jax.Array]
   apply: Callable[[jax.Array, RowSampling, History, jax.Array], jax.Array]
+  costly: bool = True
 
 
 PROCESSORS = {
   'bias': _Stage(
     lambda r: r.biased,
     lambda x, r, h, key: processors.bias(x, r.bias),
+    costly=False,
   ),
   'repetition_penalty': _Stage(
     lambda r: r.repetition_penalty != 1.0,
     lambda x, r, h, key: processors.repetition_penalty(
       x, r.repetition_penalty, h.prompt_seen | (h.output_counts > 0)
     ),
+    costly=False,
   ),
   'presence_penalty': _Stage(
     lambda r: r.presence_penalty != 0.0,
     lambda x, r, h, key: processors.presence_penalty(
       x, r.presence_penalty, h.output_counts
     ),
+    costly=False,
   ),
   'frequency_penalty': _Stage(
     lambda r: r.frequency_penalty != 0.0,
     lambda x, r, h, key: processors.frequency_penalty(
       x, r.frequency_penalty, h.output_counts
     ),
+    costly=False,
   ),
   'dry': _Stage(
     lambda r: r.dry_multiplier > 0.0,
@@ -128,14 +137,17 @@ PROCESSORS = {
     lambda x, r, h, key: processors.min_new_tokens(
       x, r.min_new_tokens, h.length - h.prompt_length, r.stop_ids
     ),
+    costly=False,
   ),
   'permitted': _Stage(
     lambda r: r.biased | (r.no_repeat_ngram > 0) | (r.min_new_tokens > 0),
     lambda x, r, h, key: processors.permitted(x, r.bias),
+    costly=False,
   ),
   'temperature': _Stage(
     lambda r: (r.temperature != 0.0) & (r.temperature != 1.0),
     lambda x, r, h, key: processors.temperature(x, r.temperature),
+    costly=False,
   ),
 }
 FILTERS = {
@@ -202,11 +214,11 @@ def sample_rows(
   raw_lse = jax.nn.logsumexp(raw, axis=-1)
   keys = jax.vmap(jax.random.fold_in)(rows.key, history.length)
   context = rows, history, keys
-  base = _run(head, raw, *context)
+  base = run_stages(head, raw, *context)
   # With a processor among the filters (llama.cpp's order has temperature
   # last), "processed" is what all processors make of it without the filters.
   between = tuple(name for name in tail if name in PROCESSORS)
-  processed = _run(between, base, *context)
+  processed = run_stages(between, base, *context)
   lse = lax.cond(
     jnp.any(_asked(head + between, rows)),
     lambda: jax.nn.logsumexp(processed, axis=-1),
@@ -238,7 +250,7 @@ def _greedy(processed, lse):
 
 def _draw(tail, base, processed, lse, rows, history, keys):
   """As `_greedy`, for a batch in which some row has a temperature."""
-  filtered = _run(tail, base, rows, history, keys)
+  filtered = run_stages(tail, base, rows, history, keys)
   noise = jax.vmap(gumbel, (0, None))(keys, base.shape[-1])
   best, (zero, best_mass) = _greedy(processed, lse)
   hot = rows.temperature > 0.0
@@ -260,17 +272,27 @@ def _draw(tail, base, processed, lse, rows, history, keys):
   )
 
 
-def _run(names, logits, rows, history, keys):
-  """Applies stages to float32[B, V], each only where a row asks for it."""
+def run_stages(names, logits, rows, history, keys):
+  """Applies the stages `names` to float32[B, V], each where a row asks for it.
+
+  Args:
+    names: static; of `STAGES`, in order.
+    logits: float32[B, V].
+    rows: settings.
+    history: what the rows have said.
+    keys: typed keys [B] of the rows at this position (for XTC).
+  """
 
   def stage(name, x):
     asked = _asked((name,), rows)
-    apply = jax.vmap(STAGES[name].apply)
-    return lax.cond(
-      jnp.any(asked),
-      lambda: jnp.where(asked[:, None], apply(x, rows, history, keys), x),
-      lambda: x,
-    )
+
+    def changed():
+      moved = jax.vmap(STAGES[name].apply)(x, rows, history, keys)
+      return jnp.where(asked[:, None], moved, x)
+
+    if not STAGES[name].costly:
+      return changed()
+    return lax.cond(jnp.any(asked), changed, lambda: x)
 
   def stages(x):
     for name in names:
@@ -307,32 +329,6 @@ def _split(order):
   first = [i for i, name in enumerate(order) if name in FILTERS]
   at = first[0] if first else len(order)
   return order[:at], order[at:]
-
-
-def gumbel(key: jax.Array, size: int) -> jax.Array:
-  """Standard Gumbel noise float32[size], one hash of (key, id) per id.
-
-  `jax.random.gumbel` in its default mode cannot exceed 16 and so under-samples
-  probabilities below 1e-7. Here 64 random bits an id give an exponential
-  variate that is fine at both ends (down to 2**-65), and id v gets the same
-  noise whatever `size` and whatever the process's random flags.
-
-  Args:
-    key: typed threefry key.
-    size: static; V.
-  """
-  ids = jnp.arange(size, dtype=jnp.uint32)
-  counts = jnp.concatenate([ids, jnp.zeros_like(ids)])
-  bits = threefry_2x32(jax.random.key_data(key), counts)
-  high, low = bits[:size], bits[size:]
-  # u = (high, low) / 2**64 is uniform; use whichever of u, 1 - u is below 1/2
-  # for full relative precision: -log(1 - u) is exponential either way.
-  upper = high >= jnp.uint32(2**31)
-  high = jnp.where(upper, ~high, high).astype(jnp.float32)
-  low = jnp.where(upper, ~low, low).astype(jnp.float32)
-  part = high * 2.0**-32 + (low + 0.5) * 2.0**-64
-  exponential = jnp.where(upper, -jnp.log(part), -jnp.log1p(-part))
-  return -jnp.log(exponential)
 
 
 def argmax(x: jax.Array) -> jax.Array:

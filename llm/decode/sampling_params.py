@@ -6,10 +6,10 @@ what depends on the model (`check_ids`) when the vocabulary is known. Its
 counterpart on the device is `rows.RowSampling`.
 """
 
+from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llm.errors import UserError
