@@ -9,13 +9,15 @@
   tokens: {'bos_token': '<s>', …} as far as the file itself says
   prefix, suffix: ids that the tokenizer itself puts around a text
   lead, replace_each: how its tokens join to text, see `detokenize`
-  files() -> {name: bytes}         what `Tokenizer.save` writes
+  files(config, prefix, suffix)    what `Tokenizer.save` writes: {name: bytes},
+    and what tokenizer_config.json must say with it
 """
 
 import json
 import re
 
 from llm.errors import UserError
+from llm.text import convert
 
 SPACE = '\u2581'
 _BYTE_TOKEN = re.compile(r'<0x([0-9A-Fa-f]{2})>')
@@ -151,8 +153,9 @@ class TokenizerJson:
       return bytes.fromhex(match[1]), True
     return token.encode(), False
 
-  def files(self) -> dict[str, bytes]:
-    return {'tokenizer.json': self._data}
+  def files(self, config, prefix, suffix) -> tuple[dict[str, bytes], dict]:
+    kind = config.get('tokenizer_class', 'PreTrainedTokenizerFast')
+    return {'tokenizer.json': self._data}, {'tokenizer_class': kind}
 
 
 class SentencePieceModel:
@@ -201,7 +204,6 @@ class SentencePieceModel:
       self._later = SentencePieceProcessor(
         model_proto=model.SerializeToString()
       )
-    self.unigram = model.trainer_spec.model_type == pb.TrainerSpec.UNIGRAM
     self.replace_each = True
     sp, self._base = self._first, self._first.get_piece_size()
     ids = (sp.bos_id(), sp.eos_id(), sp.pad_id(), sp.unk_id())
@@ -310,8 +312,28 @@ class SentencePieceModel:
       return bytes.fromhex(token[3:5]), True
     return token.replace(SPACE, ' ').encode(), False
 
-  def files(self) -> dict[str, bytes]:
-    return {'tokenizer.model': self._data}
+  def files(self, config, prefix, suffix) -> tuple[dict[str, bytes], dict]:
+    written = {'tokenizer.model': self._data}
+    # transformers adds nothing around a text unless the config says so.
+    extra = {'add_bos_token': bool(prefix), 'add_eos_token': bool(suffix)}
+    if 'tokenizer_class' in config:
+      return written, extra
+    if convert.is_plain(self._data):
+      extra['tokenizer_class'] = 'LlamaTokenizer'
+      extra['add_prefix_space'] = convert.adds_prefix(self._data)
+      return written, extra
+    extra['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    flags = ('lstrip', 'rstrip', 'single_word')
+    added = {
+      id: {'content': content, 'special': id in self.special}
+      | {'normalized': False}
+      | dict(zip(flags, values))
+      for id, (content, *values) in self._added.items()
+    }
+    written['tokenizer.json'] = convert.to_tokenizer_json(
+      self._data, added, prefix, suffix
+    )
+    return written, extra
 
 
 def bytes_json() -> bytes:

@@ -132,20 +132,16 @@ class Tokenizer:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written = self._backend.files()
+    around = [
+      [(self.token(id), id) for id in ids]
+      for ids in (self._prefix, self._suffix)
+    ]
     config = dict(self._config)
-    if 'tokenizer.model' in written:
-      # Newer transformers add no BOS unless the config says so.
-      config['add_bos_token'] = bool(self._prefix)
-      config['add_eos_token'] = bool(self._suffix)
-    config.setdefault(
-      'tokenizer_class',
-      'LlamaTokenizer'
-      if 'tokenizer.model' in written
-      else 'PreTrainedTokenizerFast',
-    )
-    for name, token in self.special_tokens.items():
-      config.setdefault(name, token)
+    written, extra = self._backend.files(config, *around)
+    config |= extra | {
+      name: config.get(name, token)
+      for name, token in self.special_tokens.items()
+    }
     for name, data in written.items():
       (folder / name).write_bytes(data)
     files.write_templates(folder, self.chat_templates, config)

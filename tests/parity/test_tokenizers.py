@@ -198,6 +198,52 @@ def test_saved_llama2c_and_bytes_load_in_transformers(
       assert tok.decode(ids) == reference.decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'add_dummy_prefix': False},
+    {'normalization_rule_name': 'nmt_nfkc', 'remove_extra_whitespaces': True},
+    {'model_type': 'unigram', 'vocab_size': 300},
+    {
+      'model_type': 'unigram',
+      'vocab_size': 300,
+      'normalization_rule_name': 'nmt_nfkc',
+      'remove_extra_whitespaces': True,
+    },
+  ],
+)
+def test_saved_sentencepiece_models_load_in_transformers(
+  make_folder, options, tmp_path
+):
+  data = tiny.train_sentencepiece(**options)
+  added = {'<|im_end|>': 340}
+  if 'vocab_size' in options:
+    added = {'<|im_end|>': 300}
+  tok = load_tokenizer(
+    make_folder(
+      {
+        'tokenizer.model': data,
+        'added_tokens.json': added,
+        'tokenizer_config.json': {'pad_token': '<|im_end|>'},
+      }
+    )
+  )
+  tok.save(tmp_path / 'saved')
+  reference = transformers.AutoTokenizer.from_pretrained(tmp_path / 'saved')
+  again = load_tokenizer(tmp_path / 'saved')
+  assert len(reference) == again.vocab_size == tok.vocab_size
+  assert again.special_ids == tok.special_ids
+  rng = random.Random(0)
+  for n in range(200):
+    text = 'x' + ''.join(rng.choices('the catmondié🙂你ﬁß  ,.\n\t', k=20))
+    if n % 2:
+      text = ' '.join(rng.choices([*tiny.WORDS, 'on<|im_end|>a'], k=8))
+    ids = tok.encode(text)
+    assert ids == reference.encode(text) == again.encode(text)
+    assert tok.decode(ids) == again.decode(ids)
+    assert tok.decode(ids) == reference.decode(ids, skip_special_tokens=True)
+
+
 def test_named_templates(make_folder, byte_level_bytes):
   config = {
     'tokenizer_class': 'PreTrainedTokenizerFast',

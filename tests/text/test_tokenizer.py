@@ -217,6 +217,8 @@ def test_save_and_load_again(tok, tmp_path):
     assert getattr(again, name) == getattr(tok, name), name
   assert again.chat_templates == tok.chat_templates
   for text in TEXTS:
+    if tok.lead == 'each':  # saved as tokenizer.json, see llm/text/convert.py
+      text = text.lstrip()
     assert again.encode(text) == tok.encode(text)
 
 
