@@ -1,4 +1,4 @@
-"""Generate text from a checkpoint.
+r"""Generate text from a checkpoint.
 
 One prompt, streamed to the terminal:
   python launch.py --config=configs/generate.py \
@@ -18,10 +18,12 @@ and the form of the rows: docs/generation.md.
 
 from ml_collections import config_dict
 
+from llm.config_args import parse_arg
+
 
 def get_config(arg=None):
-  """Every field of a generation run. `arg` is not used."""
-  del arg
+  """Every field of a generation run; there are no bundles to choose."""
+  parse_arg(arg)
   optional = config_dict.placeholder
   config = config_dict.ConfigDict()
   config.task = 'generate'

@@ -1,4 +1,4 @@
-"""Log-probabilities that a checkpoint gives to tokens.
+r"""Log-probabilities that a checkpoint gives to tokens.
 
   python launch.py --config=configs/score.py --config.model.path=PATH \
     --config.input=IN.jsonl --config.output=OUT.jsonl

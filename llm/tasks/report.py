@@ -69,7 +69,7 @@ def phase_rows(phases: Phases, bandwidth: float) -> list[tuple[str, str]]:
       )
     )
   if phases.compile_s >= 0.05:
-    what = 'part of the time to first token, in no rate'
+    what = 'which delays the first token and counts in no rate'
     rows.append(('compiling', f'{phases.compile_s:,.1f} s, {what}'))
   return rows
 

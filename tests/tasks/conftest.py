@@ -1,0 +1,81 @@
+"""A model folder of a few kilobytes, and a runner of tasks on it."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from llm import config_args
+from llm.checkpoints import hf
+from llm.models.config import ModelConfig
+from llm.models.transformer import init_params
+from llm.tasks import TASKS
+from llm.text.tokenizer import load_tokenizer
+
+ROOT = pathlib.Path(__file__).parents[2]
+MAX_LENGTH = 96
+TEMPLATE = (
+  '{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}'
+  '{% if add_generation_prompt %}<a>{% endif %}'
+)
+
+
+@pytest.fixture(scope='session')
+def model_folder(tmp_path_factory):
+  """A random model over bytes, far from uniform, with a chat template."""
+  tokenizer = load_tokenizer('bytes')
+  config = ModelConfig(
+    vocab_size=tokenizer.vocab_size,
+    embed_dim=16,
+    hidden_dim=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    max_length=MAX_LENGTH,
+    bos_id=tokenizer.bos_id,
+    eos_ids=tokenizer.eos_ids,
+  )
+  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: rng.normal(1.0 if x.ndim == 1 else 0.0, 0.2, x.shape), shapes
+  )
+  folder = tmp_path_factory.mktemp('model')
+  hf.save_hf(
+    str(folder), config, params, tokenizer=tokenizer, dtype=np.float32
+  )
+  (folder / 'chat_template.jinja').write_text(TEMPLATE)
+  return str(folder)
+
+
+@pytest.fixture
+def run_task(model_folder, tmp_path):
+  """Runs a task in this process: run_task('score', 'input=IN', …) -> rows."""
+
+  def run(task, *overrides, output='out.jsonl', workdir=None):
+    config = config_args.load_config(str(ROOT / 'configs' / f'{task}.py'))
+    path = tmp_path / output
+    flags = {'model.path': model_folder, 'output': path}
+    flags |= dict(item.split('=', 1) for item in overrides)
+    args = [f'--config.{name}={value}' for name, value in flags.items()]
+    config_args.override_config(config, args)
+    TASKS[task](config, workdir)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+  return run
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+  """write_rows(row, …) -> path of a JSONL file; strings are raw lines."""
+
+  def write(*rows, name='in.jsonl'):
+    path = tmp_path / name
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in rows]
+    path.write_text('\n'.join(lines) + '\n')
+    return str(path)
+
+  return write
