@@ -43,8 +43,9 @@ def top_p(logits: jax.Array, cut: jax.Array, *, min_keep: int = 1) -> jax.Array:
   """Keeps the most likely tokens whose mass reaches p (arXiv:1904.09751).
 
   From the least likely token upwards, tokens go as long as the mass gone so
-  far is at most `cut` = 1 - p. Among equal logits the lower id goes first, as
-  in a stable ascending sort.
+  far is at most `cut` = 1 - p. Among equal logits the higher id goes first, so
+  that the last one standing is the greedy choice (in `transformers` it depends
+  on the sort).
 
   Trace, p = 0.8: probabilities [.3, .1, .1, .5] add up from below to .1, .2,
   .5, 1; the first two are at most .2 and go: [.3, 0, 0, .5] stay.
@@ -69,12 +70,13 @@ def top_p(logits: jax.Array, cut: jax.Array, *, min_keep: int = 1) -> jax.Array:
   gone = jnp.clip(gone, 0, num_tied - 1).astype(jnp.int32)
   ids = jnp.arange(logits.shape[0])
 
-  def enough_gone(first_kept):
-    return jnp.sum(tied & (ids < first_kept), dtype=jnp.int32) >= gone
+  def enough_kept(end):
+    return jnp.sum(tied & (ids < end), dtype=jnp.int32) >= num_tied - gone
 
-  last = jnp.where(gone > 0, logits.shape[0], 0)
-  first_kept = _bisect(enough_gone, jnp.zeros_like(last), last)
-  keep = (logits > edge) | (tied & (ids >= first_kept))
+  # An empty interval, so no step, unless some of them go.
+  size = jnp.full_like(gone, logits.shape[0])
+  end = _bisect(enough_kept, jnp.where(gone > 0, 0, size), size)
+  keep = (logits > edge) | (tied & (ids < end))
   if min_keep > 1:
     keep |= logits >= _kth_largest(logits, min_keep)
   return _cut(logits, keep)
