@@ -185,7 +185,7 @@ def reread(
   fresh = init_cache(
     model.config,
     rows.shape[0],
-    max(x.shape[-2] for x in leaves),
+    max(max(x.shape[-2:]) for x in leaves),
     leaves[0].dtype,
     model.scan_layers,
   )

@@ -8,7 +8,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from llm.models import cache as cache_lib
+from llm.models.cache import LayerCache, Segment, extend
 from llm.models.config import ModelConfig
 from llm.models.layers import Linear, RMSNorm, soft_cap
 from llm.models.rope import apply_rope
@@ -21,7 +21,7 @@ _MASKED = -1e30  # finite, so that a row without any key stays finite
 
 def attend(
   q: jax.Array,
-  segments: list[cache_lib.Segment],
+  segments: list[Segment],
   *,
   scale: float,
   cap: float | None = None,
@@ -44,9 +44,8 @@ def attend(
     return _attend_in_blocks(q, segments, scale, cap)
   scores = []
   for segment in segments:
-    keys = 'bkhs' if segment.keys_last else 'bksh'
     s = jnp.einsum(
-      f'btkgh,{keys}->bkgts',
+      'btkgh,bksh->bkgts',
       q,
       segment.k.astype(q.dtype),
       preferred_element_type=jnp.float32,
@@ -61,7 +60,7 @@ def attend(
   out = 0.0
   for segment, w in zip(segments, weights, strict=True):
     out = out + jnp.einsum(
-      'bkgts,bksh->btkgh',
+      'bkgts,bkhs->btkgh',
       (w / total).astype(q.dtype),
       segment.v.astype(q.dtype),
     )
@@ -136,9 +135,8 @@ class Attention(nn.Module):
     q = apply_rope(q, positions, *rope)
     k = apply_rope(k, positions, *rope)
     q = q.reshape(batch, length, config.num_kv_heads, groups, config.head_dim)
-    segments, entry = cache_lib.extend(
-      entry, k.swapaxes(1, 2), v.swapaxes(1, 2), call, window, ring
-    )
+    new = LayerCache(k=k.transpose(0, 2, 1, 3), v=v.transpose(0, 2, 3, 1))
+    segments, entry = extend(entry, new, call, window, ring)
     scale = config.query_scale
     if scale is None:
       scale = config.head_dim**-0.5

@@ -27,9 +27,12 @@ from llm.models.config import GLOBAL, LOCAL, ModelConfig
 class LayerCache:
   """Keys and values of one layer; a leading L axis if layers are scanned.
 
+  Each is stored so that a decode step's products sum over the last axis: on
+  CPU, the other order is copied into this one at every step.
+
   Attributes:
     k: dtype[B, K, S, H], rotated.
-    v: dtype[B, K, S, H].
+    v: dtype[B, K, H, S].
   """
 
   k: jax.Array
@@ -54,9 +57,8 @@ class OpenCache:
   """The cache during a chunk of decode steps (see the module's docstring).
 
   Attributes:
-    prefix: per layer, the slots in use before the chunk; keys [B, K, H, S] on
-      CPU, where that order is several times faster, else [B, K, S, H].
-    recent: per layer, the chunk's keys and values, [B, K, C, H].
+    prefix: per layer, the slots in use before the chunk.
+    recent: per layer, room for the chunk's keys and values.
     start: int32[B], tokens held when the chunk was opened.
     count: int32, steps taken since.
   """
@@ -72,15 +74,14 @@ class Segment:
   """Keys that a query may look at.
 
   Attributes:
-    k: [B, K, S, H], or [B, K, H, S] where `keys_last` is set.
-    v: [B, K, S, H].
+    k: [B, K, S, H].
+    v: [B, K, H, S].
     mask: bool, broadcastable to [B, T, S].
   """
 
   k: jax.Array
   v: jax.Array
   mask: jax.Array
-  keys_last: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass
@@ -123,8 +124,11 @@ def init_cache(
     slots = max_length
     if is_ring(config, layer_type, scan_layers):
       slots = config.window
-    shape = (*leading, batch, config.num_kv_heads, slots, config.head_dim)
-    return LayerCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
+    shape = (*leading, batch, config.num_kv_heads)
+    return LayerCache(
+      k=jnp.zeros((*shape, slots, config.head_dim), dtype),
+      v=jnp.zeros((*shape, config.head_dim, slots), dtype),
+    )
 
   if scan_layers:
     kinds = set(config.layer_types)
@@ -180,8 +184,10 @@ def _self_mask(length, segment_ids, window):
   return mask
 
 
-def _append(old: jax.Array, new: jax.Array, start, lengths, ring: int):
-  """Writes new[B, K, T, H] behind `start` tokens; slots beyond stay or are junk.
+def _write(
+  old: jax.Array, new: jax.Array, start, lengths, ring: int, axis: int
+) -> jax.Array:
+  """Writes `new` behind `start` tokens along the slot axis of [B, K, ., .].
 
   A dense row is written at [start, start + T): slots past its true length hold
   junk that no mask admits and that the next call overwrites. The caller sees
@@ -189,80 +195,94 @@ def _append(old: jax.Array, new: jax.Array, start, lengths, ring: int):
   """
   new = new.astype(old.dtype)
   if not ring:
-    write = lambda o, n, s: lax.dynamic_update_slice(o, n, (0, s, 0))
+
+    def write(o, n, s):
+      return lax.dynamic_update_slice_in_dim(o, n, s, axis - 1)
+
     return jax.vmap(write)(old, new, start)
   position = _ring_position(start + lengths, jnp.arange(ring), ring)
   index = position - start[:, None]
-  fresh = (index >= 0)[:, None, :, None]
-  index = jnp.clip(index, 0, new.shape[2] - 1)[:, None, :, None]
-  return jnp.where(fresh, jnp.take_along_axis(new, index, axis=2), old)
+  shape = [index.shape[0], 1, 1, 1]
+  shape[axis] = ring
+  fresh = (index >= 0).reshape(shape)
+  index = jnp.clip(index, 0, new.shape[axis] - 1).reshape(shape)
+  return jnp.where(fresh, jnp.take_along_axis(new, index, axis=axis), old)
+
+
+def _append(entry: LayerCache, new: LayerCache, start, lengths, ring: int):
+  """Appends a layer's new keys and values; `lengths[B]` of them are valid."""
+  return LayerCache(
+    k=_write(entry.k, new.k, start, lengths, ring, 2),
+    v=_write(entry.v, new.v, start, lengths, ring, 3),
+  )
 
 
 def extend(
-  entry: Any, k: jax.Array, v: jax.Array, call: CallContext, window, ring: int
+  entry: Any, new: LayerCache, call: CallContext, window: Any, ring: int
 ) -> tuple[list[Segment], Any]:
   """Adds one layer's new keys; says what the new queries may look at.
 
   Args:
     entry: None, a LayerCache, or a (prefix, recent, count) triple of an open
       cache.
-    k: dtype[B, K, T, H]; v alike. T is 1 for an open cache.
+    new: keys [B, K, T, H] and values [B, K, H, T]; T is 1 for an open cache.
     call: shared by all layers.
     window: tokens that a query sees, itself included; None: all. May be traced.
     ring: slots of a ring layer, 0 for a dense one.
 
   Returns:
     (segments, entry): the keys to attend to, and the changed part of the entry:
-    None, the new LayerCache, or the new `recent`.
+    None, the new LayerCache, or the new `recent`. Buffers are only read before
+    they are written, so that XLA may write in place.
   """
-  steps = k.shape[2]
+  steps = new.k.shape[2]
+  own = Segment(new.k, new.v, _self_mask(steps, call.segment_ids, window))
   if isinstance(entry, tuple):
-    return _extend_open(entry, k, v, call, window, ring)
-  own = Segment(k, v, _self_mask(steps, call.segment_ids, window))
+    past, entry = _extend_open(entry, new, call, window, ring)
+    return [*past, own], entry
   if entry is None:
     return [own], None
   segments = [own]
   if call.attend_length != 0:
-    limit = call.attend_length or entry.k.shape[2]
-    limit = min(limit, entry.k.shape[2])
+    limit = entry.k.shape[2]
+    limit = min(call.attend_length or limit, limit)
     query = call.start[:, None] + jnp.arange(steps)[None]
     mask = _past_mask(call.start, jnp.arange(limit), query, window, ring)
-    past = Segment(entry.k[:, :, :limit], entry.v[:, :, :limit], mask)
-    segments.insert(0, past)
-  new = LayerCache(
-    k=_append(entry.k, k, call.start, call.lengths, ring),
-    v=_append(entry.v, v, call.start, call.lengths, ring),
-  )
-  return segments, new
+    view = _leading(entry, limit)
+    segments.insert(0, Segment(view.k, view.v, mask))
+  return segments, _append(entry, new, call.start, call.lengths, ring)
 
 
-def _extend_open(entry, k, v, call, window, ring):
+def _extend_open(entry, new, call, window, ring):
   prefix, recent, count = entry
-  at = (0, 0, count, 0)
-  recent = LayerCache(
-    k=lax.dynamic_update_slice(recent.k, k.astype(recent.k.dtype), at),
-    v=lax.dynamic_update_slice(recent.v, v.astype(recent.v.dtype), at),
-  )
-  slots = jnp.arange(prefix.v.shape[2])
+  slots = jnp.arange(prefix.k.shape[2])
   query = (call.start + count)[:, None]
+  mask = _past_mask(call.start, slots, query, window, ring)
   steps = jnp.arange(recent.k.shape[2])
-  own = steps <= count
+  earlier = steps < count
   if window is not None:
-    own = own & (steps > count - window)
+    earlier = earlier & (steps > count - window)
   segments = [
-    Segment(
-      prefix.k,
-      prefix.v,
-      _past_mask(call.start, slots, query, window, ring),
-      keys_last=_keys_last(),
-    ),
-    Segment(recent.k, recent.v, own[None, None]),
+    Segment(prefix.k, prefix.v, mask),
+    Segment(recent.k, recent.v, earlier[None, None]),
   ]
+  recent = LayerCache(
+    k=lax.dynamic_update_slice_in_dim(
+      recent.k, new.k.astype(recent.k.dtype), count, axis=2
+    ),
+    v=lax.dynamic_update_slice_in_dim(
+      recent.v, new.v.astype(recent.v.dtype), count, axis=3
+    ),
+  )
   return segments, recent
 
 
-def _keys_last() -> bool:
-  return jax.default_backend() == 'cpu'
+def _leading(layer: LayerCache, limit: int) -> LayerCache:
+  return LayerCache(k=layer.k[..., :limit, :], v=layer.v[..., :limit])
+
+
+def _is_layer(x: Any) -> bool:
+  return isinstance(x, LayerCache)
 
 
 def open_cache(
@@ -275,20 +295,19 @@ def open_cache(
   """
 
   def view(layer: LayerCache) -> LayerCache:
-    limit = min(attend_length or layer.k.shape[-2], layer.k.shape[-2])
-    k, v = layer.k[..., :limit, :], layer.v[..., :limit, :]
-    return LayerCache(k=k.swapaxes(-1, -2) if _keys_last() else k, v=v)
+    slots = layer.k.shape[-2]
+    return _leading(layer, min(attend_length or slots, slots))
 
   def empty(layer: LayerCache) -> LayerCache:
-    shape = (*layer.k.shape[:-2], steps, layer.k.shape[-1])
+    *shape, _, head_dim = layer.k.shape
     return LayerCache(
-      k=jnp.zeros(shape, layer.k.dtype), v=jnp.zeros(shape, layer.v.dtype)
+      k=jnp.zeros((*shape, steps, head_dim), layer.k.dtype),
+      v=jnp.zeros((*shape, head_dim, steps), layer.v.dtype),
     )
 
-  is_layer = lambda x: isinstance(x, LayerCache)
   return OpenCache(
-    prefix=jax.tree.map(view, cache.layers, is_leaf=is_layer),
-    recent=jax.tree.map(empty, cache.layers, is_leaf=is_layer),
+    prefix=jax.tree.map(view, cache.layers, is_leaf=_is_layer),
+    recent=jax.tree.map(empty, cache.layers, is_leaf=_is_layer),
     start=cache.length,
     count=jnp.zeros((), jnp.int32),
   )
@@ -307,13 +326,12 @@ def close_cache(
   """
 
   def write(layer, new, ring):
-    append = lambda o, n: _append(o, n, cache.length, taken, ring)
-    if layer.k.ndim == 5:
-      append = jax.vmap(append)
-    return LayerCache(k=append(layer.k, new.k), v=append(layer.v, new.v))
+    def append(old, fresh):
+      return _append(old, fresh, cache.length, taken, ring)
 
-  is_layer = lambda x: isinstance(x, LayerCache)
-  layers = jax.tree.map(write, cache.layers, recent, rings, is_leaf=is_layer)
+    return (jax.vmap(append) if layer.k.ndim == 5 else append)(layer, new)
+
+  layers = jax.tree.map(write, cache.layers, recent, rings, is_leaf=_is_layer)
   return KVCache(layers=layers, length=cache.length + taken)
 
 
