@@ -28,9 +28,11 @@ def get_config(arg=None):
   config.seed = 0
 
   world = config.world = config_dict.ConfigDict()
-  world.size = 14 if small else 56  # people
-  world.max_operand = 9  # sums a + b with 0 <= a, b <= max_operand
-  world.sum_exposures = 2 if small else 24  # written and asked, per sum
+  world.size = 7 if small else 56  # people
+  world.max_operand = (
+    4 if small else 9
+  )  # sums a + b with 0 <= a, b <= max_operand
+  world.sum_exposures = 12 if small else 24  # written and asked, per sum
   world.held_out = 0.1  # share of facts that are never written
 
   config.tokenizer = config_dict.ConfigDict()
@@ -49,12 +51,12 @@ def get_config(arg=None):
   config.data.max_length = 128  # tokens of a packed row
 
   config.train = config_dict.ConfigDict()
-  config.train.steps = 60 if small else 600
+  config.train.steps = 100 if small else 600
   config.train.batch_size = 8  # rows
 
   optim = config.optim = config_dict.ConfigDict()
   optim.name = 'adamw'
-  optim.lr = 0.003
+  optim.lr = 0.01 if small else 0.003
   optim.schedule = 'linear'
   optim.warmup_steps = 20
   optim.weight_decay = 0.1
@@ -64,5 +66,6 @@ def get_config(arg=None):
 
   config.exam = config_dict.ConfigDict()
   config.exam.batch_size = 64  # questions answered together
-  config.exam.max_new_tokens = 16
+  config.exam.max_new_tokens = 16  # of an answer
+  config.exam.text_tokens = 16 if small else 64  # of a free text
   return config

@@ -33,8 +33,8 @@ def pack_documents(
   for i, document in enumerate(documents):
     if not 1 <= len(document) <= length:
       raise UserError(
-        f'document {i} has {len(document)} tokens: use 1 to data.max_length='
-        f'{length}'
+        f'document {i} has {len(document)} tokens and data.max_length='
+        f'{length}: documents need 1 to data.max_length tokens'
       )
     row = next((r for r in open_rows if r[1] + len(document) <= length), None)
     if row is None:

@@ -9,17 +9,15 @@ import ml_collections
 from rich import console as rich_console
 from rich import table as rich_table
 
-from llm.checkpoints import hf
 from llm.data.worlds import corpus as corpus_lib
 from llm.data.worlds import world as world_lib
 from llm.data.worlds.corpus import Question
-from llm.decode.generate import generate
-from llm.decode.sampling_params import SamplingParams
 from llm.models.transformer import Transformer
 from llm.tasks import generate as generate_task
+from llm.tasks import loading, report
+from llm.tasks import requests as requests_lib
+from llm.tasks.answers import generate_rows, make_rows, plan_decoding
 from llm.tasks.stages import Stage
-from llm.text import chat
-from llm.text.tokenizer import load_tokenizer
 
 POPULAR = 16  # statements from which on a fact counts as popular
 GROUPS = (
@@ -31,7 +29,6 @@ GROUPS = (
   'sums: never written',
 )
 TEXTS = 3  # free texts, each begun with the name of a popular person
-TEXT_TOKENS = 60
 
 
 def group_of(fact: world_lib.Fact) -> str:
@@ -64,7 +61,8 @@ def hold_exam(
     world: the ledger.
     model_folder: a Hugging Face folder.
     untrained: parameters of the same shape before training, for contrast.
-    settings: `batch_size` and `max_new_tokens`.
+    settings: `batch_size`; `max_new_tokens` of an answer and `text_tokens` of
+      a free text.
 
   Returns:
     `questions` (how many), `groups` (name: questions, right, untrained),
@@ -76,15 +74,16 @@ def hold_exam(
     folder / 'questions.jsonl',
     [{'messages': _messages(question)} for question in questions]
     + [
-      {'prompt': person, 'sampling': {'max_new_tokens': TEXT_TOKENS}}
+      {'prompt': person, 'sampling': {'max_new_tokens': settings.text_tokens}}
       for person in world.people[:TEXTS]
     ],
   )
-  generate_task.run(_generate_config(folder, model_folder, settings), None)
+  config = _generate_config(folder, model_folder, settings)
+  generate_task.run(config, None)
   rows = _read_jsonl(folder / 'answers.jsonl')
   rows.sort(key=lambda row: row['index'])
   answers = [row['text'] for row in rows]
-  before = _answer(model_folder, untrained, questions, settings)
+  before = _answer_untrained(config, untrained)
   marks = [
     {
       'question': question.text,
@@ -136,31 +135,24 @@ def print_report(exam: Stage) -> None:
     console.print(text, markup=False)
 
 
-def _answer(
-  model_folder: pathlib.Path,
-  params: Any,
-  questions: Sequence[Question],
-  settings: ml_collections.ConfigDict,
-) -> list[str]:
-  """Greedy answers by `params` with the saved model's shape and tokenizer."""
-  config = hf.read_config(str(model_folder))
-  model, tok = Transformer(config), load_tokenizer(model_folder)
-  greedy = SamplingParams(
-    temperature=0.0, max_new_tokens=settings.max_new_tokens
+def _answer_untrained(config, params: Any) -> list[str]:
+  """The answers of a generate run with other parameters, in order."""
+  source = loading.open_model(config)
+  loaded = loading.Loaded(source, Transformer(source.config), params)
+  requests = requests_lib.read_requests(
+    config.prompts_file,
+    source.tokenizer,
+    requests_lib.run_sampling(config.sampling),
+    source.limits,
   )
+  rows = make_rows(requests, config)
+  # The same sizes as in the run itself, so nothing is compiled again.
+  decoding = plan_decoding(config, rows)
   answers = []
-  for start in range(0, len(questions), settings.batch_size):
-    part = questions[start : start + settings.batch_size]
-    rows = [chat.encode(tok, _messages(question)) for question in part]
-    completions = generate(
-      model,
-      params,
-      rows,
-      [greedy] * len(rows),
-      eos_ids=config.eos_ids,
-      batch_size=settings.batch_size,
-    )
-    answers += [tok.decode(c.token_ids) for c in completions]
+  for first in range(0, len(rows), decoding.batch_size):
+    part = rows[first : first + decoding.batch_size]
+    results = generate_rows(loaded, part, decoding, report.Phases())
+    answers += [result['text'] for result in results]
   return answers
 
 
@@ -178,7 +170,7 @@ def _generate_config(folder, model_folder, settings):
       'dtype': 'float32',
       'batch_size': settings.batch_size,
       'max_length': None,
-      'chunk_steps': 8,
+      'chunk_steps': 16,
       'prefill_chunk': None,
       'sampling': {
         'temperature': 0.0,

@@ -1,4 +1,4 @@
-"""The run `quickstart`: a world, a tokenizer, a model and an exam, from nothing.
+"""The run `quickstart`: world, tokenizer, model and exam, from nothing.
 
 Five stages, each a folder of the workdir (see `llm.tasks.stages`):
   corpus     the world's ledger and its documents
@@ -81,7 +81,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     lambda folder: _train_tokenizer(folder, corpus, config.tokenizer),
   )
   _tell(
-    tokenizer, '{vocab_size} tokens, {characters_per_token:.1f} characters each'
+    tokenizer, '{vocab_size} tokens of {characters_per_token:.1f} characters'
   )
 
   fields = ('model', 'data', 'train', 'optim')

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import io
+import re
 
 from llm.errors import UserError
 
@@ -40,8 +41,13 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
       minloglevel=2,
     )
   except RuntimeError as error:
+    # "... required_chars. 100 vs 273." or "... set it to a value <= 303."
+    bound = re.search(r'\d+ vs (\d+)|<= (\d+)', str(error))
+    if bound is None:
+      raise
+    least, most = bound.groups()
+    remedy = f'at least {least}' if least else f'at most {most}'
     raise UserError(
-      f'tokenizer.vocab_size={vocab_size} does not suit the texts: '
-      f'{str(error).split("] ")[-1]}'
+      f'tokenizer.vocab_size={vocab_size}: these texts need {remedy}'
     ) from None
   return model.getvalue()
