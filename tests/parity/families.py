@@ -54,9 +54,7 @@ _ROPES = {
     original_max_position_embeddings=_ORIGINAL,
   ),
   'yarn': dict(factor=4.0, original_max_position_embeddings=_ORIGINAL),
-  'longrope': dict(
-    original_max_position_embeddings=_ORIGINAL, **_longrope(4)
-  ),
+  'longrope': dict(original_max_position_embeddings=_ORIGINAL, **_longrope(4)),
 }
 CASES = [
   _case('llama', 'LlamaConfig'),
@@ -131,9 +129,7 @@ CASES = [
     sliding_window=8,
     layer_types=['sliding_attention', 'sliding_attention', 'full_attention'],
     rope_parameters={
-      'full_attention': dict(
-        rope_type='linear', rope_theta=1e5, factor=8.0
-      ),
+      'full_attention': dict(rope_type='linear', rope_theta=1e5, factor=8.0),
       'sliding_attention': dict(rope_type='default', rope_theta=1e3),
     },
   ),

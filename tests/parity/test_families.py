@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.parity.families import CASES, load_torch, save_model
 import torch
 
 from llm.checkpoints.hf import load_params, read_config, save_hf
 from llm.decode.generate import generate
 from llm.decode.sampling_params import SamplingParams
 from llm.models.transformer import Transformer
+from tests.parity.families import CASES, load_torch, save_model
 
 _LENGTHS = (40, 23, 9)  # past the windows (8) and the original contexts (16)
 _NEW_TOKENS = 64
@@ -55,9 +55,9 @@ def _our_logps(model, params, rows):
   for i, row in enumerate(rows):
     tokens[i, : len(row)] = row
   lengths = jnp.array([len(row) for row in rows])
-  logits, _ = jax.jit(
-    lambda p, t, n: model.apply({'params': p}, t, lengths=n)
-  )(params, tokens, lengths)
+  logits, _ = jax.jit(lambda p, t, n: model.apply({'params': p}, t, lengths=n))(
+    params, tokens, lengths
+  )
   return np.asarray(jax.nn.log_softmax(logits))
 
 
