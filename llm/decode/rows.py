@@ -61,28 +61,21 @@ class RowSampling:
   key: jax.Array
 
 
-_PLAIN = {
-  np.float32: (
-    'temperature',
-    'min_p',
-    'typical_p',
-    'epsilon',
-    'eta',
-    'repetition_penalty',
-    'presence_penalty',
-    'frequency_penalty',
-    'dry_multiplier',
-    'dry_base',
-    'xtc_probability',
-    'xtc_threshold',
-  ),
-  np.int32: (
-    'top_k',
-    'no_repeat_ngram',
-    'min_new_tokens',
-    'dry_allowed_length',
-  ),
-}
+_INTS = ('top_k', 'no_repeat_ngram', 'min_new_tokens', 'dry_allowed_length')
+_FLOATS = (
+  'temperature',
+  'min_p',
+  'typical_p',
+  'epsilon',
+  'eta',
+  'repetition_penalty',
+  'presence_penalty',
+  'frequency_penalty',
+  'dry_multiplier',
+  'dry_base',
+  'xtc_probability',
+  'xtc_threshold',
+)
 
 
 def stack_rows(
@@ -117,22 +110,26 @@ def stack_rows(
     breakers[row, list(one.dry_breakers)] = True
     stop = stop_ids(one, eos_ids)
     stops[row, : len(stop)] = stop
-  plain = {
-    name: np.array([getattr(one, name) for one in params], dtype)
-    for dtype, names in _PLAIN.items()
-    for name in names
+  # No row is that long, so a larger integer means the same.
+  ints = {
+    name: np.array([min(getattr(one, name), 2**30) for one in params], np.int32)
+    for name in _INTS
   }
-  # A k above V means the same as V and need not fit in 32 bits.
-  plain['top_k'] = np.array(
-    [min(one.top_k, vocab_size) for one in params], np.int32
+  floats = {
+    name: np.array([getattr(one, name) for one in params], np.float32)
+    for name in _FLOATS
+  }
+  fields = (
+    ints
+    | floats
+    | {
+      'top_p_cut': np.array([1.0 - one.top_p for one in params], np.float32),
+      'bias': bias,
+      'biased': (bias != 0.0).any(axis=-1),
+      'stop_ids': stops,
+      'dry_breakers': breakers,
+    }
   )
-  fields = plain | {
-    'top_p_cut': np.array([1.0 - one.top_p for one in params], np.float32),
-    'bias': bias,
-    'biased': (bias != 0.0).any(axis=-1),
-    'stop_ids': stops,
-    'dry_breakers': breakers,
-  }
   seeds = np.array([one.seed for one in params], np.uint32)
   return RowSampling(
     **{name: jnp.asarray(value) for name, value in fields.items()},

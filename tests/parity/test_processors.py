@@ -11,7 +11,7 @@ torch = pytest.importorskip('torch')
 theirs = pytest.importorskip('transformers.generation.logits_process')
 
 from llm.decode import filters  # noqa: E402
-from llm.decode import logits as processors
+from llm.decode import logits as processors  # noqa: E402
 
 
 @functools.cache

@@ -1,0 +1,355 @@
+"""The draw: invariances, log-probabilities, frequencies, one compilation."""
+
+import dataclasses
+import functools
+import random
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm.decode.rows import append, init_history, stack_rows
+from llm.decode.sampling import (
+  DEFAULT_ORDER,
+  argmax,
+  run_stages,
+  sample_rows,
+)
+from llm.decode.sampling_params import SamplingParams
+
+V = 320
+STEPS = 12
+
+
+def params(**fields):
+  return SamplingParams(**fields)
+
+
+EVERYTHING = params(
+  temperature=0.9,
+  top_k=40,
+  top_p=0.9,
+  min_p=0.01,
+  typical_p=0.9,
+  epsilon=0.001,
+  eta=0.001,
+  repetition_penalty=1.2,
+  presence_penalty=0.3,
+  frequency_penalty=0.2,
+  no_repeat_ngram=2,
+  logit_bias={5: 2.0},
+  forbidden_ids=(7,),
+  min_new_tokens=4,
+  dry_multiplier=0.8,
+  xtc_probability=0.5,
+  seed=3,
+)
+MIXED = [
+  EVERYTHING,
+  params(temperature=0.0),
+  params(seed=5),
+  params(top_k=20, seed=6),
+  params(top_p=0.7, seed=7, temperature=1.4),
+  params(typical_p=0.6, seed=8, repetition_penalty=1.5),
+  params(min_p=0.1, seed=9, no_repeat_ngram=1),
+  params(allowed_ids=(2, 5, 9), seed=10, dry_multiplier=1.0),
+]
+
+
+def model(rows):
+  """Logits float32[rows, V] of as many made-up models."""
+  rng = np.random.default_rng(11)
+  return jnp.asarray(rng.normal(0.0, 2.5, (rows, V)).astype(np.float32))
+
+
+def start(rows, width=4):
+  prompt = jnp.arange(rows * width).reshape(rows, width) % 11
+  return init_history(prompt, jnp.arange(rows) % width + 1, V, 32)
+
+
+@jax.jit
+def decode(logits, rows, history):
+  """Scans over steps: tokens int32[steps, B] and their SampleInfo."""
+
+  def step(history, _):
+    # Something of the past moves the logits, as in a model.
+    last = history.tokens[jnp.arange(len(logits)), history.length - 1]
+    now = jnp.roll(logits, 1, axis=1) + (jnp.arange(V) == last[:, None])
+    token, info = sample_rows(now, rows, history, top_n=2)
+    return append(history, token, jnp.ones(token.shape, bool)), (token, info)
+
+  return lax.scan(step, history, length=STEPS)[1]
+
+
+def take(tree, which):
+  return jax.tree.map(lambda x: x[np.asarray(which)], tree)
+
+
+@functools.cache
+def decoded_eight():
+  rows = stack_rows(MIXED, vocab_size=V, eos_ids=(2,))
+  return decode(model(8), rows, start(8))
+
+
+@pytest.mark.parametrize('which', [(0,), (4,), (3, 0, 6), (7, 1, 5)])
+def test_a_row_does_not_depend_on_its_neighbours(which):
+  tokens, info = decoded_eight()
+  rows = stack_rows([MIXED[i] for i in which], vocab_size=V, eos_ids=(2,))
+  alone, alone_info = decode(
+    model(8)[np.array(which)], rows, take(start(8), which)
+  )
+  np.testing.assert_array_equal(alone, tokens[:, np.array(which)])
+  for name in ('logprob', 'logprob_processed', 'logprob_filtered'):
+    np.testing.assert_allclose(
+      getattr(alone_info, name),
+      getattr(info, name)[:, np.array(which)],
+      atol=1e-5,
+    )
+
+
+def test_rows_of_one_seed_agree_whatever_the_slot():
+  rows = stack_rows([EVERYTHING] * 8, vocab_size=V, eos_ids=(2,))
+  logits = jnp.broadcast_to(model(1), (8, V))
+  history = jax.tree.map(lambda x: jnp.broadcast_to(x[2], x.shape), start(8))
+  tokens, _ = decode(logits, rows, history)
+  assert (np.asarray(tokens) == np.asarray(tokens)[:, :1]).all()
+
+
+def test_settings_share_one_compilation():
+  rng = random.Random(0)
+  logits, history = model(8), start(8)
+  before = decode._cache_size()
+  decoded_eight()
+  for _ in range(5):
+    rows = [
+      dataclasses.replace(
+        rng.choice(MIXED), seed=rng.randrange(99), top_k=rng.randrange(9)
+      )
+      for _ in range(8)
+    ]
+    decode(logits, stack_rows(rows, vocab_size=V, eos_ids=(2,)), history)
+  assert decode._cache_size() <= before + 1
+
+
+def test_scan_is_a_python_loop():
+  tokens, info = decoded_eight()
+  rows = stack_rows(MIXED, vocab_size=V, eos_ids=(2,))
+  history, logits = start(8), model(8)
+  for i in range(3):
+    last = history.tokens[jnp.arange(8), history.length - 1]
+    now = jnp.roll(logits, 1, axis=1) + (jnp.arange(V) == last[:, None])
+    token, one = sampler()(now, rows, history)
+    np.testing.assert_array_equal(token, tokens[i])
+    np.testing.assert_allclose(one.logprob, info.logprob[i], atol=1e-6)
+    history = append(history, token, jnp.ones(8, bool))
+
+
+def test_greedy_top_k_one_and_tiny_p_take_the_best():
+  greedy = [
+    params(temperature=0.0, top_k=5, xtc_probability=1.0),
+    params(top_k=1, seed=4),
+    params(top_p=1e-9, seed=5),
+    params(temperature=1e-4, seed=6),
+    params(min_p=1.0, seed=7),
+    params(epsilon=0.999, seed=8),
+    params(temperature=0.0),
+    params(typical_p=1e-9, top_k=1),
+  ]
+  logits = model(8)
+  tokens, info = sample(greedy, logits)
+  np.testing.assert_array_equal(tokens, np.argmax(logits, axis=-1))
+  logp = np.asarray(jax.nn.log_softmax(logits))
+  best = logp.max(axis=-1)
+  np.testing.assert_allclose(info.logprob, best, atol=1e-5)
+  np.testing.assert_array_equal(np.asarray(info.logprob_filtered), np.zeros(8))
+  warm = [0, 1, 2, 4, 5, 6, 7]
+  np.testing.assert_allclose(
+    np.asarray(info.surviving_mass)[warm], np.exp(best)[warm], rtol=1e-5
+  )
+  # Of equals the first.
+  assert argmax(jnp.array([[1.0, 3.0, 3.0]])).tolist() == [1]
+
+
+stage = jax.jit(run_stages, static_argnums=0)
+
+
+@functools.cache
+def sampler(order=DEFAULT_ORDER):
+  return jax.jit(functools.partial(sample_rows, order=order, top_n=2))
+
+
+def sample(rows, logits, history=None, order=DEFAULT_ORDER):
+  stacked = stack_rows(rows, vocab_size=V, eos_ids=(2,))
+  return sampler(order)(logits, stacked, history or start(len(rows)))
+
+
+def test_three_log_probabilities_and_the_surviving_mass():
+  rows = [
+    params(seed=1),
+    params(temperature=0.7, seed=2),
+    params(temperature=0.7, top_k=5, seed=3),
+    params(top_p=0.6, repetition_penalty=1.3, seed=4),
+    params(temperature=0.0, frequency_penalty=1.0),
+    params(forbidden_ids=(1, 2, 3), seed=5),
+    params(typical_p=0.5, seed=6),
+    params(temperature=2.0, min_p=0.2, seed=7),
+  ]
+  logits, history = model(8), start(8)
+  history = append(history, jnp.full(8, 9), jnp.ones(8, bool))
+  tokens, info = sample(rows, logits, history)
+  stacked = stack_rows(rows, vocab_size=V, eos_ids=(2,))
+  keys = stacked.key
+  cold = [
+    dataclasses.replace(one, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0)
+    for one in rows
+  ]
+  cold = stack_rows(cold, vocab_size=V, eos_ids=(2,))
+  processed = stage(DEFAULT_ORDER, logits, cold, history, keys)
+  filtered = stage(DEFAULT_ORDER, logits, stacked, history, keys)
+  for i in range(8):
+    token = int(tokens[i])
+    raw, done, cut = (
+      log_softmax(np.asarray(x[i], np.float64))
+      for x in (logits, processed, filtered)
+    )
+    assert info.logprob[i] == pytest.approx(raw[token], abs=1e-5)
+    assert info.logprob_processed[i] == pytest.approx(done[token], abs=1e-5)
+    best = np.argsort(-raw)[:2]
+    assert info.top_ids[i].tolist() == best.tolist()
+    np.testing.assert_allclose(info.top_logprobs[i], raw[best], atol=1e-5)
+    if i == 4:
+      assert token == np.argmax(np.asarray(processed[i]))
+      assert info.logprob_filtered[i] == 0.0
+      continue
+    mass = np.exp(done)[cut > -np.inf].sum()
+    assert info.logprob_filtered[i] == pytest.approx(cut[token], abs=1e-5)
+    assert info.surviving_mass[i] == pytest.approx(mass, rel=1e-5)
+  # Nothing asked for: bit for bit the raw distribution, and all of it.
+  assert info.logprob[0] == info.logprob_processed[0]
+  assert info.logprob[0] == info.logprob_filtered[0]
+  assert info.surviving_mass[0] == 1.0
+
+
+def log_softmax(logits):
+  shifted = logits - logits.max()
+  return shifted - np.log(np.exp(shifted).sum())
+
+
+def test_stages_that_are_off_leave_the_logits_alone():
+  logits = model(8)
+  rows = stack_rows([params(), EVERYTHING] * 4, vocab_size=V, eos_ids=(2,))
+  out = stage(DEFAULT_ORDER, logits, rows, start(8), rows.key)
+  np.testing.assert_array_equal(out[::2], logits[::2])
+  assert (np.isinf(np.asarray(out[1::2])).sum(axis=-1) > V / 2).all()
+
+
+def test_a_dead_end_falls_back_to_what_is_permitted():
+  rows = [
+    params(allowed_ids=(2,), min_new_tokens=5, temperature=0.0),
+    params(allowed_ids=(0, 1), no_repeat_ngram=1, seed=2),
+  ]
+  prompt = jnp.tile(jnp.array([[0, 1]]), (8, 1))
+  history = init_history(prompt, jnp.full(8, 2), V, 32)
+  tokens, info = sample(rows * 4, model(8), history)
+  assert tokens[0] == 2
+  assert tokens[1] in (0, 1)
+  assert np.isfinite(np.asarray(info.logprob_processed)).all()
+
+
+def test_order_is_data():
+  # Temperature last, as in llama.cpp: the filter sees untempered logits.
+  order = ('min_p', 'temperature')
+  rows = [params(temperature=4.0, min_p=0.5, seed=s) for s in range(2)]
+  logits = model(2)
+  tokens, info = sample(rows, logits, order=order)
+  for i in range(2):
+    raw = np.asarray(logits[i], np.float64)
+    alive = raw >= raw.max() + np.log(0.5)
+    hot = log_softmax(raw / 4.0)
+    assert alive[tokens[i]]
+    assert info.logprob_processed[i] == pytest.approx(hot[tokens[i]], abs=1e-5)
+    mass = np.exp(hot)[alive].sum()
+    assert info.surviving_mass[i] == pytest.approx(mass, rel=1e-5)
+    assert info.logprob_filtered[i] == pytest.approx(
+      hot[tokens[i]] - np.log(mass), abs=1e-5
+    )
+  with pytest.raises(ValueError, match="'topk': known stages are bias"):
+    sample(rows, logits, order=('topk',))
+  with pytest.raises(ValueError, match="'top_k' twice"):
+    sample(rows, logits, order=('top_k', 'top_k'))
+
+
+# 0.999 quantiles of chi-square for 1 ... 11 degrees of freedom.
+QUANTILES = [
+  *(10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32, 26.12, 27.88, 29.59),
+  31.26,
+]
+
+
+def test_sampled_frequencies_are_the_distribution():
+  rows = [
+    params(seed=21),
+    params(seed=22, temperature=1.7),
+    params(seed=23, top_k=6),
+    params(seed=24, top_p=0.8, temperature=0.8),
+    params(seed=25, min_p=0.2),
+    params(seed=26, typical_p=0.7),
+    params(seed=27, logit_bias={3: 1.5}, forbidden_ids=(1,)),
+    params(seed=28, xtc_probability=0.4, xtc_threshold=0.2),
+  ]
+  # Ten likely tokens, and a tail that is counted as one.
+  logits = np.full(V, -9.0, np.float32)
+  logits[:10] = -0.35 * np.arange(10)
+  logits = jnp.broadcast_to(jnp.asarray(logits), (8, V))
+  stacked = stack_rows(rows, vocab_size=V)
+  history = start(8)
+  draws = 4000
+
+  @jax.jit
+  def draw(stacked):
+    def step(position, _):
+      now = history.replace(length=position)
+      token, info = sample_rows(logits, stacked, now)
+      return position + 1, (token, info.logprob_filtered)
+
+    return lax.scan(step, history.length, length=draws)[1]
+
+  tokens = np.asarray(draw(stacked)[0])
+  for i, one in enumerate(rows):
+    share = expected_shares(one, np.asarray(logits[0], np.float64), stacked, i)
+    bins = np.append(share[:10], share[10:].sum())
+    counts = np.bincount(np.minimum(tokens[:, i], 10), minlength=11)
+    likely = bins > 1e-9
+    assert not counts[~likely].any()
+    wanted = draws * bins[likely]
+    chi_square = ((counts[likely] - wanted) ** 2 / wanted).sum()
+    assert chi_square < QUANTILES[likely.sum() - 2], (one, counts, wanted)
+
+
+def expected_shares(one, logits, stacked, row):
+  """Probabilities of one row of the frequency test, by the definitions."""
+  probs = np.exp(log_softmax(logits / one.temperature))
+  if one.logit_bias:
+    logits = logits + np.where(np.arange(V) == 3, 1.5, 0.0)
+    logits[1] = -np.inf
+    probs = np.exp(log_softmax(logits))
+  if one.top_k:
+    probs[one.top_k :] = 0.0
+  if one.top_p < 1.0:
+    probs[np.cumsum(probs) - probs >= one.top_p] = 0.0
+  if one.min_p:
+    probs[probs < one.min_p * probs.max()] = 0.0
+  if one.typical_p < 1.0:
+    surprise = -np.log(probs)
+    distance = np.abs(surprise - (probs * surprise).sum())
+    rank = np.argsort(distance)
+    total = np.cumsum(probs[rank])
+    probs[rank[np.sum(total < one.typical_p) + 1 :]] = 0.0
+  if one.xtc_probability:
+    cut = probs.copy()
+    cut[: np.sum(probs >= one.xtc_threshold) - 1] = 0.0
+    chance = one.xtc_probability
+    return (1 - chance) * probs + chance * cut / cut.sum()
+  return probs / probs.sum()
