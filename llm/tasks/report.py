@@ -27,10 +27,11 @@ class Phases:
 
 
 def progress_bar(unit: str | None = None) -> progress.Progress:
-  """A bar on stderr that leaves nothing behind.
+  """A bar on stderr, if that is a terminal; it leaves nothing behind.
 
   `unit` is what it counts; None: bytes.
   """
+  console = rich_console.Console(stderr=True)
   count = (
     (progress.MofNCompleteColumn(), progress.TextColumn(unit))
     if unit
@@ -41,7 +42,8 @@ def progress_bar(unit: str | None = None) -> progress.Progress:
     progress.BarColumn(),
     *count,
     progress.TimeRemainingColumn(),
-    console=rich_console.Console(stderr=True),
+    console=console,
+    disable=not console.is_terminal,
     transient=True,
   )
 

@@ -44,9 +44,7 @@ def model_folder(tmp_path_factory):
     lambda x: rng.normal(1.0 if x.ndim == 1 else 0.0, 0.2, x.shape), shapes
   )
   folder = tmp_path_factory.mktemp('model')
-  hf.save_hf(
-    str(folder), config, params, tokenizer=tokenizer, dtype=np.float32
-  )
+  hf.save_hf(str(folder), config, params, tokenizer=tokenizer, dtype=np.float32)
   (folder / 'chat_template.jinja').write_text(TEMPLATE)
   return str(folder)
 

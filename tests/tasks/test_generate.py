@@ -1,11 +1,14 @@
 """The generate command on a tiny random model, in this process."""
 
+import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
 import llm
+from llm import config_args
 from llm.decode.sampling_params import SamplingParams
 from llm.decode.score import score
 from llm.errors import UserError
@@ -199,12 +202,8 @@ def test_token_ids_need_no_tokenizer(run_task, model_folder, write_rows,
 
 
 def test_config_lists_every_sampling_field():
-  import dataclasses
-
-  from llm import config_args
-  from tests.tasks.conftest import ROOT
-
-  config = config_args.load_config(str(ROOT / 'configs/generate.py'))
+  path = pathlib.Path(__file__).parents[2] / 'configs/generate.py'
+  config = config_args.load_config(str(path))
   fields = {f.name: f.default for f in dataclasses.fields(SamplingParams)}
   assert set(config.sampling) == set(fields)
   for name, default in fields.items():
