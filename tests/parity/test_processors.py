@@ -12,6 +12,9 @@ theirs = pytest.importorskip('transformers.generation.logits_process')
 
 from llm.decode import filters  # noqa: E402
 from llm.decode import logits as processors  # noqa: E402
+from llm.decode.rows import append, init_history, stack_rows  # noqa: E402
+from llm.decode.sampling import DEFAULT_ORDER, run_stages  # noqa: E402
+from llm.decode.sampling_params import SamplingParams  # noqa: E402
 
 
 @functools.cache
@@ -250,3 +253,83 @@ def test_bias_suppression_and_permission():
   for start in (scores, dead):
     expected = constrained(ids, torch.tensor(start))
     assert_same(allow(add(start, values), values), expected)
+
+
+CHAINS = [
+  {'temperature': 0.7, 'top_k': 40, 'top_p': 0.9},
+  {'repetition_penalty': 1.3, 'no_repeat_ngram': 2, 'typical_p': 0.8},
+  {'logit_bias': {3: 2.0, 8: -1.5}, 'forbidden_ids': (5, 11), 'min_p': 0.05},
+  {'temperature': 1.5, 'epsilon': 0.002, 'min_new_tokens': 9},
+  {'repetition_penalty': 0.8, 'temperature': 1.2, 'eta': 0.003, 'top_p': 0.95},
+  {
+    'repetition_penalty': 1.1,
+    'no_repeat_ngram': 3,
+    'logit_bias': {7: 4.0},
+    'min_new_tokens': 8,
+    'temperature': 0.9,
+    'top_k': 100,
+    'top_p': 0.97,
+    'min_p': 0.001,
+    'typical_p': 0.95,
+    'epsilon': 0.0005,
+    'eta': 0.0005,
+  },
+]
+
+
+def their_chain(eos, prompt, **chosen):
+  """The warpers of `generate`, in the order of `_get_logits_processor`."""
+  make = {
+    'logit_bias': lambda x: theirs.SequenceBiasLogitsProcessor(
+      {(token,): value for token, value in x.items()}
+    ),
+    'repetition_penalty': theirs.RepetitionPenaltyLogitsProcessor,
+    'no_repeat_ngram': theirs.NoRepeatNGramLogitsProcessor,
+    'min_new_tokens': lambda x: theirs.MinNewTokensLengthLogitsProcessor(
+      prompt, x, [eos]
+    ),
+    'forbidden_ids': theirs.SuppressTokensLogitsProcessor,
+    'temperature': theirs.TemperatureLogitsWarper,
+    'top_k': theirs.TopKLogitsWarper,
+    'top_p': theirs.TopPLogitsWarper,
+    'min_p': theirs.MinPLogitsWarper,
+    'typical_p': theirs.TypicalLogitsWarper,
+    'epsilon': theirs.EpsilonLogitsWarper,
+    'eta': theirs.EtaLogitsWarper,
+  }
+  return theirs.LogitsProcessorList(
+    [
+      function(chosen[name])
+      for name, function in make.items()
+      if name in chosen
+    ]
+  )
+
+
+def test_a_batch_of_different_chains():
+  """Each row of one compiled call equals its own chain of theirs."""
+  vocab, prompt, length, eos = 300, 6, 13, 2
+  ids = RNG.integers(0, 40, (len(CHAINS), length))
+  scores = RNG.normal(0.0, 3.0, (len(CHAINS), vocab)).astype(np.float32)
+  rows = stack_rows(
+    [SamplingParams(**chain) for chain in CHAINS],
+    vocab_size=vocab,
+    eos_ids=(eos,),
+  )
+  history = init_history(
+    jnp.asarray(ids[:, :prompt]),
+    jnp.full(len(ids), prompt),
+    vocab,
+    capacity=32,
+  )
+  for column in ids[:, prompt:].T:
+    history = append(history, jnp.asarray(column), jnp.ones(len(ids), bool))
+  got = jax.jit(run_stages, static_argnums=0)(
+    DEFAULT_ORDER, jnp.asarray(scores), rows, history, rows.key
+  )
+  for row, chain in enumerate(CHAINS):
+    expected = their_chain(eos, prompt, **chain)(
+      torch.tensor(ids[row : row + 1]), torch.tensor(scores[row : row + 1])
+    )
+    assert_same(got[row], expected[0])
+    assert np.isinf(expected[0].numpy()).any()
