@@ -11,7 +11,7 @@ from pathlib import Path
 import struct
 
 from llm.errors import UserError
-from llm.text import backends, detokenize, files, llama2c_vocab
+from llm.text import backends, byte_level, detokenize, files, llama2c_vocab
 
 BYTES = 'bytes'
 
@@ -164,8 +164,8 @@ def load_tokenizer(path, vocab_size: int | None = None) -> Tokenizer:
     UserError: the file is missing, corrupt, or does not fit `vocab_size`.
   """
   if str(path) == BYTES:
-    around = files.Beside(tokens=backends.BYTES_TOKENS)
-    backend = backends.TokenizerJson(backends.bytes_json(), BYTES)
+    around = files.Beside(tokens=byte_level.BYTES_TOKENS)
+    backend = backends.TokenizerJson(byte_level.bytes_json(), BYTES)
     if vocab_size is not None and vocab_size < backend.size:
       raise UserError(
         f"tokenizer 'bytes': has {backend.size} ids (256 bytes, BOS, EOS, PAD),"

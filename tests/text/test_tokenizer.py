@@ -7,6 +7,8 @@ import struct
 
 import pytest
 import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from llm.errors import UserError
 from llm.text.tokenizer import find_tokenizer, load_tokenizer
@@ -290,3 +292,73 @@ def test_bad_text_is_refused(tok):
     tok.encode('a\ud800')
   with pytest.raises(UserError, match='not a string'):
     tok.encode(7)
+
+
+def word_tokenizer(decoder) -> bytes:
+  """Whole words, without a post-processor; the letter 'a' is no token."""
+  vocab = {'<unk>': 0, '▁the': 1, '▁cat': 2, '▁▁sat': 3, '▁é': 4}
+  tokenizer = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token='<unk>'))
+  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+  tokenizer.decoder = decoder
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single='<s> $A </s>', special_tokens=[('<s>', 5), ('</s>', 6)]
+  )
+  tokenizer.add_special_tokens(['<s>', '</s>'])
+  return tokenizer.to_str().encode()
+
+
+def test_metaspace_decoder(make_folder):
+  data = word_tokenizer(decoders.Metaspace())
+  tok = load_tokenizer(make_folder({'tokenizer.json': data}))
+  library = tokenizers.Tokenizer.from_buffer(data)
+  assert tok.encode('the cat') == [5, 1, 2, 6]
+  assert tok.decode([5, 1, 2, 3, 6]) == 'the cat  sat'
+  for ids in ([3, 1], [5, 3, 3], [4], [], [0, 1], [5]):
+    assert tok.decode(ids) == library.decode(ids)
+
+
+def test_no_decoder_joins_words(make_folder):
+  data = word_tokenizer(decoders.Metaspace())
+  bare = json.dumps(json.loads(data) | {'decoder': None}).encode()
+  tok = load_tokenizer(make_folder({'tokenizer.json': bare}))
+  library = tokenizers.Tokenizer.from_buffer(bare)
+  assert tok.decode([5, 1, 2, 6]) == '▁the ▁cat'
+  for ids in ([3, 1], [5, 3, 3], [4], [], [0, 1], [5]):
+    assert tok.decode(ids) == library.decode(ids)
+
+
+def test_named_tokens_that_the_vocabulary_lacks(make_folder, byte_level_bytes):
+  config = {'pad_token': '<pad>', 'bos_token': '<one>', 'my_token': '<two>'}
+  config['extra_special_tokens'] = ['<three>']
+  tok = load_tokenizer(
+    make_folder(
+      {'tokenizer.json': byte_level_bytes, 'tokenizer_config.json': config}
+    )
+  )
+  names = ['<one>', '<pad>', '<two>', '<three>']
+  size = tok.vocab_size
+  assert [tok.token_id(n) for n in names] == list(range(size - 4, size))
+  assert tok.encode(''.join(names)) == list(range(size - 4, size))
+  assert tok.decode(range(size - 4, size)) == ''
+
+
+def test_offsets_where_normalization_makes_more_characters(
+  make_folder, unigram_bytes
+):
+  tok = load_tokenizer(make_folder({'tokenizer.model': unigram_bytes}))
+  ids, offsets = tok.encode_with_offsets('㎯a', bos=False)
+  # One character becomes "rad∕s2", partly in byte tokens without extent.
+  assert tok.decode(ids) == 'rad∕s2a'
+  assert all(0 <= begin <= end <= 2 for begin, end in offsets)
+  assert offsets[-1] == (1, 2)
+
+
+def test_long_text_of_byte_tokens_is_not_quadratic(
+  make_folder, llama2c_entries
+):
+  data = llama2c_oracle.pack(llama2c_entries)
+  tok = load_tokenizer(make_folder({'v.bin': data}) / 'v.bin')
+  text = '你好' * 20000  # 120,000 byte tokens; quadratic work takes minutes
+  ids, offsets = tok.encode_with_offsets(text, bos=False)
+  assert len(ids) == 120001 and offsets[-1] == (39999, 40000)
+  assert tok.decode(ids) == text
