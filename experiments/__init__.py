@@ -1,0 +1,1 @@
+"""Claims with their measurements, one folder each; run by launch.py."""

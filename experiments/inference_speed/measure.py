@@ -1,0 +1,210 @@
+"""The run: all systems take turns on the same weights and prompts."""
+
+import importlib.metadata
+import importlib.util
+import statistics
+import tempfile
+
+import jax
+import ml_collections
+import numpy as np
+
+from experiments import machine
+from experiments.inference_speed.worker import SYSTEMS, Worker
+from llm.checkpoints.hf_save import save_hf
+from llm.errors import UserError
+from llm.models.config import ModelConfig
+from llm.models.transformer import init_params
+from llm.tasks import bandwidth
+from llm.tasks import run as run_lib
+
+_NEEDS = {'transformers_dynamic': 'torch', 'transformers_static': 'torch'}
+_PACKAGES = ('jax', 'torch', 'transformers', 'llama_cpp_python')
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
+  """Measures one batch size and writes `result.json`.
+
+  Raises:
+    UserError: no workdir, an unknown system, or a missing package.
+  """
+  if not workdir:
+    raise UserError('no --workdir: name a folder for result.json')
+  result = {
+    'machine': machine.describe(),
+    'versions': {name: _version(name) for name in _PACKAGES},
+  }
+  machine.use_cores(config.threads)
+  systems = _systems(config)
+  shape = _model_config(config)
+  with tempfile.TemporaryDirectory(dir=workdir) as folder:
+    params = init_params(shape, jax.random.key(config.seed))
+    save_hf(folder, shape, params)
+    lengths = _lengths(config)
+    step_bytes = bandwidth.step_bytes(shape, params, lengths)
+    del params
+    rates = [bandwidth.measure_bandwidth(1.0)]
+    turns = _take_turns(config, systems, folder)
+    rates.append(bandwidth.measure_bandwidth(1.0))
+  result['bandwidth_gb_s'] = max(rates) / 1e9
+  for system in systems:
+    result[system] = _summary(config, turns[system])
+    steps = result[system]['decode_tokens_per_s'] / config.batch_size
+    result[system]['bandwidth_share'] = steps * step_bytes / max(rates)
+  result['ratio'] = _ratios(turns)
+  result['tokens'] = _compare(turns, config.new_tokens)
+  run_lib.write_result(workdir, result)
+  _print(result, systems)
+
+
+def _systems(config) -> list[str]:
+  systems = list(config.systems)
+  for name in systems:
+    if name not in SYSTEMS:
+      raise UserError(f'systems has {name!r}: use some of {", ".join(SYSTEMS)}')
+    package = _NEEDS.get(name)
+    if package and importlib.util.find_spec(package) is None:
+      raise UserError(
+        f'systems has {name!r}, and {package} is not installed: install the '
+        "extra 'parity', or leave it out"
+      )
+  one = config.batch_size == 1
+  if not one or importlib.util.find_spec('llama_cpp') is None:
+    systems = [name for name in systems if name != 'llama_cpp']
+  if 'ours' not in systems:
+    raise UserError(f"systems={config.systems}: 'ours' must be one of them")
+  return systems
+
+
+def _model_config(config) -> ModelConfig:
+  return ModelConfig(
+    **config.model.to_dict(),
+    num_kv_heads=config.model.num_heads,
+    max_length=_tokens(config),
+    norm_eps=1e-5,
+  )
+
+
+def _tokens(config) -> int:
+  return config.prompt_tokens + config.new_tokens
+
+
+def _lengths(config) -> list[int]:
+  """Tokens in the cache at a decode step, on average."""
+  mean = config.prompt_tokens + config.new_tokens // 2
+  return [mean] * config.batch_size
+
+
+def _take_turns(config, systems, folder) -> dict[str, list[dict]]:
+  """Each system's answers, in the order of the repetitions.
+
+  A turn is one whole answer. The order is turned by one in each repetition, so
+  that no system always runs after the same other one. The first answer of each
+  system, which compiles and allocates, is not counted.
+  """
+  rng = np.random.default_rng(config.seed)
+  shape = (config.batch_size, config.prompt_tokens)
+  prompts = rng.integers(0, config.model.vocab_size, shape).tolist()
+  workers, turns = [], {name: [] for name in systems}
+  try:
+    for name in systems:
+      workers.append(Worker(name, folder, config.threads))
+      workers[-1].generate(prompts, config.new_tokens)
+    for repetition in range(config.repetitions):
+      shift = repetition % len(workers)
+      for worker in workers[shift:] + workers[:shift]:
+        answer = worker.generate(prompts, config.new_tokens)
+        turns[worker.system].append(answer)
+        print(
+          f'{repetition} {worker.system}: prefill {answer["prefill_s"]:.3f} s, '
+          f'decode {answer["decode_s"]:.3f} s',
+          flush=True,
+        )
+  finally:
+    for worker in workers:
+      worker.close()
+  return turns
+
+
+def _summary(config, answers: list[dict]) -> dict[str, float]:
+  """Tokens per second of one system: median, least and most."""
+  prompt = config.batch_size * config.prompt_tokens
+  steps = config.batch_size * (config.new_tokens - 1)
+  prefill = [prompt / answer['prefill_s'] for answer in answers]
+  decode = [steps / answer['decode_s'] for answer in answers]
+  return {
+    'prefill_tokens_per_s': statistics.median(prefill),
+    'prefill_least': min(prefill),
+    'prefill_most': max(prefill),
+    'decode_tokens_per_s': statistics.median(decode),
+    'decode_least': min(decode),
+    'decode_most': max(decode),
+  }
+
+
+def _ratios(turns: dict[str, list[dict]]) -> dict[str, float]:
+  """Our speed over another's: medians over repetitions of paired ratios.
+
+  `transformers` is the faster of its two caches in each repetition.
+  """
+  others = {
+    'transformers': [
+      turns[name] for name in turns if name.startswith('transformers')
+    ],
+    'llama_cpp': [turns[name] for name in turns if name == 'llama_cpp'],
+  }
+  ratios = {}
+  for phase in ('prefill', 'decode'):
+    for name, systems in others.items():
+      if not systems:
+        continue
+      pairs = [
+        min(answer[f'{phase}_s'] for answer in answers) / ours[f'{phase}_s']
+        for ours, *answers in zip(turns['ours'], *systems, strict=True)
+      ]
+      key = f'{phase}_vs_{name}'
+      ratios[key] = statistics.median(pairs)
+      ratios[f'{key}_least'] = min(pairs)
+      ratios[f'{key}_most'] = max(pairs)
+  return ratios
+
+
+def _compare(turns: dict[str, list[dict]], new_tokens: int) -> dict:
+  """Whether all systems compute the same model.
+
+  `equal` is the least number of leading tokens in which any answer of any
+  system agrees with our first one; `distinct` counts different tokens in our
+  rows, since equal tokens would mean little if they all were one.
+  """
+  ours = np.array(turns['ours'][0]['tokens'])
+  equal = new_tokens
+  for answers in turns.values():
+    for answer in answers:
+      same = np.array(answer['tokens']) == ours
+      equal = min(equal, int(np.cumprod(same, axis=1).sum(axis=1).min()))
+  distinct = min(len(set(row)) for row in ours.tolist())
+  return {'equal': equal, 'of': new_tokens, 'distinct': distinct}
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _print(result: dict, systems: list[str]) -> None:
+  for name in systems:
+    row = result[name]
+    print(
+      f'{name}: prefill {row["prefill_tokens_per_s"]:.1f} tokens/s, decode '
+      f'{row["decode_tokens_per_s"]:.1f} tokens/s, '
+      f'{row["bandwidth_share"]:.0%} of the bandwidth'
+    )
+  for name, value in result['ratio'].items():
+    print(f'{name}: {value:.2f}')
+  tokens = result['tokens']
+  print(
+    f'equal tokens: {tokens["equal"]} of {tokens["of"]}, '
+    f'{tokens["distinct"]} distinct in a row'
+  )

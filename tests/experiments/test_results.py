@@ -1,0 +1,139 @@
+"""READMEs say what the csv says, and the csv is judged as documented."""
+
+import importlib
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments import readme
+from experiments.inference_speed import analyze as speed
+from experiments.inference_speed import measure as speed_measure
+from experiments.inference_speed import opponents
+from experiments.kv_cache import analyze as kv_cache
+from experiments.kv_cache import measure as kv_measure
+from llm import config_args
+from llm.sweeps import report
+
+ROOT = pathlib.Path(__file__).parents[2] / 'experiments'
+FOLDERS = sorted(path.parent for path in ROOT.glob('*/analyze.py'))
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda path: path.name)
+def test_the_readme_has_the_numbers_of_the_csv(folder):
+  module = importlib.import_module(f'experiments.{folder.name}.analyze')
+  path = folder / 'results' / 'results.csv'
+  expected = 'No results yet.\n'
+  if path.exists():
+    expected = module.section(report.read_csv(str(path)))
+  assert readme.read_section(str(folder)) == expected
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda path: path.name)
+def test_the_readme_has_the_command_and_the_figure(folder):
+  text = (folder / 'README.md').read_text(encoding='utf-8')
+  assert f'launch.py --sweep=experiments/{folder.name}/sweep.py' in text
+  for word in ('**Claim.**', 'before the first run', '**Control', '](results/'):
+    assert word in text
+
+
+def test_results_elsewhere_leave_the_readme_alone(tmp_path):
+  folder, own, other = tmp_path, tmp_path / 'results', tmp_path / 'other'
+  own.mkdir(), other.mkdir()
+  path = folder / 'README.md'
+  path.write_text(f'a\n{readme.BEGIN}\nold\n{readme.END}\nb\n')
+  readme.write_section(str(folder), str(other), 'new\n')
+  assert readme.read_section(str(folder)) == 'old\n'
+  assert (other / 'summary.md').read_text() == 'new\n'
+  readme.write_section(str(folder), str(own), 'new\n')
+  assert path.read_text() == f'a\n{readme.BEGIN}\nnew\n{readme.END}\nb\n'
+
+
+def test_prices_are_those_of_the_arithmetic():
+  prices = kv_measure.price(None)
+  # keys and values x layers x heads x components x 2 bytes
+  assert prices['llama_2_7b']['token'] == 2 * 32 * 32 * 128 * 2
+  assert prices['llama_3_8b']['128k'] == 2 * 32 * 8 * 128 * 2 * 131_072
+  assert prices['qwen3_8b']['4k'] == 2 * 36 * 8 * 128 * 2 * 4096
+  # 8 of the 48 layers are global; the others keep 1024 tokens
+  per_layer = 2 * 8 * 256 * 2
+  gemma = prices['gemma_3_12b']
+  assert gemma['token'] == 8 * per_layer
+  assert gemma['windows'] == 40 * 1024 * per_layer
+  assert gemma['4k'] == (8 * 4096 + 40 * 1024) * per_layer
+  assert gemma['128k_all_global'] == 48 * 131_072 * per_layer
+
+
+def test_exponents_and_lines_are_recovered():
+  rows = [
+    {
+      'config.seed': seed,
+      'config.tokens': n,
+      'cached_s': (1 + seed) * n**1.7,
+      'token_ms': 2.0 + 0.5 * n,
+    }
+    for seed in range(3)
+    for n in (64, 128, 512)
+  ]
+  np.testing.assert_allclose(kv_cache.exponents(rows, 'cached_s'), 1.7)
+  np.testing.assert_allclose(kv_cache.line(rows), (2.0, 0.5, 1.0))
+
+
+def test_with_and_without_a_cache_the_same_tokens():
+  config = config_args.load_config('experiments/kv_cache/config.py:smoke')
+  config.tokens = 40
+  config.repetitions = 1
+  result = kv_measure.answer(config)
+  assert result['equal']
+  assert result['distinct'] > 1
+  assert result['speedup'] == result['uncached_s'] / result['cached_s']
+
+
+def _answer(prefill_s, decode_s, *rows):
+  return {'prefill_s': prefill_s, 'decode_s': decode_s, 'tokens': list(rows)}
+
+
+def test_ratios_are_paired_and_to_the_faster_cache():
+  turns = {
+    'ours': [_answer(1.0, 2.0), _answer(1.0, 4.0), _answer(1.0, 1.0)],
+    'transformers_dynamic': [_answer(3.0, 9.0)] * 3,
+    'transformers_static': [_answer(2.0, 8.0), *[_answer(9.0, 12.0)] * 2],
+  }
+  ratios = speed_measure._ratios(turns)
+  assert ratios == {
+    'prefill_vs_transformers': 3.0,
+    'prefill_vs_transformers_least': 2.0,
+    'prefill_vs_transformers_most': 3.0,
+    'decode_vs_transformers': 4.0,
+    'decode_vs_transformers_least': 2.25,
+    'decode_vs_transformers_most': 9.0,
+  }
+
+
+def test_the_first_different_token_counts():
+  turns = {
+    'ours': [_answer(1, 1, [5, 6, 7, 7], [1, 2, 3, 4])],
+    'llama_cpp': [_answer(1, 1, [5, 6, 7, 7], [1, 2, 9, 4])],
+  }
+  found = speed_measure._compare(turns, 4)
+  assert found == {'equal': 2, 'of': 4, 'distinct': 3}
+
+
+def test_goals_are_those_of_the_readme():
+  text = (ROOT / 'inference_speed' / 'README.md').read_text(encoding='utf-8')
+  assert 'at least 2.0 × `transformers` and 0.9 × llama.cpp; eight' in (
+    ' '.join(text.split())
+  )
+  assert speed.GOALS == (
+    (1, 'decode', 'transformers', 2.0),
+    (1, 'decode', 'llama_cpp', 0.9),
+    (8, 'decode', 'transformers', 2.0),
+    (1, 'prefill', 'transformers', 1.0),
+  )
+
+
+def test_llama_cpp_gets_rotated_pairs_side_by_side():
+  # Two heads of four rows: (0, 2) and (1, 3) of each are rotated together.
+  rows = np.arange(8)[:, None]
+  moved = opponents._interleave(rows, 2)
+  assert moved[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
