@@ -74,6 +74,10 @@ def test_logps_equal_transformers(folder, ours, rows):
 
 def test_greedy_tokens_equal_transformers(folder, ours, rows):
   model, params = ours
+  # Where the cache would hold keys of the short table beside those of the
+  # long one, the definition is the run without a cache; `transformers` sees
+  # to that itself for Phi-3 alone.
+  use_cache = model.config.rope.type != 'longrope'
   sampling = SamplingParams(temperature=0.0, max_new_tokens=_NEW_TOKENS)
   done = generate(model, params, rows, [sampling] * len(rows))
   for row, completion in zip(rows, done, strict=True):
@@ -81,6 +85,7 @@ def test_greedy_tokens_equal_transformers(folder, ours, rows):
       torch.tensor([row]),
       max_new_tokens=_NEW_TOKENS,
       do_sample=False,
+      use_cache=use_cache,
       pad_token_id=0,
     )
     assert list(completion.token_ids) == out[0, len(row) :].tolist()
