@@ -362,3 +362,17 @@ def test_long_text_of_byte_tokens_is_not_quadratic(
   ids, offsets = tok.encode_with_offsets(text, bos=False)
   assert len(ids) == 120001 and offsets[-1] == (39999, 40000)
   assert tok.decode(ids) == text
+
+
+def test_llama2c_file_without_the_space_is_refused(
+  make_folder, llama2c_entries
+):
+  entries = [(t if t != ' ' else '@', score) for t, score in llama2c_entries]
+  folder = make_folder({'v.bin': llama2c_oracle.pack(entries)})
+  with pytest.raises(UserError, match=r'v\.bin: no token is the single space'):
+    load_tokenizer(folder / 'v.bin')
+  entries[270] = entries[269]  # the same token twice
+  entries[-1] = (' ', -99.0)
+  folder = make_folder({'v.bin': llama2c_oracle.pack(entries)})
+  with pytest.raises(UserError, match=r'v\.bin: not a SentencePiece model'):
+    load_tokenizer(folder / 'v.bin')
