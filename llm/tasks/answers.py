@@ -180,7 +180,7 @@ def _result(row: Row, completion: Completion, stream: TextStream) -> dict:
   if row.sampling.logprobs:
     result['logprobs_processed'] = _finite(completion.logprobs_processed)
     result['logprobs_filtered'] = _finite(completion.logprobs_filtered)
-    result['surviving_mass'] = completion.surviving_mass
+    result['surviving_mass'] = _finite(completion.surviving_mass)
     result['top_logprobs'] = [
       _alternatives(stream.tokenizer, *top) for top in completion.top
     ]
@@ -200,7 +200,7 @@ def _alternatives(tokenizer, ids, logprobs) -> list[dict[str, Any]]:
 
 
 def _finite(values: list[float]) -> list[float | None]:
-  # JSON has no infinity: a token of probability 0 is null.
+  # JSON has no infinity: the logarithm of 0 is null.
   return [v if math.isfinite(v) else None for v in values]
 
 

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from llm.models.config import LOCAL, ModelConfig
 
 
-def measure_bandwidth(budget_s: float = 0.15) -> float:
+def measure_bandwidth(budget_s: float = 0.1) -> float:
   """Bytes per second at which the default device reads its own memory.
 
   Times a row-wise maximum over a buffer that is meant to be larger than the
-  caches: one pass that reads much and writes next to nothing, as decoding does.
-  The best of the passes that fit into `budget_s` counts.
+  caches (256 MiB on a CPU, else 512): one pass that reads much and writes next
+  to nothing, as decoding does. The best of the passes that fit into `budget_s`
+  counts, and at least one does.
   """
   on_cpu = jax.default_backend() == 'cpu'
-  rows = (96 if on_cpu else 1024) * 256  # of 4 KiB
+  rows = (256 if on_cpu else 512) * 256  # of 4 KiB
   buffer = jnp.ones((rows, 1024), jnp.float32)
   read = jax.jit(lambda x: jnp.max(x, axis=1))
   read(buffer).block_until_ready()

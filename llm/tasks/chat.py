@@ -4,10 +4,15 @@ Every turn reads the whole conversation anew through the chat template, because
 templates may rewrite earlier turns: what is shown is what the model was given.
 """
 
+import contextlib
+
 from llm.errors import UserError
 from llm.tasks import loading, report, requests
 from llm.tasks.answers import generate_rows, make_rows, plan_decoding
 from llm.tasks.output import Output, open_output
+
+with contextlib.suppress(ImportError):  # Windows has none
+  import readline  # noqa: F401 – gives `input` line editing and a history
 
 HELP = '/reset starts anew, /exit or Ctrl-D ends, Ctrl-C cuts an answer short'
 

@@ -48,6 +48,8 @@ def run(config, workdir: str | None) -> None:
   else:
     phases = _run_file(loaded, rows, decoding, output)
   table = report.phase_rows(phases, bandwidth.measure_bandwidth())
+  if output:
+    table.insert(0, ('written', f'{len(rows):,} answers to {output.path}'))
   report.print_table(table)
   if workdir:
     run_lib.write_result(workdir, report.phase_record(phases))

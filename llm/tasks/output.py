@@ -15,6 +15,7 @@ import pathlib
 from llm.errors import UserError
 
 Key = tuple[int, int, str]  # index, sample, id
+_MODEL_FILES = ('.safetensors', '.json')
 
 
 @dataclasses.dataclass
@@ -48,10 +49,12 @@ def digest(*parts) -> str:
 
 
 def fingerprint(path: str) -> list:
-  """Name, size and time of each file of a model: tells if it was replaced."""
+  """Name, size and time of a model's files: changes when it is replaced."""
   root = pathlib.Path(path).resolve()
-  files = sorted(root.iterdir()) if root.is_dir() else [root]
-  stats = [(f.name, f.stat()) for f in files if f.is_file()]
+  files = [root]
+  if root.is_dir():
+    files = [f for f in sorted(root.iterdir()) if f.suffix in _MODEL_FILES]
+  stats = [(f.name, f.stat()) for f in files]
   return [str(root), *((n, s.st_size, s.st_mtime_ns) for n, s in stats)]
 
 

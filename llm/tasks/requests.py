@@ -131,11 +131,11 @@ def prompt_tokens(row: dict, tokenizer, where: str) -> tuple[str | None, tuple]:
       f'{where}: {given[0]} needs a tokenizer and none lies beside the model: '
       'set tokenizer.path, or give token_ids'
     )
-  if given[0] == 'prompt':
-    if not isinstance(value, str):
-      raise UserError(f'{where}: prompt={_show(value)}: give a string')
-    return value, tuple(tokenizer.encode(value))
+  if given[0] == 'prompt' and not isinstance(value, str):
+    raise UserError(f'{where}: prompt={_show(value)}: give a string')
   try:
+    if given[0] == 'prompt':
+      return value, tuple(tokenizer.encode(value))
     text = chat.render(tokenizer, value)
     return text, tuple(chat.encode(tokenizer, value))
   except UserError as error:

@@ -113,7 +113,10 @@ def _encode(row, tokenizer, where: str) -> tuple[tuple[int, ...], int]:
     if not isinstance(row[key], str):
       raise UserError(f'{where}: {key}={row[key]!r}: give a string')
   prompt = row['prompt']
-  tokens, offsets = tokenizer.encode_with_offsets(prompt + row['completion'])
+  try:
+    tokens, offsets = tokenizer.encode_with_offsets(prompt + row['completion'])
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from None
   in_prompt = sum(end <= len(prompt) for _, end in offsets)
   return tuple(tokens), in_prompt
 

@@ -87,10 +87,10 @@ def test_folders_that_hold_no_model(refuse, copy):
 def test_a_bad_row_leaves_the_output_of_earlier_rows(
   refuse, run_task, model_folder, write_rows, tmp_path
 ):
-  short = 'sampling.max_new_tokens=12'
+  options = ('sampling.max_new_tokens=12', 'batch_size=1')
   good = [{'prompt': 'a'}, {'prompt': 'b'}]
   path = write_rows(*good)
-  rows = run_task('generate', f'prompts_file={path}', short)
+  rows = run_task('generate', f'prompts_file={path}', *options)
   before = (tmp_path / 'out.jsonl').read_text()
   write_rows(*good, {'prompt': 'c', 'sampling': {'top_p': 2}})
   message = refuse(
@@ -98,11 +98,11 @@ def test_a_bad_row_leaves_the_output_of_earlier_rows(
     f'--config.model.path={model_folder}',
     f'--config.prompts_file={path}',
     f'--config.output={tmp_path / "out.jsonl"}',
-    f'--config.{short}',
+    *(f'--config.{option}' for option in options),
   )
   assert 'line 3: sampling.top_p = 2' in message
   assert (tmp_path / 'out.jsonl').read_text() == before
   # Mended, the run goes on behind the rows that are there.
   write_rows(*good, {'prompt': 'c'})
-  again = run_task('generate', f'prompts_file={path}', short)
+  again = run_task('generate', f'prompts_file={path}', *options)
   assert again[:2] == rows and again[2]['prompt'] == 'c'
