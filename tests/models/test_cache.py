@@ -1,0 +1,69 @@
+"""Slots, rings and bytes of the cache."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from llm.models import cache as cache_lib
+from llm.models.config import ModelConfig
+from tests.models import tiny
+
+
+def test_ring_holds_its_window_only():
+  config = tiny.config('local_global')
+  cache = cache_lib.init_cache(config, 3, 64)
+  assert cache.layers[0].k.shape == (3, 2, 5, 8)
+  assert cache.layers[0].v.shape == (3, 2, 8, 5)
+  assert cache.layers[1].k.shape == (3, 2, 64, 8)
+  assert cache_lib.cache_rings(config) == (5, 0)
+
+
+def test_ring_positions_after_six_tokens():
+  got = cache_lib._ring_position(jnp.array([6, 0, 2]), jnp.arange(4), 4)
+  np.testing.assert_array_equal(got[0], [4, 5, 2, 3])
+  assert (got[1] < 0).all()
+  np.testing.assert_array_equal(got[2] >= 0, [True, True, False, False])
+
+
+def test_append_writes_each_row_behind_its_own_length():
+  entry = cache_lib.LayerCache(
+    k=jnp.zeros((2, 1, 6, 1)), v=jnp.zeros((2, 1, 1, 6))
+  )
+  new = jnp.arange(1.0, 5.0).reshape(2, 1, 2, 1)  # rows [1, 2] and [3, 4]
+  new = cache_lib.LayerCache(k=new, v=new.swapaxes(2, 3))
+  start, lengths = jnp.array([1, 3]), jnp.array([2, 2])
+  got = cache_lib._append(entry, new, start, lengths, 0)
+  np.testing.assert_array_equal(
+    got.k[:, 0, :, 0], [[0, 1, 2, 0, 0, 0], [0, 0, 0, 3, 4, 0]]
+  )
+  np.testing.assert_array_equal(got.v[:, 0, 0], got.k[:, 0, :, 0])
+
+
+def test_append_to_a_ring_keeps_the_newest_valid_tokens():
+  entry = cache_lib.LayerCache(
+    k=jnp.full((2, 1, 3, 1), -1.0), v=jnp.full((2, 1, 1, 3), -1.0)
+  )
+  new = jnp.arange(5.0).reshape(1, 1, 5, 1).repeat(2, 0)
+  new = cache_lib.LayerCache(k=new, v=new.swapaxes(2, 3))
+  # Row 0 takes five tokens after four: positions 4…8, slots p % 3 hold 6 7 8.
+  # Row 1 takes one token after four: position 4 goes to slot 1.
+  start, lengths = jnp.array([4, 4]), jnp.array([5, 1])
+  got = cache_lib._append(entry, new, start, lengths, 3)
+  np.testing.assert_array_equal(got.k[0, 0, :, 0], [2.0, 3.0, 4.0])
+  np.testing.assert_array_equal(got.k[1, 0, :, 0], [-1.0, 0.0, -1.0])
+  np.testing.assert_array_equal(got.v[:, 0, 0], got.k[:, 0, :, 0])
+
+
+def test_cache_bytes_of_llama_3_8b():
+  config = ModelConfig(
+    vocab_size=128256,
+    embed_dim=4096,
+    hidden_dim=14336,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    max_length=131072,
+  )
+  # 2 (k, v) * 2 bytes * 8 heads * 128 * 32 layers = 128 KiB per token
+  assert cache_lib.cache_bytes(config, 1, 1) == 131072
+  assert cache_lib.cache_bytes(config, 1, 4096) == 512 * 2**20

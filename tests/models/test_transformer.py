@@ -1,0 +1,198 @@
+"""The forward pass gives the same numbers whatever path computes them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm.models import cache as cache_lib
+from llm.models.config import RopeConfig
+from llm.models.transformer import Transformer, stack_layers, unstack_layers
+from tests.models import tiny
+
+TOLERANCE = 1e-5
+
+
+def log_softmax(logits):
+  return np.asarray(jax.nn.log_softmax(logits, axis=-1))
+
+
+def assert_close(got, want, tolerance=TOLERANCE):
+  np.testing.assert_allclose(
+    log_softmax(got), log_softmax(want), rtol=0, atol=tolerance
+  )
+
+
+def forward(model, params, tokens, **kwargs):
+  apply = jax.jit(
+    lambda p, t, **k: model.apply({'params': p}, t, **k),
+    static_argnames=('attend_length',),
+  )
+  return apply(params, tokens, **kwargs)
+
+
+@pytest.mark.parametrize('kind', list(tiny.KINDS))
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_cached_in_pieces_equals_uncached(kind, scan_layers):
+  model, params = tiny.build(kind)
+  tokens = tiny.tokens(2, 14)
+  want, _ = forward(model, params, tokens)
+  if scan_layers:
+    params = stack_layers(params, model.config)
+    model = Transformer(model.config, scan_layers=True)
+  cache = cache_lib.init_cache(model.config, 2, 32, scan_layers=scan_layers)
+  first, cache = forward(model, params, tokens[:, :7], cache=cache)
+  second, cache = forward(
+    model, params, tokens[:, 7:9], cache=cache, attend_length=8
+  )
+  got = [first, second]
+  opened = cache_lib.open_cache(cache, 4, 12)
+  for t in range(9, 12):
+    logits, opened = forward(model, params, tokens[:, t : t + 1], cache=opened)
+    got.append(logits)
+  rings = cache_lib.cache_rings(model.config, scan_layers)
+  cache = cache_lib.close_cache(
+    cache, opened.recent, jnp.array([3, 3]), rings
+  )
+  last, cache = forward(model, params, tokens[:, 12:], cache=cache)
+  assert_close(jnp.concatenate([*got, last], axis=1), want)
+  assert cache.length.tolist() == [14, 14]
+
+
+@pytest.mark.parametrize('kind', ['dense', 'local_global', 'experts'])
+def test_padding_and_neighbours_change_nothing(kind):
+  model, params = tiny.build(kind)
+  tokens = tiny.tokens(3, 12)
+  lengths = jnp.array([12, 5, 9])
+  together, _ = forward(model, params, tokens, lengths=lengths)
+  for row, length in enumerate(lengths.tolist()):
+    alone, _ = forward(model, params, tokens[row : row + 1, :length])
+    assert_close(together[row : row + 1, :length], alone)
+
+
+def test_rows_of_different_lengths_share_a_cache():
+  model, params = tiny.build('local_global')
+  tokens = tiny.tokens(2, 11)
+  want, _ = forward(model, params, tokens)
+  cache = cache_lib.init_cache(model.config, 2, 32)
+  lengths = jnp.array([8, 3])
+  _, cache = forward(model, params, tokens[:, :8], cache=cache, lengths=lengths)
+  taken = jnp.stack([jnp.asarray(tokens[0, 8:11]), tokens[1, 3:6]])
+  got, cache = forward(model, params, taken, cache=cache)
+  assert_close(got[0], want[0, 8:11])
+  assert_close(got[1], want[1, 3:6])
+  assert cache.length.tolist() == [11, 6]
+
+
+def test_packed_segments_equal_separate_rows_and_are_isolated():
+  model, params = tiny.build('local_global')
+  tokens = tiny.tokens(1, 12)
+  segments = jnp.array([[1] * 5 + [2] * 7])
+  packed, _ = forward(model, params, tokens, segment_ids=segments)
+  first, _ = forward(model, params, tokens[:, :5])
+  second, _ = forward(model, params, tokens[:, 5:])
+  assert_close(packed, jnp.concatenate([first, second], axis=1))
+  changed = tokens.copy()
+  changed[0, :5] = (changed[0, :5] + 1) % 50
+  other, _ = forward(model, params, changed, segment_ids=segments)
+  np.testing.assert_array_equal(other[:, 5:], packed[:, 5:])
+
+
+@pytest.mark.parametrize('kind', list(tiny.KINDS))
+def test_scanned_equals_unrolled_and_conversion_is_lossless(kind):
+  model, params = tiny.build(kind)
+  tokens = tiny.tokens(2, 9)
+  want, _ = forward(model, params, tokens)
+  stacked = stack_layers(params, model.config)
+  scanned = Transformer(model.config, scan_layers=True, remat=True)
+  got, _ = forward(scanned, stacked, tokens)
+  assert_close(got, want)
+  back = unstack_layers(stacked, model.config)
+  jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_gradients_agree_scanned_rematerialised_and_plain():
+  model, params = tiny.build('local_global')
+  tokens = tiny.tokens(2, 9)
+  scanned = Transformer(model.config, scan_layers=True, remat=True)
+
+  def loss(p, m):
+    return jnp.square(m.apply({'params': p}, tokens)[0]).mean()
+
+  want = jax.jit(jax.grad(loss), static_argnums=1)(params, model)
+  stacked = stack_layers(params, model.config)
+  got = jax.jit(jax.grad(loss), static_argnums=1)(stacked, scanned)
+  got = unstack_layers(got, model.config)
+  for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
+
+
+def test_jit_equals_no_jit():
+  model, params = tiny.build('local_global')
+  tokens = tiny.tokens(1, 9)
+  compiled, _ = forward(model, params, tokens)
+  with jax.disable_jit():
+    plain, _ = model.apply({'params': params}, tokens)
+  assert_close(compiled, plain)
+
+
+def test_long_queries_in_blocks_equal_short_ones():
+  model, params = tiny.build('local_global', max_length=2048)
+  tokens = tiny.tokens(1, 700)
+  whole, _ = forward(model, params, tokens)  # blocks of 512 queries
+  cache = cache_lib.init_cache(model.config, 1, 768)
+  got = []
+  for first in range(0, 700, 350):  # one block each
+    piece, cache = forward(
+      model, params, tokens[:, first : first + 350], cache=cache
+    )
+    got.append(piece)
+  assert_close(jnp.concatenate(got, axis=1), whole)
+
+
+@pytest.mark.parametrize('kind', ['dynamic', 'longrope'])
+def test_length_dependent_rope_in_chunks(kind):
+  factors = {'short_factor': (1.0,) * 4, 'long_factor': (1.5, 2.0, 3.0, 4.0)}
+  rope = RopeConfig(
+    kind,
+    factor=2.0,
+    original_max_length=8,
+    **(factors if kind == 'longrope' else {}),
+  )
+  model, params = tiny.build(rope=rope)
+  tokens = tiny.tokens(2, 12)
+  want, _ = forward(model, params, tokens)
+  cache = cache_lib.init_cache(model.config, 2, 32)
+  total = jnp.array([12, 12])
+  first, cache = forward(
+    model, params, tokens[:, :5], cache=cache, rope_length=total
+  )
+  second, _ = forward(
+    model, params, tokens[:, 5:], cache=cache, rope_length=total
+  )
+  assert_close(jnp.concatenate([first, second], axis=1), want)
+  # A packed segment is scaled by its own length, not by its row's.
+  segments = jnp.array([[1] * 6 + [2] * 6] * 2)
+  packed, _ = forward(model, params, tokens, segment_ids=segments)
+  alone, _ = forward(model, params, tokens[:, 6:])
+  assert_close(packed[:, 6:], alone)
+
+
+def test_segments_with_a_cache_are_refused():
+  model, params = tiny.build()
+  cache = cache_lib.init_cache(model.config, 1, 8)
+  with pytest.raises(ValueError, match='segment_ids with a cache'):
+    model.apply(
+      {'params': params},
+      tiny.tokens(1, 4),
+      segment_ids=jnp.ones((1, 4), jnp.int32),
+      cache=cache,
+    )
+
+
+def test_scan_of_mixed_structures_is_refused():
+  config = tiny.config('experts', moe_layers=(True, False))
+  with pytest.raises(ValueError, match='mixes dense and expert layers'):
+    Transformer(config, scan_layers=True).init(
+      jax.random.key(0), tiny.tokens(1, 2)
+    )
