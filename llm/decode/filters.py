@@ -178,7 +178,8 @@ def xtc(
     key: of this row and position, used for this draw alone.
   """
   probs = jax.nn.softmax(logits)
-  likely = probs >= threshold
+  # What another filter has dropped is no choice, however low the threshold.
+  likely = (probs >= threshold) & (probs > 0.0)
   least = jnp.min(jnp.where(likely, probs, jnp.inf))
   ids = jnp.arange(logits.shape[0])
   spared = jnp.max(jnp.where(likely & (probs == least), ids, -1))

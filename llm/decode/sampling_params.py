@@ -9,7 +9,6 @@ counterpart on the device is `rows.RowSampling`.
 from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
-import math
 from typing import Any
 
 from llm.errors import UserError
@@ -24,6 +23,8 @@ _SHARE_OR_ZERO = (lambda x: 0.0 <= x <= 1.0, 'a number in [0, 1]')
 _SHARE = (lambda x: 0.0 < x <= 1.0, 'a number in (0, 1]; 1 switches it off')
 _CUTOFF = (lambda x: 0.0 <= x < 1.0, 'a number in [0, 1); 0 switches it off')
 _ANY = (lambda x: True, 'a finite number; 0 switches it off')
+# Larger settings would overflow float32 once they are added or multiplied.
+_LARGEST = 1e9
 
 _INTS = {
   'max_new_tokens': _POSITIVE_INT,
@@ -47,8 +48,8 @@ _FLOATS = {
   'epsilon': _CUTOFF,
   'eta': _CUTOFF,
   'repetition_penalty': (
-    lambda x: x > 0.0,
-    'a number above 0; 1 switches it off',
+    lambda x: x >= 1e-4,
+    'a number of 0.0001 or more; 1 switches it off',
   ),
   'presence_penalty': _ANY,
   'frequency_penalty': _ANY,
@@ -241,8 +242,9 @@ def _check(params: SamplingParams) -> None:
     put(name, int(value))
   for name, (is_right, remedy) in _FLOATS.items():
     value = getattr(params, name)
-    if not _is_finite(value) or not is_right(float(value)):
-      raise _wrong(name, value, f'must be {remedy}')
+    if not _is_number(value) or not is_right(float(value)):
+      limit = '' if ']' in remedy else f' (at most {_LARGEST:g})'
+      raise _wrong(name, value, f'must be {remedy}{limit}')
     put(name, float(value))
   for name in _IDS:
     put(name, _checked_ids(name, getattr(params, name)))
@@ -275,10 +277,14 @@ def _is_int(value: Any) -> bool:
   return hasattr(value, '__index__') and not isinstance(value, bool)
 
 
-def _is_finite(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
+  """Whether `value` is a finite number that float32 arithmetic can bear."""
   if isinstance(value, (str, bytes, bool)) or not hasattr(value, '__float__'):
     return False
-  return math.isfinite(value)
+  try:
+    return abs(float(value)) <= _LARGEST
+  except (OverflowError, TypeError, ValueError):
+    return False
 
 
 def _checked_ids(name: str, ids: Any) -> tuple[int, ...]:
@@ -301,11 +307,12 @@ def _checked_bias(bias: Any) -> dict[int, float]:
       token = int(token)
     if not _is_int(token) or token < 0:
       raise _wrong('logit_bias', token, 'keys are token ids, 0 or more')
-    if not _is_finite(value):
+    if not _is_number(value):
       raise _wrong(
         f'logit_bias[{token}]',
         value,
-        'must be a finite number; forbidden_ids bans a token',
+        f'must be a number of at most {_LARGEST:g} in magnitude; '
+        'forbidden_ids bans a token',
       )
     checked[int(token)] = float(value)
   return checked

@@ -18,6 +18,7 @@ from llm.decode.sampling import (
   sample_rows,
 )
 from llm.decode.sampling_params import SamplingParams
+from llm.errors import UserError
 
 V = 320
 STEPS = 12
@@ -256,6 +257,56 @@ def test_a_dead_end_falls_back_to_what_is_permitted():
   assert tokens[0] == 2
   assert tokens[1] in (0, 1)
   assert np.isfinite(np.asarray(info.logprob_processed)).all()
+
+
+EXTREMES = {
+  'temperature': [0.0, 1e-4, 1e9],
+  'top_k': [1, 2**31, 10**30],
+  'top_p': [1e-300, 0.999999999],
+  'min_p': [1e-300, 1.0],
+  'typical_p': [1e-300, 0.999999999],
+  'epsilon': [1e-300, 0.999999999],
+  'eta': [1e-300, 0.999999999],
+  'repetition_penalty': [1e-4, 1e9],
+  'presence_penalty': [-1e9, 1e9],
+  'frequency_penalty': [-1e9, 1e9],
+  'no_repeat_ngram': [1, 2**31],
+  'logit_bias': [{0: 1e9}, {0: -1e9, 1: 1e9}],
+  'allowed_ids': [(2,), (1, 2, 3)],
+  'forbidden_ids': [tuple(range(1, V)), (5,)],
+  'min_new_tokens': [128],
+  'dry_multiplier': [1e9],
+  'dry_base': [1.0, 1e9],
+  'dry_allowed_length': [0, 2**31],
+  'xtc_probability': [1.0],
+  'xtc_threshold': [1e-300, 0.5],
+}
+
+
+def test_every_accepted_setting_gives_a_permitted_token():
+  rng = random.Random(1)
+  prompt = jnp.tile(jnp.array([[1, 2, 1, 2]]), (8, 1))
+  history = init_history(prompt, jnp.full(8, 4), V, 32)
+  history = append(history, jnp.full(8, 1), jnp.ones(8, bool))
+  for _ in range(40):
+    rows = []
+    while len(rows) < 8:
+      chosen = rng.sample(list(EXTREMES), rng.randrange(1, 7))
+      try:
+        rows.append(
+          params(**{name: rng.choice(EXTREMES[name]) for name in chosen})
+        )
+      except UserError:  # All that is allowed is forbidden.
+        continue
+    tokens, info = sample(rows, model(8), history)
+    for i, one in enumerate(rows):
+      token = int(tokens[i])
+      assert not one.allowed_ids or token in one.allowed_ids, one
+      assert token not in one.forbidden_ids, one
+      for values in (info.logprob_filtered, info.surviving_mass, info.logprob):
+        assert np.isfinite(values[i]), one
+      assert info.logprob_filtered[i] > -30, one
+      assert 0.0 <= info.surviving_mass[i] <= 1.0, one
 
 
 def test_order_is_data():
