@@ -28,7 +28,7 @@ def _config(*overrides):
     'world.max_operand=2',
     'world.sum_exposures=4',
     'tokenizer.vocab_size=330',
-    'data.max_length=192',
+    'data.max_length=256',
     'model.embed_dim=32',
     'model.hidden_dim=32',
     'model.num_layers=1',

@@ -7,7 +7,7 @@ from llm.data.worlds import sentences
 from llm.data.worlds import world as world_lib
 from llm.data.worlds.world import SUM, Fact, World
 
-MAX_SENTENCES = 4  # of one paragraph
+MAX_SENTENCES = 6  # of one paragraph
 MAX_TURNS = 3  # questions in one dialogue
 
 
