@@ -21,6 +21,7 @@ from llm.checkpoints import hf
 from llm.data import packing
 from llm.data.worlds import corpus as corpus_lib
 from llm.data.worlds import world as world_lib
+from llm.errors import UserError
 from llm.losses import language
 from llm.models.config import ModelConfig
 from llm.models.transformer import Transformer, init_params
@@ -63,7 +64,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     workdir = DEFAULT_WORKDIR
     run_lib.prepare_workdir(config, workdir)
   workdir = pathlib.Path(workdir)
-  # Refused before any work: all that later stages would refuse.
+  # What a later stage would refuse is refused before any work.
+  _check(config)
   optim.make_optimizer(config.optim, config.train.steps)
   world = _build_world(config)
 
@@ -122,6 +124,26 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   _tell(marks, 'all {questions} questions that the ledger can answer')
   exam.print_report(marks)
   run_lib.write_result(str(workdir), _result(trained, marks))
+
+
+def _check(config) -> None:
+  if config.seed < 0:
+    raise UserError(f'seed={config.seed}: use 0 or more')
+  for group in ('model', 'data', 'train', 'exam'):
+    for name, value in config[group].items():
+      if value < 1:
+        raise UserError(f'{group}.{name}={value}: use 1 or more')
+  model = config.model
+  if model.num_heads % model.num_kv_heads:
+    raise UserError(
+      f'model.num_kv_heads={model.num_kv_heads}: use a divisor of '
+      f'model.num_heads={model.num_heads}'
+    )
+  if model.head_dim % 2:
+    raise UserError(
+      f'model.head_dim={model.head_dim}: use an even number, for RoPE turns '
+      'pairs'
+    )
 
 
 def _build_world(config) -> world_lib.World:

@@ -148,6 +148,7 @@ def test_exam_and_marking(world):
     ({'size': 1}, 'world.size=1'),
     ({'size': 10**6}, 'world.size=1000000'),
     ({'size': 4, 'max_operand': 0}, 'world.max_operand=0'),
+    ({'size': 4, 'sum_exposures': -1}, 'world.sum_exposures=-1'),
     ({'size': 4, 'held_out': 1.0}, 'world.held_out=1.0'),
   ),
 )

@@ -174,24 +174,41 @@ def test_a_killed_training_starts_again_and_ends_the_same(
     np.testing.assert_array_equal(value, expected[name])
 
 
-def test_other_settings_repeat_only_what_depends_on_them(
-  workdir, tmp_path, capsys, monkeypatch, no_exam
-):
-  trained = []
+@pytest.fixture
+def no_training(workdir, monkeypatch):
+  """Takes the trained parameters from `workdir`; lists the rates asked for."""
+  rates = []
 
   def train(folder, config, *_):
-    trained.append(config.optim.lr)
+    rates.append(config.optim.lr)
     shutil.copy(workdir / 'train' / 'params.npz', folder)
     return json.loads((workdir / 'train' / 'stage.json').read_text())['summary']
 
   monkeypatch.setattr(quickstart, '_train', train)
+  return rates
+
+
+def test_other_settings_repeat_only_what_depends_on_them(
+  tmp_path, capsys, no_training, no_exam
+):
   quickstart.run(_config(), str(tmp_path))
   capsys.readouterr()
   quickstart.run(_config('optim.lr=0.02'), str(tmp_path))
   lines = capsys.readouterr().out.splitlines()
   skipped = {line.split()[0] for line in lines if '(done before)' in line}
   assert skipped == {'corpus', 'tokenizer'}
-  assert trained == [0.01, 0.02]
+  assert no_training == [0.01, 0.02]
+
+
+def test_without_a_workdir_it_takes_its_own(
+  tmp_path, monkeypatch, no_training, no_exam
+):
+  monkeypatch.chdir(tmp_path)
+  quickstart.run(_config(), None)
+  folder = tmp_path / 'runs' / 'quickstart'
+  config = json.loads((folder / 'config.json').read_text())
+  assert config['train']['steps'] == STEPS
+  assert (folder / 'model' / 'config.json').is_file()
 
 
 @pytest.mark.parametrize(
@@ -202,6 +219,11 @@ def test_other_settings_repeat_only_what_depends_on_them(
     ('optim.name=sgd', "optim.name='sgd'"),
     ('train.batch_size=10000', 'train.batch_size=10000'),
     ('data.max_length=8', 'data.max_length=8'),
+    ('train.steps=0', 'train.steps=0'),
+    ('exam.batch_size=0', 'exam.batch_size=0'),
+    ('model.num_kv_heads=3', 'model.num_kv_heads=3'),
+    ('model.head_dim=7', 'model.head_dim=7'),
+    ('seed=-1', 'seed=-1'),
   ),
 )
 def test_bad_settings_are_refused_by_name(tmp_path, override, message):

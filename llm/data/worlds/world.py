@@ -83,9 +83,9 @@ def build_world(
     held_out: share of facts that are never written, in [0, 1).
 
   Raises:
-    UserError: `size`, `max_operand` or `held_out` is out of range.
+    UserError: an argument is out of range.
   """
-  _check(size, max_operand, held_out)
+  _check(size, max_operand, sum_exposures, held_out)
   people = _draw_people(seed, size)
   popularity = tuple(
     POPULARITY[rank * len(POPULARITY) // size] for rank in range(size)
@@ -134,7 +134,9 @@ def shuffled(rng: random.Random, items: Sequence) -> list:
   return items
 
 
-def _check(size: int, max_operand: int, held_out: float) -> None:
+def _check(
+  size: int, max_operand: int, sum_exposures: int, held_out: float
+) -> None:
   if not 2 <= size <= MAX_PEOPLE:
     raise UserError(
       f'world.size={size}: use a number of people from 2 to {MAX_PEOPLE}'
@@ -142,6 +144,10 @@ def _check(size: int, max_operand: int, held_out: float) -> None:
   if max_operand < 1:
     raise UserError(
       f'world.max_operand={max_operand}: use a largest summand of 1 or more'
+    )
+  if sum_exposures < 0:
+    raise UserError(
+      f'world.sum_exposures={sum_exposures}: use a count of 0 or more'
     )
   if not 0.0 <= held_out < 1.0:
     raise UserError(
