@@ -71,7 +71,7 @@ def phase_rows(phases: Phases, bandwidth: float) -> list[tuple[str, str]]:
       )
     )
   if phases.compile_s >= 0.05:
-    what = 'which delays the first token and counts in no rate'
+    what = 'which no rate above counts'
     rows.append(('compiling', f'{phases.compile_s:,.1f} s, {what}'))
   return rows
 
