@@ -12,11 +12,10 @@ from rich import table as rich_table
 from llm.data.worlds import corpus as corpus_lib
 from llm.data.worlds import world as world_lib
 from llm.data.worlds.corpus import Question
-from llm.models.transformer import Transformer
-from llm.tasks import generate as generate_task
-from llm.tasks import loading, report
+from llm.tasks import bandwidth, loading, report
 from llm.tasks import requests as requests_lib
 from llm.tasks.answers import generate_rows, make_rows, plan_decoding
+from llm.tasks.compile_clock import compile_clock
 from llm.tasks.stages import Stage
 
 POPULAR = 16  # statements from which on a fact counts as popular
@@ -52,9 +51,9 @@ def hold_exam(
 ) -> dict:
   """Asks a saved model about every fact, greedily, and marks its answers.
 
-  The answers come from the same run as `configs/generate.py`, which prints the
-  times of both phases. Writes `questions.jsonl`, `answers.jsonl` (its rows, in
-  that order) and `marks.jsonl` to `folder`.
+  The answers come from the code of `configs/generate.py`, with both phases
+  timed. Writes `questions.jsonl`, `answers.jsonl` (in the form
+  and order of a generate run) and `marks.jsonl` to `folder`.
 
   Args:
     folder: for the files.
@@ -66,8 +65,9 @@ def hold_exam(
 
   Returns:
     `questions` (how many), `groups` (name: questions, right, untrained),
-    `texts` (what the model goes on to write about popular people) and
-    `result`, the shares of right answers by short names.
+    `texts` (what the model goes on to write about popular people), `phases`
+    (the lines of the table of both phases) and `result`, the shares of right
+    answers and the speeds by short names.
   """
   questions = corpus_lib.write_exam(world)
   _write_jsonl(
@@ -79,11 +79,14 @@ def hold_exam(
     ],
   )
   config = _generate_config(folder, model_folder, settings)
-  generate_task.run(config, None)
-  rows = _read_jsonl(folder / 'answers.jsonl')
-  rows.sort(key=lambda row: row['index'])
+  source = loading.open_model(config)
+  trained = loading.load_weights(config, source)
+  phases = report.Phases()
+  rows = _generate(config, trained, phases)
+  _write_jsonl(folder / 'answers.jsonl', rows)
+  fresh = loading.Loaded(source, trained.model, untrained)
+  before = [row['text'] for row in _generate(config, fresh, report.Phases())]
   answers = [row['text'] for row in rows]
-  before = _answer_untrained(config, untrained)
   marks = [
     {
       'question': question.text,
@@ -102,13 +105,16 @@ def hold_exam(
     'questions': len(questions),
     'groups': _count(marks),
     'texts': [person + text for person, text in texts],
-    'result': _shares(marks),
+    'phases': report.phase_rows(phases, bandwidth.measure_bandwidth()),
+    'result': _shares(marks) | report.phase_record(phases),
   }
 
 
 def print_report(exam: Stage) -> None:
-  """Prints the table of marks, some answers and some free text."""
+  """Prints times, the table of marks, some answers and some free text."""
+  report.print_table([tuple(row) for row in exam.summary['phases']])
   console = rich_console.Console(highlight=False)
+  console.print()
   marks = _read_jsonl(exam.folder / 'marks.jsonl')
   table = rich_table.Table('right answers', box=None, pad_edge=False)
   for name in ('trained', 'untrained', 'questions'):
@@ -136,38 +142,34 @@ def print_report(exam: Stage) -> None:
     console.print(text, markup=False)
 
 
-def _answer_untrained(config, params: Any) -> list[str]:
-  """The answers of a generate run with other parameters, in order."""
-  source = loading.open_model(config)
-  loaded = loading.Loaded(source, Transformer(source.config), params)
+def _generate(config, loaded, phases: report.Phases) -> list[dict]:
+  """What a generate run of `config` would write, in order; adds to `phases`."""
+  compile_clock()  # from here on, so that no phase counts compilation
   requests = requests_lib.read_requests(
     config.prompts_file,
-    source.tokenizer,
+    loaded.source.tokenizer,
     requests_lib.run_sampling(config.sampling),
-    source.limits,
+    loaded.source.limits,
   )
   rows = make_rows(requests, config)
-  # The same sizes as in the run itself, so nothing is compiled again.
   decoding = plan_decoding(config, rows)
-  answers = []
-  for first in range(0, len(rows), decoding.batch_size):
-    part = rows[first : first + decoding.batch_size]
-    results = generate_rows(loaded, part, decoding, report.Phases())
-    answers += [result['text'] for result in results]
-  return answers
+  results = []
+  with report.progress_bar('answers') as bar:
+    task = bar.add_task('exam', total=len(rows))
+    for first in range(0, len(rows), decoding.batch_size):
+      part = rows[first : first + decoding.batch_size]
+      results += generate_rows(loaded, part, decoding, phases)
+      bar.advance(task, len(part))
+  return results
 
 
 def _generate_config(folder, model_folder, settings):
-  """The fields of `configs/generate.py` for the exam's run."""
+  """The fields of `configs/generate.py` that the exam needs."""
   return ml_collections.ConfigDict(
     {
-      'task': 'generate',
       'model': {'path': str(model_folder)},
       'tokenizer': {'path': None},
-      'prompt': None,
       'prompts_file': str(folder / 'questions.jsonl'),
-      'chat': False,
-      'output': str(folder / 'answers.jsonl'),
       'dtype': 'float32',
       'batch_size': settings.batch_size,
       'max_length': None,
