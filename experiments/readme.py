@@ -9,20 +9,21 @@ BEGIN, END = '<!-- results -->', '<!-- end of results -->'
 
 
 def write_section(folder: str, out_dir: str, text: str) -> None:
-  """Writes `summary.md` to out_dir, and to the README where that is its own.
+  """Writes the part, where out_dir is the experiment's own `results`.
 
   Results that go elsewhere (`--workdir`), such as a trial of toy size, leave
-  the README as it is.
+  the README as it is and have the text in `summary.md`.
 
   Args:
     folder: the experiment's, with a README.md that has the two marks.
     out_dir: where the results are.
     text: markdown.
   """
-  with open(os.path.join(out_dir, 'summary.md'), 'w', encoding='utf-8') as file:
-    file.write(text)
   own = os.path.join(folder, 'results')
   if not os.path.exists(own) or not os.path.samefile(own, out_dir):
+    path = os.path.join(out_dir, 'summary.md')
+    with open(path, 'w', encoding='utf-8') as file:
+      file.write(text)
     return
   path = os.path.join(folder, 'README.md')
   with open(path, encoding='utf-8') as file:

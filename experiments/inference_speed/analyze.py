@@ -26,7 +26,7 @@ _COLORS = dict(zip(NAMES, ('#c44e52', '#4c72b0', '#8da9d0', '#55a868')))
 
 
 def analyze(csv_path: str, out_dir: str) -> None:
-  """Writes summary.md and speed.png; see `readme.write_section`."""
+  """Writes the README's part and speed.png."""
   rows = report.read_csv(csv_path)
   readme.write_section(FOLDER, out_dir, section(rows))
   _draw(rows, os.path.join(out_dir, 'speed.png'))
@@ -115,7 +115,9 @@ def _short(other: str) -> str:
 
 
 def _draw(rows, path: str) -> None:
-  figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout='constrained')
+  figure, axes = plt.subplots(
+    1, 3, figsize=(12, 3.4), width_ratios=(4, 3, 4), layout='constrained'
+  )
   panels = ((1, 'decode'), (8, 'decode'), (1, 'prefill'))
   for axis, (batch, phase) in zip(axes, panels):
     column = f'{phase}_tokens_per_s'
@@ -127,20 +129,13 @@ def _draw(rows, path: str) -> None:
       least = min(row[f'{system}.{phase}_least'] for row in group)
       most = max(row[f'{system}.{phase}_most'] for row in group)
       axis.bar(place, value, color=_COLORS[system])
-      axis.errorbar(
-        place,
-        value,
-        [[value - least], [most - value]],
-        color='black',
-        capsize=3,
-      )
+      axis.vlines(place, least, most, color='black')
       axis.annotate(
         f'{value:,.0f}',
-        (place, 0),
+        (place, most),
         (0, 4),
         textcoords='offset points',
         ha='center',
-        color='white',
       )
     axis.set_xticks(
       range(len(systems)),

@@ -21,7 +21,7 @@ _WITH, _WITHOUT = '#c44e52', '#4c72b0'
 
 
 def analyze(csv_path: str, out_dir: str) -> None:
-  """Writes summary.md and cost.png; see `readme.write_section`."""
+  """Writes the README's part and cost.png."""
   rows = report.read_csv(csv_path)
   readme.write_section(FOLDER, out_dir, section(rows))
   _draw(rows, os.path.join(out_dir, 'cost.png'))

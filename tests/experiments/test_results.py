@@ -13,7 +13,7 @@ from experiments.inference_speed import opponents
 from experiments.kv_cache import analyze as kv_cache
 from experiments.kv_cache import measure as kv_measure
 from llm import config_args
-from llm.sweeps import report
+from llm.sweeps import report, sweep
 
 ROOT = pathlib.Path(__file__).parents[2] / 'experiments'
 FOLDERS = sorted(path.parent for path in ROOT.glob('*/analyze.py'))
@@ -35,6 +35,15 @@ def test_the_readme_has_the_command_and_the_figure(folder):
   assert f'launch.py --sweep=experiments/{folder.name}/sweep.py' in text
   for word in ('**Claim.**', 'before the first run', '**Control', '](results/'):
     assert word in text
+
+
+@pytest.mark.parametrize(
+  'name, count', [('inference_speed', 6), ('kv_cache', 46)]
+)
+def test_every_run_is_accepted(name, count, tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT.parent)
+  module = config_args.load_module(str(ROOT / name / 'sweep.py'), '--sweep')
+  assert len(sweep.plan(module, str(tmp_path), 'launch.py')) == count
 
 
 def test_results_elsewhere_leave_the_readme_alone(tmp_path):
@@ -80,7 +89,7 @@ def test_exponents_and_lines_are_recovered():
 
 
 def test_with_and_without_a_cache_the_same_tokens():
-  config = config_args.load_config('experiments/kv_cache/config.py:smoke')
+  config = config_args.load_config(f'{ROOT}/kv_cache/config.py:smoke')
   config.tokens = 40
   config.repetitions = 1
   result = kv_measure.answer(config)
