@@ -59,8 +59,10 @@ def read_headers(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
       'of the model, or convert it to them'
     )
   weight_map = read_json(index).get('weight_map')
-  if not isinstance(weight_map, dict):
-    raise UserError(f'{index}: has no weight_map: download it again')
+  if not isinstance(weight_map, dict) or not all(
+    isinstance(name, str) for name in weight_map.values()
+  ):
+    raise UserError(f'{index}: has no valid weight_map: download it again')
   infos, problems = {}, []
   for name in sorted(set(weight_map.values())):
     file = os.path.join(path, name)

@@ -22,7 +22,7 @@ from llm.errors import UserError
 from llm.models.config import ModelConfig
 from llm.models.hf_config import to_hf
 
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 4 << 20
 
 
 def save_hf(

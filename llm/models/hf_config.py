@@ -207,6 +207,10 @@ def _fields(model_type: str, values: dict, raw: dict) -> dict:
     fields.update(qk_norm='head')
   fields.update(_experts(model_type, values, num_layers))
   fields.update(rope_from_hf(model_type, values, raw))
+  bounded = fields['rope'].type != 'dynamic' and 'rope_local' not in fields
+  if window is not None and window >= fields['max_length'] and bounded:
+    # No row is longer than the window (Phi-4-mini): nothing to mask.
+    fields.update(layer_types=(GLOBAL,) * num_layers, window=None)
   return fields
 
 
@@ -274,7 +278,9 @@ def _layers(
       'config.json: sliding layers without a window: set sliding_window (and '
       'use_sliding_window=true where the family has it)'
     )
-  return layer_types, window if LOCAL in layer_types else None
+  if LOCAL not in layer_types:
+    return layer_types, None
+  return layer_types, window
 
 
 def _activation(values: dict, gemma: bool) -> str:
