@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from llm.checkpoints.hf import load_params, read_config, save_hf
 from llm.decode.generate import generate
@@ -106,4 +107,34 @@ def test_saved_folder_equals_transformers(folder, ours, rows, tmp_path):
   row = rows[0]
   np.testing.assert_array_equal(
     _torch_logps(str(tmp_path), row), _torch_logps(folder, row)
+  )
+
+
+def test_the_language_model_of_a_multimodal_gemma3(tmp_path):
+  torch.manual_seed(0)
+  text = next(case for case in CASES if case.name == 'gemma3').options
+  config = transformers.Gemma3Config(
+    text_config=text,
+    vision_config=dict(
+      hidden_size=16,
+      intermediate_size=16,
+      num_hidden_layers=1,
+      num_attention_heads=2,
+      image_size=28,
+      patch_size=14,
+    ),
+    eos_token_id=[1, 5],
+    image_token_index=95,
+  )
+  model = transformers.Gemma3ForConditionalGeneration(config).eval()
+  model.save_pretrained(str(tmp_path))
+  ours = read_config(str(tmp_path))
+  assert ours.eos_ids == (1, 5)
+  params = load_params(str(tmp_path), ours)
+  row = list(range(6, 46))
+  with torch.no_grad():
+    expected = torch.log_softmax(model(torch.tensor([row])).logits[0], -1)
+  logps = _our_logps(Transformer(ours), params, [row])
+  np.testing.assert_allclose(
+    logps[0, : len(row)], expected.numpy(), rtol=0, atol=1e-4
   )
