@@ -261,7 +261,7 @@ def _advance(params, state, model, held, active, capacity, steps, settings):
       state = reread(
         params, state, crossing, model=model, length=min(longest, capacity)
       )
-    elif (active & (left > 0) & (left < steps)).any():
+    if (active & (left > 0) & (left < steps)).any():
       steps = 1
   attend = min(fine_bucket(int(held[active].max())), capacity)
   return decode_chunk(

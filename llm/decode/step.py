@@ -181,12 +181,13 @@ def reread(
     length: static, at least as long as these rows.
   """
   old = state.cache
-  leaves = jax.tree.leaves(old.layers)
+  layers = old.layers if isinstance(old.layers, tuple) else (old.layers,)
+  keys = [layer.k for layer in layers]
   fresh = init_cache(
     model.config,
     rows.shape[0],
-    max(max(x.shape[-2:]) for x in leaves),
-    leaves[0].dtype,
+    max(k.shape[-2] for k in keys),
+    keys[0].dtype,
     model.scan_layers,
   )
   _, fresh = model.apply(

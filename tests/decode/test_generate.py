@@ -1,0 +1,360 @@
+"""Prefill and decode against the full forward pass, whatever the batching."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm.decode import step
+from llm.decode.generate import check_room, generate, length_limit
+from llm.decode.prefill import (
+  bucket,
+  empty_cache,
+  fine_bucket,
+  fork,
+  pad_rows,
+  prefill,
+)
+from llm.decode.rows import stack_rows
+from llm.decode.sampling import DEFAULT_ORDER
+from llm.decode.sampling_params import SamplingParams
+from llm.decode.score import score, token_logprobs
+from llm.errors import UserError
+from llm.models.config import RopeConfig
+from tests.models import tiny
+
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=12)
+
+
+@pytest.fixture(scope='module')
+def local_global():
+  return tiny.build('local_global')
+
+
+def prompts(*lengths):
+  return [tiny.tokens(1, n, seed=n)[0].tolist() for n in lengths]
+
+
+def assert_same(one, other):
+  assert one.token_ids == other.token_ids
+  np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-5)
+
+
+def test_greedy_equals_argmax_of_the_full_forward(local_global):
+  model, params = local_global
+  [prompt] = prompts(6)
+  [got] = generate(model, params, [prompt], [GREEDY])
+  forward = jax.jit(model.apply)
+  row = np.zeros((1, 32), np.int32)
+  row[0, :6] = prompt
+  for t, token in enumerate(got.token_ids):
+    logits, _ = forward({'params': params}, row)
+    logprobs = jax.nn.log_softmax(logits[0, 5 + t])
+    assert token == int(logprobs.argmax())
+    assert got.logprobs[t] == pytest.approx(float(logprobs[token]), abs=1e-5)
+    row[0, 6 + t] = token
+  assert got.finish_reason == 'length'
+  assert got.prompt_tokens == 6
+
+
+def test_kept_logprobs_equal_score(local_global):
+  model, params = local_global
+  texts = prompts(3, 20, 9)
+  sampling = [
+    SamplingParams(max_new_tokens=20, seed=1),
+    SamplingParams(max_new_tokens=11, seed=2, temperature=0.7, top_k=9),
+    SamplingParams(max_new_tokens=30, seed=3, top_p=0.8, min_p=0.02),
+  ]
+  rows = generate(model, params, texts, sampling)
+  scored = score(
+    model, params, [t + r.token_ids for t, r in zip(texts, rows, strict=True)]
+  )
+  for text, row, logprobs in zip(texts, rows, scored, strict=True):
+    np.testing.assert_allclose(
+      row.logprobs, logprobs[len(text) - 1 :], rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize('chunk', [1, 2, 5, 16])
+def test_chunked_prefill_equals_whole(local_global, chunk):
+  model, params = local_global
+  tokens, lengths = pad_rows(prompts(16, 7), 16, 2)
+
+  def run(size):
+    cache = empty_cache(model=model, batch=2, capacity=32, dtype=jnp.float32)
+    return prefill(params, tokens, lengths, cache, model=model, chunk=size)
+
+  want, _ = run(None)
+  got, cache = run(chunk)
+  np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+  assert cache.length.tolist() == [16, 7]
+
+
+def test_a_row_does_not_depend_on_its_batch(local_global):
+  """The same seed gives the same sample at batch sizes 1, 3 and 8."""
+  model, params = local_global
+  text, *others = prompts(6, 3, 17, 9, 1, 12, 30, 5)
+  own = SamplingParams(max_new_tokens=20, seed=7, top_k=20, temperature=0.9)
+  neighbours = [
+    SamplingParams(max_new_tokens=9, temperature=0.0),
+    SamplingParams(max_new_tokens=30, seed=7, repetition_penalty=1.5),
+    SamplingParams(max_new_tokens=3, typical_p=0.5),
+    SamplingParams(max_new_tokens=25, no_repeat_ngram=2, min_p=0.1),
+    SamplingParams(max_new_tokens=16, logit_bias={3: 4.0}),
+    SamplingParams(max_new_tokens=8, frequency_penalty=1.0),
+    SamplingParams(max_new_tokens=8, xtc_probability=0.5),
+  ]
+  [alone] = generate(model, params, [text], [own])
+  three = generate(
+    model,
+    params,
+    [others[0], text, others[1]],
+    [neighbours[0], own, neighbours[1]],
+  )
+  eight = generate(model, params, [*others, text], [*neighbours, own])
+  assert_same(three[1], alone)
+  assert_same(eight[7], alone)
+  other_path = generate(
+    model,
+    params,
+    [text],
+    [own],
+    chunk_steps=3,
+    prefill_chunk=4,
+    capacity=192,
+    batch_size=4,
+  )
+  assert_same(other_path[0], alone)
+
+
+def test_scan_equals_a_loop_of_single_steps(local_global):
+  model, params = local_global
+  text = prompts(6)
+  sampling = [SamplingParams(max_new_tokens=12, seed=3)]
+  [scan] = generate(model, params, text, sampling, chunk_steps=11)
+  [loop] = generate(model, params, text, sampling, chunk_steps=1)
+  assert_same(loop, scan)
+
+
+def test_samples_of_one_prompt_share_its_prefill(local_global):
+  model, params = local_global
+  [text] = prompts(9)
+  sampling = [SamplingParams(max_new_tokens=8, seed=s) for s in range(3)]
+  together = generate(model, params, [text] * 3, sampling)
+  for params_of_row, row in zip(sampling, together, strict=True):
+    [alone] = generate(model, params, [text], [params_of_row])
+    assert_same(row, alone)
+  assert len({tuple(r.token_ids) for r in together}) > 1
+
+
+def test_eos_stops_a_row_and_only_that_row(local_global):
+  model, params = local_global
+  texts = prompts(6, 9)
+  free = generate(model, params, texts, [GREEDY] * 2)
+  eos = free[0].token_ids[4]
+  first = free[0].token_ids.index(eos)
+  assert eos not in free[1].token_ids
+  stopped = generate(model, params, texts, [GREEDY] * 2, eos_ids=[eos])
+  assert stopped[0].token_ids == free[0].token_ids[: first + 1]
+  assert stopped[0].finish_reason == 'stop'
+  assert_same(stopped[1], free[1])
+  assert stopped[1].finish_reason == 'length'
+  ignoring = SamplingParams(temperature=0.0, max_new_tokens=12, ignore_eos=True)
+  [ignored] = generate(model, params, texts[:1], [ignoring], eos_ids=[eos])
+  assert_same(ignored, free[0])
+
+
+def test_a_done_row_is_frozen(local_global):
+  model, params = local_global
+  tokens, lengths = pad_rows(prompts(4, 6), 16, 2)
+  cache = empty_cache(model=model, batch=2, capacity=64, dtype=jnp.float32)
+  logits, cache = prefill(params, tokens, lengths, cache, model=model)
+  rows = stack_rows([GREEDY] * 2, vocab_size=50, eos_ids=())
+  state, _ = step.start(
+    cache,
+    logits,
+    tokens,
+    lengths,
+    rows,
+    np.array([3, 9], np.int32),
+    capacity=64,
+    order=DEFAULT_ORDER,
+    top_n=0,
+  )
+  state, output = step.decode_chunk(params, state, model=model, steps=6)
+  assert output.valid.sum(axis=0).tolist() == [2, 6]
+  assert state.done.tolist() == [True, False]
+  assert state.cache.length.tolist() == [4 + 2, 6 + 6]
+  assert state.history.length.tolist() == [4 + 3, 6 + 7]
+  frozen = jax.device_get((state.token[0], state.history.tokens[0]))
+  state, output = step.decode_chunk(params, state, model=model, steps=6)
+  assert not output.valid[:, 0].any()
+  assert state.cache.length.tolist()[0] == 6
+  np.testing.assert_array_equal(state.token[0], frozen[0])
+  np.testing.assert_array_equal(state.history.tokens[0], frozen[1])
+
+
+def test_on_tokens_may_end_a_row(local_global):
+  model, params = local_global
+  texts = prompts(6, 9)
+  free = generate(model, params, texts, [GREEDY] * 2)
+  seen = {0: [], 1: []}
+
+  def on_tokens(row, ids):
+    seen[row] += ids
+    return 3 if row == 0 and len(seen[0]) > 3 else None
+
+  rows = generate(
+    model, params, texts, [GREEDY] * 2, chunk_steps=5, on_tokens=on_tokens
+  )
+  assert rows[0].token_ids == free[0].token_ids[: 1 + 3]
+  assert rows[0].finish_reason == 'stop'
+  assert len(rows[0].logprobs) == 4
+  assert_same(rows[1], free[1])
+  assert seen[1] == free[1].token_ids
+
+
+def test_alternatives_are_the_most_likely_tokens(local_global):
+  model, params = local_global
+  sampling = SamplingParams(max_new_tokens=3, seed=1, logprobs=4)
+  [row] = generate(model, params, prompts(6), [sampling])
+  for token, logprob, (ids, logprobs) in zip(
+    row.token_ids, row.logprobs, row.top, strict=True
+  ):
+    assert len(ids) == 4
+    assert logprobs == sorted(logprobs, reverse=True)
+    if token in ids:
+      assert logprobs[ids.index(token)] == pytest.approx(logprob, abs=1e-6)
+
+
+def test_longrope_rows_are_read_again_where_they_outgrow_the_context():
+  """Each token equals the full forward of what is before it, short or long."""
+  rope = RopeConfig(
+    'longrope',
+    factor=4.0,
+    original_max_length=10,
+    short_factor=(1.0, 1.0, 1.0, 1.0),
+    long_factor=(1.0, 1.5, 3.0, 4.0),
+  )
+  model, params = tiny.build(rope=rope)
+  texts = prompts(4, 9, 13)
+  rows = generate(model, params, texts, [GREEDY] * 3)
+  forward = jax.jit(model.apply)
+  for text, row in zip(texts, rows, strict=True):
+    tokens = list(text)
+    for token, logprob in zip(row.token_ids, row.logprobs, strict=True):
+      padded, lengths = pad_rows([tokens], 32, 1)
+      logits, _ = forward({'params': params}, padded, lengths=lengths)
+      logprobs = jax.nn.log_softmax(logits[0, len(tokens) - 1])
+      assert token == int(logprobs.argmax())
+      assert logprob == pytest.approx(float(logprobs[token]), abs=1e-5)
+      tokens.append(token)
+
+
+def test_no_compilation_after_warm_up(local_global):
+  """Random lengths, fills and settings run programs that exist already."""
+  model, params = local_global
+  load = np.random.default_rng(0)
+
+  def run(lengths, sampling):
+    generate(
+      model,
+      params,
+      [load.integers(0, 50, n).tolist() for n in lengths],
+      sampling,
+      batch_size=4,
+      capacity=128,
+      chunk_steps=8,
+      eos_ids=[0],
+    )
+
+  def settings():
+    return SamplingParams(
+      max_new_tokens=int(load.integers(1, 40)),
+      temperature=float(load.choice([0.0, 0.5, 1.3])),
+      top_k=int(load.choice([0, 5])),
+      top_p=float(load.choice([1.0, 0.7])),
+      min_p=float(load.choice([0.0, 0.1])),
+      repetition_penalty=float(load.choice([1.0, 1.3])),
+      frequency_penalty=float(load.choice([0.0, 0.5])),
+      no_repeat_ngram=int(load.choice([0, 2])),
+      logit_bias={1: 2.0} if load.random() < 0.5 else {},
+      seed=int(load.integers(0, 1000)),
+    )
+
+  for length in (16, 32, 64):  # one prompt bucket each
+    run([length] * 4, [SamplingParams(max_new_tokens=48)] * 4)
+  before = compilations()
+  for _ in range(12):
+    rows = int(load.integers(1, 5))
+    run(load.integers(1, 65, rows), [settings() for _ in range(rows)])
+  assert compilations() == before
+
+
+_COMPILED = []
+
+
+def compilations() -> int:
+  """Programs that XLA has compiled in this process so far."""
+  return len(_COMPILED)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def count_compilations():
+  def listen(event, duration, **kwargs):
+    if event == '/jax/core/compile/backend_compile_duration':
+      _COMPILED.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield
+  assert _COMPILED, 'the listener heard nothing: the count would prove nothing'
+
+
+@pytest.mark.parametrize(
+  'length,want', [(1, 16), (16, 16), (17, 32), (100, 128)]
+)
+def test_bucket(length, want):
+  assert bucket(length) == want
+
+
+@pytest.mark.parametrize(
+  'length,want', [(1, 64), (65, 96), (97, 128), (129, 192), (200, 256)]
+)
+def test_fine_bucket(length, want):
+  assert fine_bucket(length) == want
+
+
+def test_fork_copies_rows():
+  tree = {'a': jnp.arange(6.0).reshape(3, 2)}
+  got = fork(tree, np.array([2, 0, 2]))
+  np.testing.assert_array_equal(got['a'], [[4, 5], [0, 1], [4, 5]])
+
+
+@pytest.mark.parametrize('cap', [None, 5.0])
+def test_token_logprobs_over_blocks_of_the_vocabulary(cap):
+  load = np.random.default_rng(0)
+  hidden = load.normal(size=(5, 16)).astype(np.float32)
+  table = load.normal(size=(20000, 16)).astype(np.float32)
+  targets = np.array([0, 8191, 8192, 16384, 19999])
+  logits = hidden @ table.T
+  if cap:
+    logits = cap * np.tanh(logits / cap)
+  want = np.asarray(jax.nn.log_softmax(logits))[np.arange(5), targets]
+  got = jax.jit(token_logprobs, static_argnums=3)(hidden, targets, table, cap)
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_room_is_checked_at_the_door(local_global):
+  model, params = local_global
+  long = SamplingParams(max_new_tokens=250)
+  with pytest.raises(UserError, match='lower sampling.max_new_tokens to 246'):
+    generate(model, params, prompts(10), [long])
+  with pytest.raises(UserError, match='shorten it to fewer than 8 tokens'):
+    check_room(prompts(10), [GREEDY], 8)
+  with pytest.raises(UserError, match='has no token'):
+    check_room([[]], [GREEDY], 8)
+  with pytest.raises(UserError, match='capacity=16 slots are too few'):
+    generate(model, params, prompts(10), [GREEDY], capacity=16)
+  assert length_limit(tiny.config()) == 256
+  with pytest.raises(UserError, match='row 0 has 300 tokens'):
+    score(model, params, [[1] * 300])
