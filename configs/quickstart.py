@@ -8,7 +8,10 @@ tokenizer and a Llama of 0.87M parameters (550 steps, about a minute on two
 cores), saves it as a Hugging Face folder, generates from it and marks its
 answers by the world's ledger. A stage that is done is not repeated.
 
-Expected (seed 0): EXPECTED
+Expected (seed 0): loss from 6.26 to 0.43 nats; right answers, untrained 0%:
+  popular people, asked in training 100%    people: never written  3%
+  popular people, only read about    87%    sums: written        100%
+  rare people                        35%    sums: never written    6 of 7
 Then talk to it:
   python launch.py --config=configs/generate.py --config.chat=True \
     --config.model.path=runs/quickstart/model
