@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import os
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -109,8 +109,7 @@ def load_params(
   with contextlib.ExitStack() as stack:
     files = {}
     for file in sorted({info.file for info in infos.values()}):
-      files[file] = os.open(file, os.O_RDONLY)
-      stack.callback(os.close, files[file])
+      files[file] = stack.enter_context(open(file, 'rb', buffering=0))
     for leaf in table:
       sharding = shardings
       if not isinstance(shardings, jax.sharding.Sharding):
@@ -213,7 +212,7 @@ def _same_data(a: TensorInfo, b: TensorInfo) -> bool:
 def _read_leaf(
   leaf: Leaf,
   infos: dict[str, TensorInfo],
-  files: dict[str, int],
+  files: dict[str, BinaryIO],
   dtype: np.dtype,
   index: tuple[slice, ...],
 ) -> np.ndarray:

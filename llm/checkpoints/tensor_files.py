@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -105,7 +106,7 @@ def _problem(info: TensorInfo, size: int) -> str | None:
 
 
 def read_slice(
-  file: int,
+  file: BinaryIO,
   info: TensorInfo,
   offset: int,
   view: tuple[int, ...],
@@ -115,7 +116,7 @@ def read_slice(
   """Fills `out` with `tensor.ravel()[offset:].reshape(view)[index]`.
 
   Args:
-    file: descriptor of `info.file`, open for reading.
+    file: `info.file`, open for reading without a buffer.
     info: the tensor.
     offset: elements to skip; the view covers those after it.
     view: shape of the viewed elements.
@@ -143,25 +144,28 @@ def read_slice(
     for row in range(0, sizes[axis], step):
       target = rows[row : row + step]
       start = (at + row * strides[axis]) * dtype.itemsize
-      block = _read(file, info, start, target.size, dtype)
-      cast_into(target, block.reshape(target.shape), info.name)
+      if target.dtype == dtype and target.flags.c_contiguous:
+        _fill(file, info, start, target)
+      else:
+        block = np.empty(target.shape, dtype)
+        _fill(file, info, start, block)
+        cast_into(target, block, info.name)
 
 
-def _read(
-  file: int, info: TensorInfo, start: int, count: int, dtype: np.dtype
-) -> np.ndarray:
-  """`count` elements from byte `start` of the tensor on."""
-  block = np.empty(count, dtype)
-  view = memoryview(block.view(np.uint8))
+def _fill(
+  file: BinaryIO, info: TensorInfo, start: int, out: np.ndarray
+) -> None:
+  """Fills a contiguous array from byte `start` of the tensor on."""
+  view = memoryview(out.reshape(-1).view(np.uint8))
+  file.seek(info.offset + start)
   done = 0
-  while done < len(view):  # one call returns 2 GiB at most
-    got = os.preadv(file, [view[done:]], info.offset + start + done)
-    if got == 0:
+  while done < len(view):  # a read may return less than was asked for
+    got = file.readinto(view[done:])
+    if not got:
       raise UserError(
         f'{info.name}: {info.file} ended while it was read: download it again'
       )
     done += got
-  return block
 
 
 def cast_into(out: np.ndarray, block: np.ndarray, name: str) -> None:
