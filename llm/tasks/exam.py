@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import ml_collections
 from rich import console as rich_console
 from rich import table as rich_table
@@ -84,21 +85,14 @@ def hold_exam(
   phases = report.Phases()
   rows = _generate(config, trained, phases)
   _write_jsonl(folder / 'answers.jsonl', rows)
-  fresh = loading.Loaded(source, trained.model, untrained)
+  # Placed as the trained ones are, or everything would be compiled again.
+  places = jax.tree.map(lambda x: x.sharding, trained.params)
+  fresh = loading.Loaded(
+    source, trained.model, jax.device_put(untrained, places)
+  )
   before = [row['text'] for row in _generate(config, fresh, report.Phases())]
   answers = [row['text'] for row in rows]
-  marks = [
-    {
-      'question': question.text,
-      'truth': question.answer,
-      'answer': answer.strip(),
-      'right': corpus_lib.is_right(question, answer),
-      'untrained': corpus_lib.is_right(question, other),
-      'group': group_of(question.fact),
-      'fact': vars(question.fact),
-    }
-    for question, answer, other in zip(questions, answers, before, strict=False)
-  ]
+  marks = _mark(questions, answers, before)
   _write_jsonl(folder / 'marks.jsonl', marks)
   texts = zip(world.people, answers[len(questions) :], strict=False)
   return {
@@ -140,6 +134,26 @@ def print_report(exam: Stage) -> None:
   for text in exam.summary['texts']:
     console.print()
     console.print(text, markup=False)
+
+
+def _mark(
+  questions: list[Question], answers: list[str], untrained: list[str]
+) -> list[dict]:
+  """One row per question; what follows the answers to questions is ignored."""
+  return [
+    {
+      'question': question.text,
+      'truth': question.answer,
+      'answer': answer.strip(),
+      'right': corpus_lib.is_right(question, answer),
+      'untrained': corpus_lib.is_right(question, other),
+      'group': group_of(question.fact),
+      'fact': vars(question.fact),
+    }
+    for question, answer, other in zip(
+      questions, answers, untrained, strict=False
+    )
+  ]
 
 
 def _generate(config, loaded, phases: report.Phases) -> list[dict]:

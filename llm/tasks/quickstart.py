@@ -63,12 +63,39 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   if workdir is None:
     workdir = DEFAULT_WORKDIR
     run_lib.prepare_workdir(config, workdir)
-  workdir = pathlib.Path(workdir)
   # What a later stage would refuse is refused before any work.
   _check(config)
   optim.make_optimizer(config.optim, config.train.steps)
   world = _build_world(config)
+  trained, model = _make_model(config, world, pathlib.Path(workdir))
+  marks = run_stage(
+    workdir,
+    'exam',
+    model.inputs | {'exam': config.exam.to_dict()},
+    lambda folder: exam.hold_exam(
+      folder,
+      world,
+      model.folder,
+      untrained=_fresh_params(config, load_tokenizer(model.folder)),
+      settings=config.exam,
+    ),
+  )
+  _tell(marks, 'all {questions} questions that the ledger can answer')
+  exam.print_report(marks)
+  result = {
+    'loss': trained.summary['loss'],
+    'train_s': trained.summary['seconds'],
+    **marks.summary['result'],
+  }
+  run_lib.write_result(str(workdir), result)
 
+
+def _make_model(
+  config: ml_collections.ConfigDict,
+  world: world_lib.World,
+  workdir: pathlib.Path,
+) -> tuple[Stage, Stage]:
+  """The stages up to the Hugging Face folder; returns the last two."""
   inputs = {'seed': config.seed, 'world': config.world.to_dict()}
   corpus = run_stage(
     workdir, 'corpus', inputs, lambda folder: _write_corpus(folder, world)
@@ -82,9 +109,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     inputs,
     lambda folder: _train_tokenizer(folder, corpus, config.tokenizer),
   )
-  _tell(
-    tokenizer, '{vocab_size} tokens of {characters_per_token:.1f} characters'
-  )
+  _tell(tokenizer, '{vocab_size} tokens of {characters:.1f} characters')
 
   fields = ('model', 'data', 'train', 'optim')
   inputs |= {name: config[name].to_dict() for name in fields}
@@ -106,24 +131,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     inputs,
     lambda folder: _export(folder, config, tokenizer, trained),
   )
-  _tell(model, f'{model.folder}, for transformers and configs/generate.py')
-
-  inputs |= {'exam': config.exam.to_dict()}
-  marks = run_stage(
-    workdir,
-    'exam',
-    inputs,
-    lambda folder: exam.hold_exam(
-      folder,
-      world,
-      model.folder,
-      untrained=_fresh_params(config, load_tokenizer(tokenizer.folder)),
-      settings=config.exam,
-    ),
-  )
-  _tell(marks, 'all {questions} questions that the ledger can answer')
-  exam.print_report(marks)
-  run_lib.write_result(str(workdir), _result(trained, marks))
+  _tell(model, 'a folder for transformers and configs/generate.py')
+  return trained, model
 
 
 def _check(config) -> None:
@@ -189,7 +198,7 @@ def _train_tokenizer(folder: pathlib.Path, corpus: Stage, settings) -> dict:
   tokens = sum(len(tokenizer.encode(text, bos=False)) for text in texts)
   return {
     'vocab_size': tokenizer.vocab_size,
-    'characters_per_token': sum(map(len, texts)) / tokens,
+    'characters': sum(map(len, texts)) / tokens,
   }
 
 
@@ -310,14 +319,6 @@ def _plain_text(row: dict) -> str:
   return ' '.join(
     f'{names[m["role"]]}: {m["content"]}' for m in row['messages']
   )
-
-
-def _result(trained: Stage, marks: Stage) -> dict:
-  return {
-    'loss': trained.summary['loss'],
-    'train_s': trained.summary['seconds'],
-    **marks.summary['result'],
-  }
 
 
 def _flatten(tree: dict, prefix: str = '') -> dict[str, np.ndarray]:
