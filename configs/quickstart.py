@@ -66,7 +66,7 @@ def get_config(arg=None):
   optim.clip_norm = 1.0
 
   config.exam = config_dict.ConfigDict()
-  config.exam.batch_size = 64  # questions answered together
+  config.exam.batch_size = 128 if small else 64  # rows answered together
   config.exam.max_new_tokens = 16  # of an answer
   config.exam.text_tokens = 16 if small else 64  # of a free text
   return config
