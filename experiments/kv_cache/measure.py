@@ -14,7 +14,7 @@ import numpy as np
 from experiments import machine
 from experiments.kv_cache.shapes import SHAPES
 from llm.decode.generate import capacity_for, generate
-from llm.decode.prefill import bucket, empty_cache, fine_bucket, prefill
+from llm.decode.prefill import bucket, empty_cache, fine_bucket, fork, prefill
 from llm.decode.rows import stack_rows
 from llm.decode.sampling import DEFAULT_ORDER
 from llm.decode.sampling_params import SamplingParams
@@ -80,9 +80,9 @@ def used(config) -> dict:
   model, params = _model(config, config.tokens + _TIMED)
   # Chunks look at a ladder of lengths: all timed ones are on the same rung.
   prompt = _prompt(config, config.tokens - _TIMED + 1)
-  capacity = capacity_for(config.tokens)
+  state = _after_prompt(model, params, prompt, capacity_for(config.tokens))
   times = [
-    _time_per_token(model, params, prompt, capacity, bounded=True)
+    _time_per_token(model, params, state, len(prompt), bounded=True)
     for _ in range(config.repetitions + 1)
   ]
   return {'token_ms': 1e3 * statistics.median(times[1:])}
@@ -96,11 +96,15 @@ def allocated(config) -> dict:
   """
   model, params = _model(config, _SLOTS * GROWTH)
   prompt = _prompt(config, _SLOTS // 2 - _TIMED + 1)
+  states = {
+    'small': _after_prompt(model, params, prompt, _SLOTS),
+    'large': _after_prompt(model, params, prompt, _SLOTS * GROWTH),
+  }
   times = {}
   for repetition in range(config.repetitions + 1):
     for name, bounded in (('', True), ('control_', False)):
-      for size, slots in (('small', _SLOTS), ('large', _SLOTS * GROWTH)):
-        seconds = _time_per_token(model, params, prompt, slots, bounded)
+      for size, state in states.items():
+        seconds = _time_per_token(model, params, state, len(prompt), bounded)
         if repetition:  # the first one compiles
           times.setdefault(f'{name}{size}', []).append(seconds)
   result = {f'{k}_ms': 1e3 * statistics.median(v) for k, v in times.items()}
@@ -189,15 +193,11 @@ def _seconds(call: Callable[[], object]) -> float:
   return time.perf_counter() - began
 
 
-def _time_per_token(model, params, prompt, capacity: int, bounded: bool):
-  """Seconds per decode step after a prompt, as `generate` runs them.
-
-  `bounded` says whether a chunk looks at the slots in use or at all of them.
-  """
+def _after_prompt(model, params, prompt, capacity: int):
+  """The decode state after the prompt, as `generate` makes it."""
   rows = stack_rows(
     [_greedy(_TIMED + 1)], vocab_size=model.config.vocab_size, eos_ids=()
   )
-  settings = {'order': DEFAULT_ORDER, 'top_n': 0}
   width = min(bucket(len(prompt)), capacity)
   tokens = np.zeros((1, width), np.int32)
   tokens[0, : len(prompt)] = prompt
@@ -209,16 +209,36 @@ def _time_per_token(model, params, prompt, capacity: int, bounded: bool):
     params, tokens, lengths, cache, model=model, chunk=min(256, width)
   )
   limits = np.array([_TIMED + 1], np.int32)
-  state, output = start(
-    cache, logits, tokens, lengths, rows, limits, capacity=capacity, **settings
+  state, _ = start(
+    cache,
+    logits,
+    tokens,
+    lengths,
+    rows,
+    limits,
+    capacity=capacity,
+    order=DEFAULT_ORDER,
+    top_n=0,
   )
-  output.token.block_until_ready()
+  return state
+
+
+def _time_per_token(model, params, after_prompt, held: int, bounded: bool):
+  """Seconds per decode step, as `generate` runs them, from a copy of a state.
+
+  `held` tokens are in its cache. `bounded` says whether a chunk looks at the
+  slots in use or at all that are allocated.
+  """
+  state = jax.block_until_ready(fork(after_prompt, np.zeros((1,), np.int32)))
+  capacity = state.cache.layers[0].k.shape[2]
   began = time.perf_counter()
   for chunk in range(_CHUNKS):
-    held = len(prompt) + chunk * CHUNK_STEPS
-    attend = min(fine_bucket(held), capacity) if bounded else capacity
+    attend = fine_bucket(held + chunk * CHUNK_STEPS)
     state, output = decode_chunk(
-      params, state, model=model, attend_length=attend, **settings
+      params,
+      state,
+      model=model,
+      attend_length=min(attend, capacity) if bounded else capacity,
     )
     output.token.block_until_ready()
   return (time.perf_counter() - began) / _TIMED
