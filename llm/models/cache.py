@@ -118,12 +118,15 @@ def init_cache(
   dtype: Any = jnp.float32,
   scan_layers: bool = False,
 ) -> KVCache:
-  """Allocates an empty cache for `batch` rows of up to `max_length` tokens."""
+  """Allocates an empty cache for `batch` rows of up to `max_length` tokens.
+
+  A ring takes the window's slots, or `max_length` where that is less.
+  """
 
   def layer(layer_type, leading=()):
     slots = max_length
     if is_ring(config, layer_type, scan_layers):
-      slots = config.window
+      slots = min(config.window, max_length)
     shape = (*leading, batch, config.num_kv_heads)
     return LayerCache(
       k=jnp.zeros((*shape, slots, config.head_dim), dtype),
@@ -191,10 +194,11 @@ def _write(
 
   A dense row is written at [start, start + T): slots past its true length hold
   junk that no mask admits and that the next call overwrites. The caller sees
-  to it that start + T fits.
+  to it that start + T fits. A ring with fewer slots than its window never goes
+  round, and is written like a dense row.
   """
   new = new.astype(old.dtype)
-  if not ring:
+  if not ring or old.shape[axis] < ring:
 
     def write(o, n, s):
       return lax.dynamic_update_slice_in_dim(o, n, s, axis - 1)

@@ -15,6 +15,8 @@ def test_ring_holds_its_window_only():
   assert cache.layers[0].v.shape == (3, 2, 8, 5)
   assert cache.layers[1].k.shape == (3, 2, 64, 8)
   assert cache_lib.cache_rings(config) == (5, 0)
+  short = cache_lib.init_cache(config, 3, 4)
+  assert short.layers[0].k.shape == (3, 2, 4, 8)
 
 
 def test_ring_positions_after_six_tokens():

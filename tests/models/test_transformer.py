@@ -70,6 +70,17 @@ def test_padding_and_neighbours_change_nothing(kind):
     assert_close(together[row : row + 1, :length], alone)
 
 
+def test_a_window_longer_than_the_cache_is_written_like_a_dense_row():
+  model, params = tiny.build('all_local', window=64)
+  tokens = tiny.tokens(2, 12)
+  want, _ = forward(model, params, tokens)
+  cache = cache_lib.init_cache(model.config, 2, 16)
+  first, cache = forward(model, params, tokens[:, :7], cache=cache)
+  second, cache = forward(model, params, tokens[:, 7:], cache=cache)
+  assert cache.layers[0].k.shape[2] == 16
+  assert_close(jnp.concatenate([first, second], axis=1), want)
+
+
 def test_rows_of_different_lengths_share_a_cache():
   model, params = tiny.build('local_global')
   tokens = tiny.tokens(2, 11)
