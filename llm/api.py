@@ -59,9 +59,7 @@ def load(
       path, config, dtype=DTYPES[dtype], progress=progress
     )
   else:
-    config, params = llama2c.load(
-      path, dtype=DTYPES[dtype], progress=progress
-    )
+    config, params = llama2c.load(path, dtype=DTYPES[dtype], progress=progress)
   found = tokenizer or find_tokenizer(path)
   text = load_tokenizer(found, config.vocab_size) if found else None
   if scan_layers:

@@ -37,6 +37,7 @@ from llm.models.transformer import Transformer
 
 UNBOUNDED = 1 << 30
 
+
 @dataclasses.dataclass
 class Completion:
   """What was generated for one row.

@@ -236,14 +236,12 @@ def extend(
 
   Returns:
     (segments, entry): the keys to attend to, and the changed part of the entry:
-    None, the new LayerCache, or the new `recent`. Buffers are only read before
-    they are written, so that XLA may write in place.
+    None, the new LayerCache, or the new `recent`.
   """
+  if isinstance(entry, tuple):
+    return _extend_open(entry, new, call, window, ring)
   steps = new.k.shape[2]
   own = Segment(new.k, new.v, _self_mask(steps, call.segment_ids, window))
-  if isinstance(entry, tuple):
-    past, entry = _extend_open(entry, new, call, window, ring)
-    return [*past, own], entry
   if entry is None:
     return [own], None
   segments = [own]
@@ -259,17 +257,6 @@ def extend(
 
 def _extend_open(entry, new, call, window, ring):
   prefix, recent, count = entry
-  slots = jnp.arange(prefix.k.shape[2])
-  query = (call.start + count)[:, None]
-  mask = _past_mask(call.start, slots, query, window, ring)
-  steps = jnp.arange(recent.k.shape[2])
-  earlier = steps < count
-  if window is not None:
-    earlier = earlier & (steps > count - window)
-  segments = [
-    Segment(prefix.k, prefix.v, mask),
-    Segment(recent.k, recent.v, earlier[None, None]),
-  ]
   recent = LayerCache(
     k=lax.dynamic_update_slice_in_dim(
       recent.k, new.k.astype(recent.k.dtype), count, axis=2
@@ -278,6 +265,20 @@ def _extend_open(entry, new, call, window, ring):
       recent.v, new.v.astype(recent.v.dtype), count, axis=3
     ),
   )
+  # Written first and read through a barrier, the buffer is updated in place;
+  # fused into its readers, the update would be made on several copies.
+  recent = lax.optimization_barrier(recent)
+  slots = jnp.arange(prefix.k.shape[2])
+  query = (call.start + count)[:, None]
+  mask = _past_mask(call.start, slots, query, window, ring)
+  steps = jnp.arange(recent.k.shape[2])
+  written = steps <= count
+  if window is not None:
+    written = written & (steps > count - window)
+  segments = [
+    Segment(prefix.k, prefix.v, mask),
+    Segment(recent.k, recent.v, written[None, None]),
+  ]
   return segments, recent
 
 

@@ -86,9 +86,7 @@ class MoE(nn.Module):
     )
     router = _Kernel((experts, embed), name='router')()
     gate_up = _Kernel((experts, 2, width, embed), name='gate_up')()
-    down = _Kernel(
-      (experts, embed, width), self.out_init_scale, name='down'
-    )()
+    down = _Kernel((experts, embed, width), self.out_init_scale, name='down')()
     tokens = x.reshape(-1, embed).astype(self.dtype)
     weights, chosen = route(
       linear(tokens, router.astype(self.dtype)),

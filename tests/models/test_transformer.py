@@ -51,9 +51,7 @@ def test_cached_in_pieces_equals_uncached(kind, scan_layers):
     logits, opened = forward(model, params, tokens[:, t : t + 1], cache=opened)
     got.append(logits)
   rings = cache_lib.cache_rings(model.config, scan_layers)
-  cache = cache_lib.close_cache(
-    cache, opened.recent, jnp.array([3, 3]), rings
-  )
+  cache = cache_lib.close_cache(cache, opened.recent, jnp.array([3, 3]), rings)
   last, cache = forward(model, params, tokens[:, 12:], cache=cache)
   assert_close(jnp.concatenate([*got, last], axis=1), want)
   assert cache.length.tolist() == [14, 14]
