@@ -63,8 +63,9 @@ def attend(
       'bkgts,bkhs->btkgh',
       (w / total).astype(q.dtype),
       segment.v.astype(q.dtype),
+      preferred_element_type=jnp.float32,
     )
-  return out
+  return out.astype(q.dtype)
 
 
 def _attend_in_blocks(q, segments, scale, cap):
