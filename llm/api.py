@@ -10,10 +10,12 @@ import numpy as np
 from llm.checkpoints import hf, llama2c
 from llm.decode.generate import Completion
 from llm.decode.generate import generate as generate_tokens
-from llm.decode.sampling_params import SamplingParams
+from llm.decode.sampling_params import SamplingParams, expand, stop_ids
 from llm.decode.score import score as score_tokens
 from llm.errors import UserError
+from llm.models.config import ModelConfig
 from llm.models.transformer import Transformer, stack_layers
+from llm.text.text_stream import start_stream
 from llm.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 
 DTYPES = {
@@ -21,6 +23,37 @@ DTYPES = {
   'bfloat16': jnp.bfloat16,
   'float16': jnp.float16,
 }
+
+
+def check_dtype(dtype: str) -> None:
+  """Raises UserError unless `dtype` is a name of `DTYPES`."""
+  if dtype not in DTYPES:
+    raise UserError(f'dtype={dtype!r}: use one of {", ".join(DTYPES)}')
+
+
+def read_config(path: str) -> ModelConfig:
+  """The shape of a Hugging Face folder or a llama2.c `.bin` file."""
+  if not os.path.exists(path):
+    raise UserError(
+      f'model.path={path!r} does not exist: give a Hugging Face model folder '
+      'or a llama2.c .bin file'
+    )
+  return (hf if os.path.isdir(path) else llama2c).read_config(path)
+
+
+def read_params(path: str, config: ModelConfig, dtype: Any, progress=None):
+  """The parameters of either; `progress` as for `load`."""
+  if os.path.isdir(path):
+    return hf.load_params(path, config, dtype=dtype, progress=progress)
+  return llama2c.load(path, dtype=dtype, progress=progress)[1]
+
+
+def read_tokenizer(
+  path: str, config: ModelConfig, where: str | None = None
+) -> Tokenizer | None:
+  """The tokenizer at `where`, else the one with the model, else None."""
+  where = where or find_tokenizer(path)
+  return load_tokenizer(where, config.vocab_size) if where else None
 
 
 def load(
@@ -46,22 +79,10 @@ def load(
   Raises:
     UserError: naming the file and the remedy.
   """
-  if dtype not in DTYPES:
-    raise UserError(f'dtype={dtype!r}: use one of {", ".join(DTYPES)}')
-  if not os.path.exists(path):
-    raise UserError(
-      f'model.path={path!r} does not exist: give a Hugging Face model folder '
-      'or a llama2.c .bin file'
-    )
-  if os.path.isdir(path):
-    config = hf.read_config(path)
-    params = hf.load_params(
-      path, config, dtype=DTYPES[dtype], progress=progress
-    )
-  else:
-    config, params = llama2c.load(path, dtype=DTYPES[dtype], progress=progress)
-  found = tokenizer or find_tokenizer(path)
-  text = load_tokenizer(found, config.vocab_size) if found else None
+  check_dtype(dtype)
+  config = read_config(path)
+  text = read_tokenizer(path, config, tokenizer)
+  params = read_params(path, config, DTYPES[dtype], progress)
   if scan_layers:
     params = stack_layers(params, config)
   model = Transformer(config, scan_layers=scan_layers, dtype=DTYPES[dtype])
@@ -83,15 +104,38 @@ def generate(
     **sampling: fields of `SamplingParams`, the same for all prompts.
 
   Returns:
-    One Completion per prompt (`tokenizer.decode(c.token_ids)` is its text).
+    One Completion per prompt and sample, prompt by prompt, each with its
+    `text`: what follows the prompt, without stop strings and end tokens.
+
+  Raises:
+    UserError: a setting is wrong, or a prompt does not fit.
   """
   texts = [prompts] if isinstance(prompts, str) else list(prompts)
-  settings = SamplingParams(**sampling)
-  eos_ids = model.config.eos_ids or tokenizer.eos_ids
-  rows = [tokenizer.encode(text) for text in texts]
-  return generate_tokens(
-    model, params, rows, [settings] * len(rows), eos_ids=eos_ids
+  settings = SamplingParams.from_dict(sampling)
+  eos_ids = model.config.eos_ids
+  rows, streams, samples = [], [], []
+  for text in texts:
+    tokens = tokenizer.encode(text)
+    for sample in expand(settings):
+      rows.append(tokens)
+      samples.append(sample)
+      ends = stop_ids(sample, eos_ids)
+      streams.append(
+        start_stream(tokenizer, tokens, sample.stop, ends, continues=True)
+      )
+
+  def on_tokens(i: int, ids: list[int]) -> int | None:
+    before = streams[i].length
+    streams[i].push(ids)
+    return streams[i].length - before if streams[i].stopped else None
+
+  answers = generate_tokens(
+    model, params, rows, samples, eos_ids=eos_ids, on_tokens=on_tokens
   )
+  for answer, stream in zip(answers, streams, strict=True):
+    stream.finish()
+    answer.text = stream.text
+  return answers
 
 
 def score(

@@ -80,7 +80,8 @@ def used(config) -> dict:
   model, params = _model(config, config.tokens + _TIMED)
   # Chunks look at a ladder of lengths: all timed ones are on the same rung.
   prompt = _prompt(config, config.tokens - _TIMED + 1)
-  state = _after_prompt(model, params, prompt, capacity_for(config.tokens))
+  slots = capacity_for(len(prompt), config.tokens)
+  state = _after_prompt(model, params, prompt, slots)
   times = [
     _time_per_token(model, params, state, len(prompt), bounded=True)
     for _ in range(config.repetitions + 1)

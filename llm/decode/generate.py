@@ -20,6 +20,7 @@ from llm.decode.prefill import (
   fork,
   pad_rows,
   prefill,
+  prefill_length,
 )
 from llm.decode.rows import stack_rows
 from llm.decode.sampling import DEFAULT_ORDER
@@ -46,7 +47,8 @@ class Completion:
   `logprobs_processed` after penalties and temperature, `logprobs_filtered`
   after the filters, `surviving_mass` what the filters left. `top` holds
   (ids, raw log-probabilities) of the most likely tokens, if asked for.
-  `timing` is in seconds and tokens per second.
+  `timing` is in seconds and tokens per second. `text` is set by `llm.generate`,
+  which has the tokenizer.
   """
 
   token_ids: list[int]
@@ -58,14 +60,31 @@ class Completion:
   finish_reason: str
   prompt_tokens: int
   timing: dict[str, float]
+  text: str | None = None
 
 
-def capacity_for(length: int, steps: int = CHUNK_STEPS) -> int:
-  """Slots to allocate for rows of up to `length` tokens, prompt and answer.
+def slots_needed(
+  prompt: int,
+  total: int,
+  chunk_steps: int = CHUNK_STEPS,
+  prefill_chunk: int | None = None,
+) -> int:
+  """Cache slots that a batch writes.
 
-  A chunk writes `steps` slots whether or not a row is done, hence the slack.
+  Prefill writes whole buckets or chunks and decode whole chunks, whether or
+  not a row is that long.
+
+  Args:
+    prompt: tokens of the longest prompt.
+    total: tokens of the longest prompt with its answer.
+    chunk_steps, prefill_chunk: as for `generate`.
   """
-  return fine_bucket(length + steps)
+  return max(prefill_length(prompt, prefill_chunk), total + chunk_steps)
+
+
+def capacity_for(*args: Any, **kwargs: Any) -> int:
+  """`slots_needed`, rounded up on a ladder that bounds compilations."""
+  return fine_bucket(slots_needed(*args, **kwargs))
 
 
 def check_room(
@@ -173,6 +192,21 @@ class _Record:
     return self._rows
 
 
+def _check_rows(sampling, on_tokens):
+  """Refuses what needs more than token ids."""
+  for params in sampling:
+    if params.n != 1:
+      raise UserError(
+        f'sampling.n={params.n}: a row is one answer; '
+        '`sampling_params.expand` makes the n rows'
+      )
+    if params.stop and on_tokens is None:
+      raise UserError(
+        f'sampling.stop={list(params.stop)!r}: stop strings need text; use '
+        '`llm.generate`, or end rows through `on_tokens`'
+      )
+
+
 def length_limit(config: ModelConfig) -> int:
   """Tokens that a row may hold; dynamic RoPE scales on without a bound."""
   return UNBOUNDED if config.rope.type == 'dynamic' else config.max_length
@@ -193,7 +227,9 @@ class _Plan:
   capacity: int
 
 
-def _plan(prompts, sampling, capacity, batch_size, chunk_steps) -> _Plan:
+def _plan(
+  prompts, sampling, capacity, batch_size, chunk_steps, prefill_chunk
+) -> _Plan:
   batch = batch_size or bucket(len(prompts), 1)
   if batch < len(prompts):
     raise UserError(
@@ -205,19 +241,19 @@ def _plan(prompts, sampling, capacity, batch_size, chunk_steps) -> _Plan:
   width = bucket(len(unique), 1) if shared else batch
   longest = max(len(p) for p in unique)
   tokens, lengths = pad_rows(list(unique), bucket(longest), width)
-  need = max(
+  total = max(
     len(p) + s.max_new_tokens for p, s in zip(prompts, sampling, strict=True)
   )
-  need = max(capacity_for(need, chunk_steps), tokens.shape[1])
+  need = slots_needed(longest, total, chunk_steps, prefill_chunk)
   if capacity is not None and capacity < need:
     raise UserError(
-      f'capacity={capacity} slots are too few for these rows: {need} are needed'
+      f'capacity={capacity} slots are too few: these rows need {need}'
     )
   source = None
   if shared:
     source = np.zeros((batch,), np.int32)
     source[: len(prompts)] = [index[tuple(p)] for p in prompts]
-  return _Plan(tokens, lengths, source, batch, capacity or need)
+  return _Plan(tokens, lengths, source, batch, capacity or fine_bucket(need))
 
 
 def _begin(model, params, plan, rows, limits, dtype, prefill_chunk, settings):
@@ -294,7 +330,7 @@ def generate(
     model: the transformer.
     params: its parameters.
     prompts: token ids, at least one each.
-    sampling: settings, one per prompt.
+    sampling: settings, one per prompt, with n = 1.
     eos_ids: tokens that end a row unless its `ignore_eos` is set.
     max_length: tokens that a row may hold; default: `length_limit`.
     capacity: cache slots to allocate; default: what the rows need, on a ladder.
@@ -311,11 +347,16 @@ def generate(
     One Completion per prompt.
 
   Raises:
-    UserError: a prompt is empty or does not fit.
+    UserError: a prompt is empty or does not fit, or a setting needs text.
   """
   began = time.perf_counter()
   check_room(prompts, sampling, max_length or length_limit(model.config))
-  plan = _plan(prompts, sampling, capacity, batch_size, chunk_steps)
+  _check_rows(sampling, on_tokens)
+  if not prompts:
+    return []
+  plan = _plan(
+    prompts, sampling, capacity, batch_size, chunk_steps, prefill_chunk
+  )
   asked = max(s.logprobs for s in sampling)
   settings = {'order': order, 'top_n': bucket(asked, 8) if asked else 0}
   fill = plan.batch - len(sampling)

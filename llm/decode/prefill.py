@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.models.cache import KVCache, init_cache
+from llm.models.cache import KVCache, LayerCache, cache_rings, init_cache
 from llm.models.transformer import Transformer
 
 
@@ -35,6 +35,17 @@ def fine_bucket(length: int, minimum: int = 64) -> int:
   size = bucket(length, minimum)
   middle = size * 3 // 4
   return middle if size > minimum and middle >= length else size
+
+
+def prefill_length(longest: int, chunk: int | None = None) -> int:
+  """Tokens per row that `prefill` computes for prompts of up to `longest`.
+
+  Whole prompts take their bucket; chunks end with the last one in use.
+  """
+  whole = bucket(longest)
+  if chunk is None or chunk >= whole:
+    return whole
+  return -(-longest // chunk) * chunk
 
 
 def pad_rows(
@@ -109,7 +120,8 @@ def prefill(
     params: the model's parameters.
     tokens: int32[B, T], padded on the right.
     lengths: int32[B], true lengths, at least 1.
-    cache: empty, with room for T slots (rounded up to whole chunks); donated.
+    cache: empty, with room for T slots, or for whole chunks up to the longest
+      row; donated.
     model: the transformer.
     chunk: tokens per call; None: all at once. The result is the same, the
       memory for activations that of one chunk.
@@ -117,14 +129,18 @@ def prefill(
   Returns:
     (logits float32[B, V] after each row's last token, the cache). Only these
     rows go through the output table.
+
+  Raises:
+    ValueError: the cache has too few slots.
   """
-  batch, total = tokens.shape
-  size = min(chunk or total, total)
+  batch, width = tokens.shape
+  size = min(chunk or width, width)
+  end = -(-int(np.max(lengths)) // size) * size
+  _check_slots(model, cache, end)
+  tokens = np.pad(tokens, ((0, 0), (0, max(end - width, 0))))
   hidden = jnp.zeros((batch, 1, model.config.embed_dim), model.dtype)
-  for offset in range(0, total, size):
+  for offset in range(0, end, size):
     piece = tokens[:, offset : offset + size]
-    if piece.shape[1] < size:
-      piece = np.pad(piece, ((0, 0), (0, size - piece.shape[1])))
     hidden, cache = _prefill_chunk(
       params,
       piece,
@@ -136,6 +152,21 @@ def prefill(
       attend_length=fine_bucket(offset) if offset else 0,
     )
   return _last_logits(params, hidden, model=model), cache
+
+
+def _check_slots(model, cache, need):
+  """Writes past the last slot would land on earlier ones."""
+  rings = cache_rings(model.config, model.scan_layers)
+  layers, rings = (
+    jax.tree.leaves(cache.layers, is_leaf=lambda x: isinstance(x, LayerCache)),
+    jax.tree.leaves(rings),
+  )
+  for layer, ring in zip(layers, rings, strict=True):
+    slots = layer.k.shape[-2]
+    if slots < need and not (ring and slots == ring):
+      raise ValueError(
+        f'the cache has {slots} slots and prefill writes {need}: allocate more'
+      )
 
 
 @jax.jit

@@ -14,7 +14,7 @@ from llm.tasks.compile_clock import compile_clock
 from llm.tasks.loading import Loaded
 from llm.tasks.output import Key, digest, fingerprint
 from llm.tasks.requests import Request
-from llm.tasks.text_stream import TextStream, start_stream
+from llm.text.text_stream import TextStream, start_stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +60,14 @@ def plan_decoding(config, rows: list[Row]) -> Decoding:
     value = config[field]
     if value is not None and value < 1:
       raise UserError(f'{field}={value}: use 1 or more')
-  longest = max(
+  prompt = max(len(row.request.tokens) for row in rows)
+  total = max(
     len(row.request.tokens) + row.sampling.max_new_tokens for row in rows
   )
   return Decoding(
-    capacity=capacity_for(longest, config.chunk_steps),
+    capacity=capacity_for(
+      prompt, total, config.chunk_steps, config.prefill_chunk
+    ),
     batch_size=min(config.batch_size, len(rows)),
     chunk_steps=config.chunk_steps,
     prefill_chunk=config.prefill_chunk,

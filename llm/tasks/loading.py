@@ -1,18 +1,22 @@
 """The model of a run: what is cheap first, the weights when they are needed."""
 
 import dataclasses
-import os
 from typing import Any
 
-from llm.api import DTYPES
-from llm.checkpoints import hf, llama2c
+from llm.api import (
+  DTYPES,
+  check_dtype,
+  read_config,
+  read_params,
+  read_tokenizer,
+)
 from llm.decode.generate import length_limit
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 from llm.models.transformer import Transformer
 from llm.tasks import report
 from llm.tasks.requests import Limits
-from llm.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from llm.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +53,10 @@ def open_model(config) -> Source:
       'model.path is not set: give a Hugging Face model folder or a llama2.c '
       '.bin (--config.model.path=PATH)'
     )
-  if not os.path.exists(path):
-    raise UserError(f'model.path={path!r} does not exist')
-  if config.dtype not in DTYPES:
-    raise UserError(f'dtype={config.dtype!r}: use one of {", ".join(DTYPES)}')
-  read = hf.read_config if os.path.isdir(path) else llama2c.read_config
-  model_config = read(path)
-  where = config.tokenizer.path or find_tokenizer(path)
-  tokenizer = None
-  if where is not None:
-    tokenizer = load_tokenizer(where, model_config.vocab_size)
-  return Source(
-    path, model_config, tokenizer, _limits(config, model_config, tokenizer)
-  )
+  check_dtype(config.dtype)
+  model_config = read_config(path)
+  tokenizer = read_tokenizer(path, model_config, config.tokenizer.path)
+  return Source(path, model_config, tokenizer, _limits(config, model_config))
 
 
 def load_weights(config, source: Source) -> Loaded:
@@ -74,18 +69,12 @@ def load_weights(config, source: Source) -> Loaded:
     def progress(done, total, _):
       bar.update(task, completed=done, total=total)
 
-    if os.path.isdir(source.path):
-      params = hf.load_params(
-        source.path, source.config, dtype=dtype, progress=progress
-      )
-    else:
-      _, params = llama2c.load(source.path, dtype=dtype, progress=progress)
+    params = read_params(source.path, source.config, dtype, progress)
   return Loaded(source, model, params)
 
 
-def _limits(config, model_config: ModelConfig, tokenizer) -> Limits:
+def _limits(config, model_config: ModelConfig) -> Limits:
   """What fits: the model's length, or `max_length` where that is less."""
-  eos_ids = model_config.eos_ids or (tokenizer.eos_ids if tokenizer else ())
   limit, name = length_limit(model_config), 'model.max_length'
   if config.max_length is not None:
     if not 1 <= config.max_length <= limit:
@@ -94,4 +83,4 @@ def _limits(config, model_config: ModelConfig, tokenizer) -> Limits:
         'the model takes'
       )
     limit, name = config.max_length, 'max_length'
-  return Limits(limit, model_config.vocab_size, tuple(eos_ids), name)
+  return Limits(limit, model_config.vocab_size, model_config.eos_ids, name)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from llm.decode import step
-from llm.decode.generate import check_room, generate, length_limit
+from llm.decode.generate import (
+  capacity_for,
+  check_room,
+  generate,
+  length_limit,
+  slots_needed,
+)
 from llm.decode.prefill import (
   bucket,
   empty_cache,
@@ -14,6 +20,7 @@ from llm.decode.prefill import (
   fork,
   pad_rows,
   prefill,
+  prefill_length,
 )
 from llm.decode.rows import stack_rows
 from llm.decode.sampling import DEFAULT_ORDER
@@ -88,6 +95,36 @@ def test_chunked_prefill_equals_whole(local_global, chunk):
   got, cache = run(chunk)
   np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
   assert cache.length.tolist() == [16, 7]
+
+
+@pytest.mark.parametrize('chunk', [20, 33, 60])
+def test_the_last_chunk_may_reach_past_the_bucket(local_global, chunk):
+  """47 tokens in a bucket of 64: the chunks end at 60, 66 and 60."""
+  model, params = local_global
+  short = [SamplingParams(temperature=0.0, max_new_tokens=4)]
+  [whole] = generate(model, params, prompts(47), short)
+  [got] = generate(model, params, prompts(47), short, prefill_chunk=chunk)
+  assert_same(got, whole)
+
+
+def test_prefill_refuses_a_cache_that_is_too_small(local_global):
+  model, params = local_global
+  tokens, lengths = pad_rows(prompts(9), 16, 1)
+  cache = empty_cache(model=model, batch=1, capacity=12, dtype=jnp.float32)
+  with pytest.raises(ValueError, match='12 slots and prefill writes 16'):
+    prefill(params, tokens, lengths, cache, model=model)
+
+
+def test_slots_needed():
+  # A prompt takes its bucket of 16 * 2**k, or whole chunks; an answer takes
+  # whole decode chunks.
+  assert slots_needed(47, 51, 16) == 67
+  assert slots_needed(520, 648, 16) == 1024
+  assert slots_needed(520, 648, 16, prefill_chunk=100) == 664
+  assert slots_needed(520, 524, 1, prefill_chunk=300) == 600
+  assert capacity_for(520, 648, 16) == 1024
+  assert prefill_length(47, 60) == 60
+  assert prefill_length(47, 64) == 64
 
 
 def test_a_row_does_not_depend_on_its_batch(local_global):
@@ -353,6 +390,11 @@ def test_room_is_checked_at_the_door(local_global):
     check_room(prompts(10), [GREEDY], 8)
   with pytest.raises(UserError, match='has no token'):
     check_room([[]], [GREEDY], 8)
+  assert generate(model, params, [], []) == []
+  with pytest.raises(UserError, match='n=2: a row is one answer'):
+    generate(model, params, prompts(10), [SamplingParams(n=2)])
+  with pytest.raises(UserError, match='stop strings need text'):
+    generate(model, params, prompts(10), [SamplingParams(stop=('a',))])
   with pytest.raises(UserError, match='capacity=16 slots are too few'):
     generate(model, params, prompts(10), [GREEDY], capacity=16)
   assert length_limit(tiny.config()) == 256

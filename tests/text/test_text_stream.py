@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm.tasks.text_stream import start_stream
+from llm.text.text_stream import start_stream
 from llm.text.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer('bytes')
