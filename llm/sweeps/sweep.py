@@ -62,8 +62,9 @@ def run(
   module = _load(path)
   console = Console()
   failed: list[executors.Run] = []
+  runs = plan(module, out_dir, launcher)
+  csv_path = os.path.join(out_dir, 'results.csv')
   if not report_only:
-    runs = plan(module, out_dir, launcher)
     _execute(runs, getattr(module, 'parallel', 1), out_dir, console)
     failed = [run for run in runs if run.state == executors.FAILED]
     for run in failed:
@@ -71,8 +72,14 @@ def run(
     rows = report.gather(runs)
     if not rows:
       return 1
-    report.write_csv(os.path.join(out_dir, 'results.csv'), rows)
+    report.write_csv(csv_path, rows)
   report.rebuild(folder, out_dir)
+  found = {row['run'] for row in report.read_csv(csv_path)}
+  for run in runs:
+    if run.id not in found:
+      console.print(
+        f'not in results.csv: {run.id}', markup=False, soft_wrap=True
+      )
   console.print(f'results: {out_dir}', highlight=False)
   return 1 if failed else 0
 

@@ -87,6 +87,8 @@ def test_runs_report_and_rebuild(experiment, capsys):
   os.rename(results / 'runs', results / 'elsewhere')
   assert call(folder, '--report') == 0
   assert (results / 'figure.txt').read_text() == '2.5'
+  # A run of the sweep that the csv does not have is named.
+  assert 'not in results.csv: x=1,seed=1' in capsys.readouterr().out
   assert not (results / 'runs').exists()
 
 
