@@ -88,7 +88,7 @@ def test_runs_report_and_rebuild(experiment, capsys):
   assert call(folder, '--report') == 0
   assert (results / 'figure.txt').read_text() == '2.5'
   # A run of the sweep that the csv does not have is named.
-  assert 'not in results.csv: x=1,seed=1' in capsys.readouterr().out
+  assert 'not in results.csv: seed=1,x=1,' in capsys.readouterr().out
   assert not (results / 'runs').exists()
 
 
