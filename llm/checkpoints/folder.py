@@ -12,7 +12,7 @@ from llm.errors import UserError
 Progress = Callable[[int, int, str], None]
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
-_MAX_LISTED = 12
+_MAX_LISTED = 5
 
 
 def read_json(path: str) -> dict:
@@ -22,10 +22,25 @@ def read_json(path: str) -> dict:
       value = json.load(file)
   except FileNotFoundError:
     raise UserError(f'{path}: no such file: is this a model folder?') from None
-  except ValueError as error:
-    raise UserError(f'{path}: not valid JSON ({error})') from None
+  except OSError as error:
+    raise UserError(
+      f'{path}: cannot be read ({error.strerror}): check what it is and its '
+      'permissions'
+    ) from None
+  except json.JSONDecodeError as error:
+    raise UserError(
+      f'{path}: not valid JSON ({error}): mend it at line {error.lineno}, or '
+      'download it again'
+    ) from None
+  except (ValueError, RecursionError) as error:
+    raise UserError(
+      f'{path}: not valid JSON ({error}): download it again'
+    ) from None
   if not isinstance(value, dict):
-    raise UserError(f'{path}: holds a {type(value).__name__}, not an object')
+    raise UserError(
+      f'{path}: holds a {type(value).__name__}, not an object: download it '
+      'again'
+    )
   return value
 
 
@@ -49,7 +64,11 @@ def weight_files(path: str) -> list[str]:
 
 
 def read_headers(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
-  """Every tensor of the folder, and what is wrong with its files."""
+  """Every tensor of the folder, and what is wrong with its files.
+
+  Raises:
+    UserError: there are no weights, or no index that says where they are.
+  """
   single, index = os.path.join(path, SINGLE), os.path.join(path, INDEX)
   if os.path.exists(single):
     return read_header(single)

@@ -31,6 +31,7 @@ from llm.checkpoints.tensor_files import (
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 from llm.models.hf_config import from_hf, token_ids
+from llm.models.hf_values import read_token_ids
 
 __all__ = ['load_params', 'read_config', 'save_hf']
 
@@ -41,7 +42,8 @@ _COMPARE_BYTES = 4 << 20
 def read_config(path: str) -> ModelConfig:
   """The config of a model folder, with the stop ids of its generation config.
 
-  `eos_ids` are those of `generation_config.json`, then those of `config.json`.
+  `eos_ids` are those of `generation_config.json` if it names any, else those of
+  `config.json`, as in transformers.
 
   Raises:
     UserError: no such folder or file, or a config that `from_hf` refuses.
@@ -53,10 +55,10 @@ def read_config(path: str) -> ModelConfig:
   generation_path = os.path.join(path, 'generation_config.json')
   if not os.path.exists(generation_path):
     return config
-  generation = read_json(generation_path)
-  eos = token_ids(generation.get('eos_token_id'))
-  if not eos or 'eos_token_id' in {**raw.get('text_config', {}), **raw}:
-    eos += config.eos_ids
+  generation = read_token_ids(
+    'generation_config.json', read_json(generation_path), config.vocab_size
+  )
+  eos = token_ids(generation.get('eos_token_id')) or config.eos_ids
   bos, pad = generation.get('bos_token_id'), generation.get('pad_token_id')
   return dataclasses.replace(
     config,
@@ -91,19 +93,32 @@ def load_params(
     The parameter tree, of `jax.Array`.
 
   Raises:
-    UserError: naming each missing, extra, truncated, corrupt or mis-shaped
-      tensor with its file, all in one message.
+    UserError: naming the missing, truncated and corrupt files and tensors or,
+      if all files are whole, the tensors that the config does not describe; the
+      first few of them in one message.
   """
   dtype = np.dtype(dtype)
   if dtype not in DTYPES.values():
     raise UserError(f'dtype={dtype}: use float32, bfloat16 or float16')
   infos, problems = read_headers(path)
   table = _table(config, infos)
-  problems += _mismatches(table, infos, config)
+  # Tensors of a broken file would all seem to be missing.
+  problems = problems or _mismatches(table, infos, config)
   if problems:
     raise UserError(listed(path, problems))
   if shardings is None:
     shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return _read_all(table, infos, dtype, shardings, progress)
+
+
+def _read_all(
+  table: list[Leaf],
+  infos: dict[str, TensorInfo],
+  dtype: np.dtype,
+  shardings: Any,
+  progress: Progress | None,
+) -> Any:
+  """The parameter tree; every file is open once while it is read."""
   total = sum(infos[name].nbytes for name in tensors(table))
   done, params = 0, {}
   with contextlib.ExitStack() as stack:

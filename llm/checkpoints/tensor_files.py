@@ -49,22 +49,25 @@ def read_header(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
     file that is too short gives the tensors that are whole, and a problem for
     each that is not.
   """
-  size = os.path.getsize(path)
-  with open(path, 'rb') as file:
-    length = int.from_bytes(file.read(8), 'little')
-    if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-      return {}, [
-        f'{path}: {size} bytes, and its header is said to have {length}: the '
-        'file is truncated or not safetensors, download it again'
-      ]
-    text = file.read(length)
+  try:
+    with open(path, 'rb') as file:
+      size = os.path.getsize(path)
+      length = int.from_bytes(file.read(8), 'little')
+      if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+        return {}, [_no_header(path, size, length)]
+      text = file.read(length)
+  except OSError as error:
+    return {}, [
+      f'{path}: cannot be read ({error.strerror}): check what it is and its '
+      'permissions'
+    ]
   try:
     header = json.loads(text)
     infos = [
       TensorInfo(
         name,
         path,
-        entry['dtype'],
+        str(entry['dtype']),
         tuple(int(n) for n in entry['shape']),
         8 + length + int(entry['data_offsets'][0]),
         int(entry['data_offsets'][1]) - int(entry['data_offsets'][0]),
@@ -72,13 +75,24 @@ def read_header(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
       for name, entry in header.items()
       if name != '__metadata__'
     ]
-  except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+  ) as error:
     return {}, [
       f'{path}: its header is corrupt ({type(error).__name__}: {error}): '
       'download it again'
     ]
-  problems = [p for info in infos if (p := _problem(info, size)) is not None]
-  end = max((info.offset + info.nbytes for info in infos), default=8 + length)
+  start = 8 + length
+  problems = [
+    p for info in infos if (p := _problem(info, start, size)) is not None
+  ]
+  end = max((info.offset + info.nbytes for info in infos), default=start)
   if end < size:
     problems.append(
       f'{path}: {size - end} bytes after the last tensor: the file is corrupt, '
@@ -87,7 +101,16 @@ def read_header(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
   return {info.name: info for info in infos}, problems
 
 
-def _problem(info: TensorInfo, size: int) -> str | None:
+def _no_header(path: str, size: int, length: int) -> str:
+  if not size:
+    return f'{path}: the file is empty: download it again'
+  return (
+    f'{path}: {size} bytes, and its header is said to have {length}: the '
+    'file is truncated or not safetensors, download it again'
+  )
+
+
+def _problem(info: TensorInfo, start: int, size: int) -> str | None:
   if info.offset + info.nbytes > size:
     return (
       f'{info.name}: truncated, it ends at byte {info.offset + info.nbytes} of '
@@ -96,7 +119,7 @@ def _problem(info: TensorInfo, size: int) -> str | None:
   if info.dtype not in DTYPES:
     return None  # only matters if the model needs the tensor
   expected = math.prod(info.shape) * DTYPES[info.dtype].itemsize
-  if info.offset < 8 or info.nbytes != expected:
+  if info.offset < start or info.nbytes != expected:
     return (
       f'{info.name}: corrupt, {info.nbytes} bytes in {info.file} for '
       f'{info.dtype}{list(info.shape)}, which takes {expected}: download it '

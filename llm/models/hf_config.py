@@ -18,6 +18,7 @@ from llm.models.hf_families import (
   REQUIRED,
 )
 from llm.models.hf_rope import ROPE_KEYS, rope_from_hf, rope_to_hf
+from llm.models.hf_values import TOKEN_KEYS, check_all, read_token_ids, shown
 
 _ACTIVATIONS = {
   'silu': 'silu',
@@ -47,9 +48,9 @@ def from_hf(raw: dict) -> ModelConfig:
   if raw.get('model_type') == 'gemma3':
     raw = _text_part(raw)
   model_type = raw.get('model_type')
-  if model_type not in FAMILIES:
+  if not isinstance(model_type, str) or model_type not in FAMILIES:
     raise UserError(
-      f'config.json: model_type={model_type!r} is not supported: use a '
+      f'config.json: {shown("model_type", model_type)} is not supported: use a '
       f'checkpoint of one of {", ".join(FAMILIES)}'
     )
   defaults = FAMILIES[model_type]
@@ -64,12 +65,14 @@ def from_hf(raw: dict) -> ModelConfig:
       'trained with'
     )
   values = {**defaults, **raw}
-  try:
-    return ModelConfig(**_fields(model_type, values, raw))
-  except UserError:
-    raise
-  except (TypeError, ValueError) as error:
-    raise UserError(f'config.json: {error}') from error
+  check_all(values, {*defaults, *REQUIRED, *ROPE_KEYS, 'layer_types'})
+  for key in TOKEN_KEYS:
+    if values[key] is not None and key not in raw:
+      # A family's default id is of its own vocabulary, not of a smaller one.
+      values[key] = values[key] if values[key] < values['vocab_size'] else None
+  values.update(read_token_ids('config.json', raw, values['vocab_size']))
+  _check_shapes(values, raw)
+  return ModelConfig(**_fields(model_type, values, raw))
 
 
 def to_hf(config: ModelConfig) -> dict:
@@ -145,38 +148,75 @@ def _refuse_unknown(raw: dict, model_type: str, defaults: dict) -> None:
       continue
     if key not in ONLY:
       raise UserError(
-        f'config.json: {key}={value!r} is not known for '
+        f'config.json: {shown(key, value)} is not known for '
         f'model_type={model_type!r}: remove it if it does not change the '
         'result'
       )
     if value not in ONLY[key]:
       raise UserError(
-        f'config.json: {key}={value!r} is not supported for '
+        f'config.json: {shown(key, value)} is not supported for '
         f'model_type={model_type!r}: only {ONLY[key][0]!r} is'
       )
 
 
-def _fields(model_type: str, values: dict, raw: dict) -> dict:
-  """The arguments of `ModelConfig`."""
-  num_heads = _positive(values, 'num_attention_heads')
-  embed_dim = _positive(values, 'hidden_size')
-  if values['head_dim'] is None:
-    values['head_dim'] = embed_dim // num_heads
+def _check_shapes(values: dict, raw: dict) -> None:
+  """Checks what must fit together; fills in what follows from the rest."""
+
+  def named(key):
+    default = '' if key in raw else ' (the default)'
+    return f'{shown(key, values[key])}{default}'
+
+  def refuse(problem, remedy='set both as the model was trained'):
+    raise UserError(f'config.json: {problem}: {remedy}')
+
+  num_heads = values['num_attention_heads']
+  num_layers = values['num_hidden_layers']
   if values['num_key_value_heads'] is None:
     values['num_key_value_heads'] = num_heads
+  if num_heads % values['num_key_value_heads']:
+    refuse(
+      f'{named("num_attention_heads")} is not a multiple of '
+      f'{named("num_key_value_heads")}'
+    )
+  if values['head_dim'] is None:
+    values['head_dim'] = values['hidden_size'] // num_heads
+  if values['head_dim'] % 2 or not values['head_dim']:
+    refuse(
+      f'head_dim={values["head_dim"]} (if not given, hidden_size / '
+      'num_attention_heads) is not an even number above 0',
+      'set it as the model was trained',
+    )
+  for key in ('num_local_experts', 'num_experts'):
+    if values.get(key, 0) and values[key] < values['num_experts_per_tok']:
+      refuse(f'{named("num_experts_per_tok")} is more than {named(key)}')
+  for layer in values.get('mlp_only_layers') or ():
+    if not 0 <= layer < num_layers:
+      refuse(
+        f'mlp_only_layers names layer {layer}, and {named("num_hidden_layers")}'
+      )
+  given = values.get('layer_types')
+  if given is not None and len(given) != num_layers:
+    refuse(
+      f'layer_types has {len(given)} entries, and {named("num_hidden_layers")}'
+    )
+
+
+def _fields(model_type: str, values: dict, raw: dict) -> dict:
+  """The arguments of `ModelConfig`."""
+  embed_dim = values['hidden_size']
   gemma = model_type.startswith('gemma')
   bias = bool(values.get('attention_bias')) or model_type == 'qwen2'
-  num_layers = _positive(values, 'num_hidden_layers')
+  num_layers = values['num_hidden_layers']
   layer_types, window = _layers(model_type, values, num_layers)
   fields = dict(
-    vocab_size=_positive(values, 'vocab_size'),
+    vocab_size=values['vocab_size'],
     embed_dim=embed_dim,
-    hidden_dim=_positive(values, 'intermediate_size'),
+    hidden_dim=values['intermediate_size'],
     num_layers=num_layers,
-    num_heads=num_heads,
-    num_kv_heads=_positive(values, 'num_key_value_heads'),
-    head_dim=_positive(values, 'head_dim'),
-    max_length=_positive(values, 'max_position_embeddings'),
+    num_heads=values['num_attention_heads'],
+    num_kv_heads=values['num_key_value_heads'],
+    head_dim=values['head_dim'],
+    max_length=values['max_position_embeddings'],
     model_type=model_type,
     layer_types=layer_types,
     window=window,
@@ -218,21 +258,21 @@ def _experts(model_type: str, values: dict, num_layers: int) -> dict:
   if model_type not in ('mixtral', 'qwen3_moe'):
     return {}
   fields = dict(
-    experts_per_token=_positive(values, 'num_experts_per_tok'),
+    experts_per_token=values['num_experts_per_tok'],
     router_aux_coef=float(values['router_aux_loss_coef']),
   )
   if model_type == 'mixtral':
     return dict(
       fields,
-      num_experts=_positive(values, 'num_local_experts'),
-      expert_dim=_positive(values, 'intermediate_size'),
+      num_experts=values['num_local_experts'],
+      expert_dim=values['intermediate_size'],
     )
   dense = values['mlp_only_layers'] or ()
-  step = _positive(values, 'decoder_sparse_step')
+  step = values['decoder_sparse_step']
   return dict(
     fields,
-    num_experts=_positive(values, 'num_experts'),
-    expert_dim=_positive(values, 'moe_intermediate_size'),
+    num_experts=values['num_experts'],
+    expert_dim=values['moe_intermediate_size'],
     norm_topk_prob=bool(values['norm_topk_prob']),
     moe_layers=tuple(
       i not in dense and (i + 1) % step == 0 for i in range(num_layers)
@@ -250,7 +290,7 @@ def _layers(
   if model_type == 'gemma2':
     local = [i % 2 == 0 for i in range(num_layers)]
   elif model_type == 'gemma3_text':
-    pattern = _positive(values, 'sliding_window_pattern')
+    pattern = values['sliding_window_pattern']
     local = [(i + 1) % pattern != 0 for i in range(num_layers)]
   elif model_type in ('qwen2', 'qwen3'):
     first = values['max_window_layers']
@@ -291,13 +331,6 @@ def _activation(values: dict, gemma: bool) -> str:
       f'{", ".join(_ACTIVATIONS)}'
     )
   return _ACTIVATIONS[values[key]]
-
-
-def _positive(values: dict, key: str) -> int:
-  value = values[key]
-  if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-    raise UserError(f'config.json: {key}={value!r}: must be a positive integer')
-  return value
 
 
 def _values(config: ModelConfig) -> dict:

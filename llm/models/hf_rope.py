@@ -7,6 +7,7 @@ Version 4 of `transformers` has `rope_theta` and `rope_scaling`, version 5
 
 from llm.errors import UserError
 from llm.models.config import ModelConfig, RopeConfig
+from llm.models.hf_values import FLAG, NUMBER, POSITIVE, SIZE, check, shown
 
 ROPE_KEYS = frozenset(
   {
@@ -46,6 +47,26 @@ _TYPES = {
   ),
 }
 _DEFAULT_THETA = {'mixtral': 1_000_000.0}
+# What the keys of a rope dict may hold.
+_KINDS = {
+  **dict.fromkeys(
+    (
+      'rope_theta',
+      'partial_rotary_factor',
+      'factor',
+      'low_freq_factor',
+      'high_freq_factor',
+      'attention_factor',
+      'beta_fast',
+      'beta_slow',
+    ),
+    POSITIVE,
+  ),
+  'mscale': NUMBER,
+  'mscale_all_dim': NUMBER,
+  'original_max_position_embeddings': SIZE,
+  'truncate': FLAG,
+}
 
 
 def rope_from_hf(model_type: str, values: dict, raw: dict) -> dict:
@@ -60,71 +81,100 @@ def rope_from_hf(model_type: str, values: dict, raw: dict) -> dict:
     UserError: an unknown type or key, a missing or a wrong value, by name.
   """
   nested = raw.get('rope_parameters') or {}
-  flat = raw.get('rope_scaling') or nested
+  top = {key: raw.get(key) for key in ('rope_theta', 'partial_rotary_factor')}
+  scaling = raw.get('rope_scaling')
   if model_type == 'gemma3_text':
-    full = _given(
-      {'rope_theta': 1_000_000.0},
-      {'rope_theta': raw.get('rope_theta')},
-      nested.get('full_attention'),
-      raw.get('rope_scaling'),
-    )
-    local = _given(
-      {'rope_theta': 10_000.0},
-      {'rope_theta': raw.get('rope_local_base_freq')},
-      nested.get('sliding_attention'),
-    )
-    stray = set(nested) - {'full_attention', 'sliding_attention'}
-    if stray:
-      raise UserError(
-        f'config.json: rope_parameters has {sorted(stray)}: Gemma 3 has only '
-        'full_attention and sliding_attention there'
-      )
-    return {
-      'rope': _rope(model_type, full, values, raw),
-      'rope_local': _rope(model_type, local, values, raw),
-    }
+    return _gemma3(values, raw, nested, top, scaling)
   if 'rope_local_base_freq' in raw:
     raise UserError(
       f'config.json: rope_local_base_freq={raw["rope_local_base_freq"]!r} is '
       f'not known for model_type={model_type!r}: remove it'
     )
   given = _given(
-    {'rope_theta': _DEFAULT_THETA.get(model_type, 10_000.0)},
-    {'rope_theta': raw.get('rope_theta')},
-    flat,
+    _DEFAULT_THETA.get(model_type, 10_000.0),
+    ('', top),
+    ('rope_parameters.', nested),
+    ('rope_scaling.', scaling),
   )
-  return {'rope': _rope(model_type, given, values, raw)}
+  return {'rope': _rope(model_type, given, values)}
 
 
-def _given(*sources: dict | None) -> dict:
-  """The sources merged, later ones first; null means not given."""
+def _gemma3(
+  values: dict, raw: dict, nested: dict, top: dict, scaling: dict | None
+) -> dict:
+  """Two ropes: of global layers, and of local ones, which are not scaled."""
+  keys = ('full_attention', 'sliding_attention')
+  stray = set(nested) - set(keys)
+  if stray:
+    raise UserError(
+      f'config.json: rope_parameters has {sorted(stray)}: Gemma 3 has only '
+      'full_attention and sliding_attention there'
+    )
+  names = [f'rope_parameters.{key}' for key in keys]
+  full, sliding = (
+    (f'{name}.', check(name, nested.get(key)))
+    for name, key in zip(names, keys, strict=True)
+  )
+  local = {'rope_local_base_freq': raw.get('rope_local_base_freq')}
+  given = _given(1_000_000.0, ('', top), full, ('rope_scaling.', scaling))
+  given_local = _given(10_000.0, ('', local), sliding)
   return {
-    key: value
-    for source in sources
-    for key, value in (source or {}).items()
-    if value is not None
+    'rope': _rope('gemma3_text', given, values),
+    'rope_local': _rope('gemma3_text', given_local, values),
   }
 
 
-def _rope(model_type: str, given: dict, values: dict, raw: dict) -> RopeConfig:
+def _given(theta: float, *sources: tuple[str, dict | None]) -> dict:
+  """The rope dicts of a file merged; null means not given.
+
+  Args:
+    theta: what `rope_theta` is by default.
+    *sources: (what messages put before a key, the dict).
+
+  Raises:
+    UserError: a value of the wrong kind, or two sources that disagree.
+  """
+  merged, where = {'rope_theta': theta}, {}
+  for prefix, source in sources:
+    for name, value in (source or {}).items():
+      if value is None:
+        continue
+      key = 'rope_theta' if name == 'rope_local_base_freq' else name
+      if key in _KINDS:
+        check(f'{prefix}{name}', value, _KINDS[key])
+      if key in where and merged[key] != value:
+        raise UserError(
+          f'config.json: {shown(where[key], merged[key])}, but '
+          f'{shown(prefix + name, value)}: keep the one that the model was '
+          'trained with'
+        )
+      merged[key], where[key] = value, prefix + name
+  return merged
+
+
+def _rope(model_type: str, given: dict, values: dict) -> RopeConfig:
   """One `RopeConfig` from a flat dict of rope parameters."""
   kind = given.pop('rope_type', None) or given.get('type', 'default')
   given.pop('type', None)
   if kind == 'su' or (model_type == 'phi3' and kind == 'yarn'):
     kind = 'longrope'  # its earlier names
   _check_keys(kind, given, model_type)
-  partial = given.pop('partial_rotary_factor', raw.get('partial_rotary_factor'))
-  partial = (
-    1.0 if partial is None else _number('partial_rotary_factor', partial)
-  )
+  partial = float(given.pop('partial_rotary_factor', 1.0))
   if partial != 1.0 and model_type != 'phi3':
     raise UserError(
       f'config.json: partial_rotary_factor={partial} is not supported for '
       f'model_type={model_type!r}: only 1.0 is'
     )
+  rotated = int(values['head_dim'] * partial)
+  if partial > 1 or rotated % 2 or not rotated:
+    raise UserError(
+      f'config.json: partial_rotary_factor={partial} turns {rotated} of '
+      f'head_dim={values["head_dim"]} numbers: it must be an even number of '
+      'them, set it as the model was trained'
+    )
   fields = dict(
     type=kind,
-    theta=_number('rope_theta', given['rope_theta']),
+    theta=float(given['rope_theta']),
     partial_rotary_factor=partial,
   )
   if kind == 'default':
@@ -138,12 +188,16 @@ def _rope(model_type: str, given: dict, values: dict, raw: dict) -> RopeConfig:
     )
   if kind != 'linear':
     fields['original_max_length'] = original
-  fields['factor'] = _number(
-    'factor', given.get('factor', max_length / original)
-  )
+  fields['factor'] = float(given.get('factor', max_length / original))
   for key in ('low_freq_factor', 'high_freq_factor', 'attention_factor'):
     if key in given:
-      fields[key] = _number(key, given[key])
+      fields[key] = float(given[key])
+  if kind == 'llama3' and given['low_freq_factor'] >= given['high_freq_factor']:
+    raise UserError(
+      f'config.json: {shown("low_freq_factor", given["low_freq_factor"])} is '
+      f'not below {shown("high_freq_factor", given["high_freq_factor"])}: set '
+      'both as the model was trained'
+    )
   if kind == 'yarn':
     fields.update(_yarn(given))
   if kind == 'longrope':
@@ -178,9 +232,9 @@ def _check_keys(kind: str, given: dict, model_type: str) -> None:
 
 def _yarn(given: dict) -> dict:
   fields = {
-    'beta_fast': float(given.get('beta_fast') or 32.0),
-    'beta_slow': float(given.get('beta_slow') or 1.0),
-    'truncate': bool(given.get('truncate', True)),
+    'beta_fast': float(given.get('beta_fast', 32.0)),
+    'beta_slow': float(given.get('beta_slow', 1.0)),
+    'truncate': given.get('truncate', True),
   }
   for key in ('mscale', 'mscale_all_dim'):
     if key in given:
@@ -198,18 +252,14 @@ def _longrope(given: dict, values: dict, partial: float) -> dict:
       raise UserError(
         f'config.json: {key} must be a list of {pairs} numbers for '
         f'head_dim={head_dim}, partial_rotary_factor={partial}; it has '
-        f'{len(factors) if isinstance(factors, list) else factors!r}'
+        f'{len(factors) if isinstance(factors, list) else factors!r}: set it '
+        'as the model was trained'
       )
-    fields[key] = tuple(_number(key, factor) for factor in factors)
+    fields[key] = tuple(
+      float(check(f'rope_scaling.{key}[{i}]', factor, POSITIVE))
+      for i, factor in enumerate(factors)
+    )
   return fields
-
-
-def _number(key: str, value: object) -> float:
-  if isinstance(value, bool) or not isinstance(value, (int, float)):
-    raise UserError(f'config.json: {key}={value!r}: must be a number')
-  if value <= 0:
-    raise UserError(f'config.json: {key}={value!r}: must be above 0')
-  return float(value)
 
 
 def rope_to_hf(config: ModelConfig) -> dict:

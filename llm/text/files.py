@@ -8,6 +8,21 @@ from llm.errors import UserError
 
 # The order in which transformers appends those that a vocabulary lacks.
 _NAMED = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
+_LISTS = ('additional_special_tokens', 'extra_special_tokens')
+# What tokenizer_config.json may hold: in words, and as a test.
+_KINDS = {
+  **dict.fromkeys(
+    [f'{name}_token' for name in _NAMED],
+    ('a token', lambda v: not v or _content(v)),
+  ),
+  **dict.fromkeys(
+    ('add_bos_token', 'add_eos_token', 'legacy'),
+    ('true or false', lambda v: v is None or isinstance(v, bool)),
+  ),
+  **dict.fromkeys(
+    _LISTS, ('a list of tokens', lambda v: not v or isinstance(v, (list, dict)))
+  ),
+}
 _FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 
 
@@ -50,7 +65,7 @@ def read_json(path: Path) -> dict:
     return {}
   try:
     value = json.loads(read(path))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(
       f'{path}: is not JSON ({error}); mend it or fetch it again'
     ) from None
@@ -68,11 +83,15 @@ def beside(folder: Path) -> Beside:
   config = read_json(folder / 'tokenizer_config.json')
   listed = config.pop('chat_template', None)
   tokens, extra = {}, {}
-  for source in (config, read_json(folder / 'special_tokens_map.json')):
+  for file, source in (
+    ('tokenizer_config.json', config),
+    ('special_tokens_map.json', read_json(folder / 'special_tokens_map.json')),
+  ):
+    _check_kinds(folder / file, source)
     for name, value in source.items():
       if name.endswith('_token') and (content := _content(value)):
         tokens.setdefault(name, content)
-    for name in ('additional_special_tokens', 'extra_special_tokens'):
+    for name in _LISTS:
       values = source.get(name) or ()
       if isinstance(values, dict):
         values = values.values()
@@ -127,7 +146,9 @@ def _templates(folder: Path, listed) -> dict[str, str]:
     templates['default'] = listed
   elif listed is not None:
     try:
-      templates = {entry['name']: entry['template'] for entry in listed}
+      templates = {
+        str(entry['name']): _string(entry['template']) for entry in listed
+      }
     except (TypeError, KeyError):
       raise UserError(
         f'{folder / "tokenizer_config.json"}: chat_template is neither a string'
@@ -178,18 +199,44 @@ def _added_tokens(folder: Path, config: dict, special: set) -> dict[int, dict]:
 def _config_ids(folder: Path) -> tuple[int | None, tuple[int, ...]]:
   """BOS and EOS ids by generation_config.json, else config.json."""
   config = read_json(folder / 'config.json')
+  text = config.get('text_config')
   sources = [
-    read_json(folder / 'generation_config.json'),
-    config,
-    config.get('text_config') or {},
+    ('generation_config.json', read_json(folder / 'generation_config.json')),
+    ('config.json', config),
+    ('config.json', text if isinstance(text, dict) else {}),
   ]
-  bos, eos = (
-    next((s[name] for s in sources if s.get(name) is not None), None)
-    for name in ('bos_token_id', 'eos_token_id')
-  )
-  if eos is None:
-    return bos, ()
-  return bos, tuple(eos) if isinstance(eos, list) else (eos,)
+  found = []
+  for name, many in (('bos_token_id', False), ('eos_token_id', True)):
+    given = [(f, s[name]) for f, s in sources if s.get(name) is not None]
+    if not given:
+      found.append(())
+      continue
+    file, value = given[0]
+    ids = value if many and isinstance(value, list) else [value]
+    if not all(type(id) is int and id >= 0 for id in ids):
+      raise UserError(
+        f'{folder / file}: {name}={value!r} is not an id of the vocabulary;'
+        ' mend it or fetch the file again'
+      )
+    found.append(tuple(ids))
+  bos, eos = found
+  return bos[0] if bos else None, eos
+
+
+def _check_kinds(path: Path, source: dict):
+  """Refuses values that would be passed over or read as something else."""
+  for name, (what, holds) in _KINDS.items():
+    if not holds(source.get(name)):
+      raise UserError(
+        f'{path}: {name}={source[name]!r} is not {what}; mend it or fetch the'
+        ' file again'
+      )
+
+
+def _string(value) -> str:
+  if not isinstance(value, str):
+    raise TypeError(value)
+  return value
 
 
 def _content(value) -> str | None:

@@ -259,6 +259,7 @@ def _assemble(source, backend, around, vocab_size) -> Tokenizer:
   if bos is None and len(backend.prefix) == 1:
     bos = backend.prefix[0]
   eos = eos_ids[0] if eos_ids else None
+  _check_fits(source, {'bos_token': bos, 'eos_token': eos}, tokens, vocab_size)
   for name, id in (('bos_token', bos), ('eos_token', eos)):
     if name not in tokens and id is not None and backend.token(id):
       tokens[name] = backend.token(id)
@@ -283,6 +284,21 @@ def _assemble(source, backend, around, vocab_size) -> Tokenizer:
     _limit=vocab_size,
     _config=config,
   )
+
+
+def _check_fits(source, ids: dict, tokens: dict, vocab_size: int | None):
+  """Refuses a BOS or EOS token that the model's vocabulary does not have.
+
+  One that no file has an id for was appended to the vocabulary.
+  """
+  for name, id in ids.items():
+    known = name in tokens and None not in (id, vocab_size)
+    if known and id >= vocab_size:
+      raise UserError(
+        f"{source}: {name}={tokens[name]!r} has id {id}, but the model's"
+        f' vocab_size is {vocab_size}; name a token of the vocabulary in'
+        " tokenizer_config.json, or use the model's own tokenizer"
+      )
 
 
 def _around(ids: list[int], id: int | None, add: bool | None) -> tuple:

@@ -311,7 +311,7 @@ def test_tokenizer_and_stop_ids_are_saved_and_merged(tmp_path):
   }
   generation.write_text('{"eos_token_id": [9, 7], "bos_token_id": 3}')
   merged = read_config(str(tmp_path))
-  assert merged.eos_ids == (9, 7, 5) and merged.bos_id == 1
+  assert merged.eos_ids == (9, 7) and merged.bos_id == 1
   generation.write_text('{"eos_token_id": 9}')
   raw = json.loads((tmp_path / 'config.json').read_text())
   del raw['eos_token_id']  # then the library's default says nothing

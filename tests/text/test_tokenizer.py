@@ -277,6 +277,40 @@ def test_bad_files_are_named(make_folder, files, name, match):
     load_tokenizer(make_folder(files) / name)
 
 
+@pytest.mark.parametrize(
+  'name, content',
+  [
+    ('config.json', {'eos_token_id': 'x'}),
+    ('config.json', {'bos_token_id': [1]}),
+    ('generation_config.json', {'eos_token_id': [1, 'b']}),
+    ('tokenizer_config.json', {'bos_token': 3}),
+    ('tokenizer_config.json', {'add_bos_token': 'no'}),
+    ('tokenizer_config.json', {'additional_special_tokens': 3}),
+    ('special_tokens_map.json', {'eos_token': ['</s>']}),
+  ],
+)
+def test_bad_values_are_named(make_folder, byte_level_bytes, name, content):
+  folder = make_folder({'tokenizer.json': byte_level_bytes, name: content})
+  [(key, value)] = content.items()
+  with pytest.raises(UserError) as error:
+    load_tokenizer(folder)
+  assert str(error.value).startswith(f'{folder / name}: {key}={value!r} is not')
+
+
+def test_a_bos_token_that_the_model_lacks_is_refused(
+  make_folder, byte_level_bytes
+):
+  files = {
+    'tokenizer.json': byte_level_bytes,
+    'tokenizer_config.json': {'bos_token': '<nope>'},
+  }
+  size = load_tokenizer(make_folder(files)).vocab_size
+  assert load_tokenizer(make_folder(files), size).bos_id == size - 1
+  message = f"bos_token='<nope>' has id {size - 1}.*vocab_size is {size - 1}"
+  with pytest.raises(UserError, match=message):
+    load_tokenizer(make_folder(files), size - 1)
+
+
 def test_an_unknown_decoder_is_refused(make_folder, byte_level_bytes):
   tokenizer = json.loads(byte_level_bytes)
   tokenizer['decoder'] = {'type': 'CTC', 'pad_token': '<pad>'} | {
