@@ -12,8 +12,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-# XLA:CPU multiplies a few columns by [out, in] weights at up to twice the rate
-# of a few rows by their transpose, as long as the result stays [out, rows].
+# XLA:CPU multiplies [out, in] weights by a few columns faster than a few rows
+# by their transpose, as long as the result stays [out, rows].
 _CPU_MAX_COLUMNS = 64
 
 

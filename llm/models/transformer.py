@@ -288,9 +288,6 @@ class _Head(nn.Module):
       (self.vocab_size, self.embed_dim),
     )
 
-  def __call__(self, hidden):
-    return linear(hidden, self.kernel)
-
 
 def _start(cache, batch):
   if cache is None:
