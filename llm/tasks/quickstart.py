@@ -224,7 +224,11 @@ def _train(
     _fresh_params(config, tok), tx, jax.random.key(config.seed)
   )
   advance = jax.jit(
-    step.make_train_step(_make_loss(_model_config(config, tok)), tx),
+    step.make_train_step(
+      _make_loss(_model_config(config, tok)),
+      tx,
+      clip_norm=config.optim.clip_norm,
+    ),
     donate_argnums=0,
   )
   (workdir / 'metrics.jsonl').unlink(missing_ok=True)
@@ -233,7 +237,8 @@ def _train(
   with report.progress_bar('steps') as bar:
     task = bar.add_task('training', total=config.train.steps)
     for done in range(config.train.steps):
-      state, metrics = advance(state, next(batches))
+      rng = state_lib.step_key(state)
+      state, metrics = advance(state, next(batches), rng)
       metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
       now = time.perf_counter()
       row = {'step': done + 1, 'loss': metrics.pop('loss')}
@@ -258,8 +263,8 @@ def _train(
 def _make_loss(config: ModelConfig):
   model = Transformer(config)
 
-  def loss_fn(params, batch, rng):
-    del rng  # nothing is drawn
+  def loss_fn(params, frozen, batch, keys):
+    del frozen, keys  # all is trained, nothing is drawn
     targets, weights = language.next_token_targets(
       batch['tokens'], batch['loss_mask'], batch['segment_ids']
     )
