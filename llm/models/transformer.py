@@ -154,6 +154,7 @@ class Transformer(nn.Module):
     lengths: jax.Array | None = None,
     rope_length: jax.Array | None = None,
     attend_length: int | None = None,
+    embed_noise: jax.Array | None = None,
   ) -> tuple[jax.Array, KVCache | OpenCache | None]:
     """Logits of the next token at each position.
 
@@ -168,6 +169,8 @@ class Transformer(nn.Module):
         longrope frequencies are taken for; default: what the cache holds plus
         `lengths`, or the length of each segment.
       attend_length: static; leading cache slots that may be in use (0: none).
+      embed_noise: float[B, T, D], added to the rows of the token table, before
+        a model scales them (`train.neftune`).
 
     Returns:
       (logits float32[B, T, V], the extended cache or None).
@@ -180,6 +183,7 @@ class Transformer(nn.Module):
       lengths,
       rope_length,
       attend_length,
+      embed_noise,
     )
     return self.logits(hidden), cache
 
@@ -192,6 +196,7 @@ class Transformer(nn.Module):
     lengths=None,
     rope_length=None,
     attend_length=None,
+    embed_noise=None,
   ):
     """(hidden dtype[B, T, D] after the final norm, cache); see `__call__`."""
     config = self.config
@@ -214,6 +219,8 @@ class Transformer(nn.Module):
     }
     call = CallContext(start, lengths, segment_ids, attend_length)
     x = self.embedder(tokens, self.dtype)
+    if embed_noise is not None:
+      x = x + embed_noise.astype(x.dtype)
     if config.embed_scale is not None:
       x = x * jnp.asarray(config.embed_scale, x.dtype)
     if self.scan_layers:
