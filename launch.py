@@ -14,7 +14,7 @@ import sys
 from absl import flags
 
 from llm import config_args
-from llm.errors import UserError
+from llm.errors import RunError, UserError
 
 # What the user named and can mend, so that a traceback would only hide it.
 _BAD_PATH = (
@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
     return _refuse(str(error))
   except _BAD_PATH as error:
     return _refuse(f'{error.filename}: {error.strerror}')
+  except RunError as error:
+    return _refuse(str(error), status=1)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 130
@@ -111,9 +113,9 @@ def _describe(values: flags.FlagValues) -> str:
   return '\nFlags:\n' + '\n'.join(lines)
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, status: int = 2) -> int:
   print('error:', ' '.join(message.split()), file=sys.stderr)
-  return 2
+  return status
 
 
 if __name__ == '__main__':

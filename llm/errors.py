@@ -1,4 +1,4 @@
-"""The one exception for input that a user can mend."""
+"""The exceptions that a user reads as one line."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,12 @@ class UserError(ValueError):
 
   The message names the field, the value and the remedy; `launch.py` prints it
   as one line and exits with status 2.
+  """
+
+
+class RunError(RuntimeError):
+  """A run that cannot go on, such as one that diverges or a full disk.
+
+  The message says what happened, what was kept and what can be done;
+  `launch.py` prints it as one line and exits with status 1.
   """

@@ -55,8 +55,8 @@ def make_train_step(
     pytree of arrays [B, …] with B a multiple of k, `rng` the step's typed key
     (`state.step_key`), `frozen` what the loss needs and nobody trains. Its
     metrics, all float32[]: `loss` (mean), `tokens` (weight of the batch),
-    `grad_norm` (global, before clipping), `skipped` (1 if this step was) and
-    each metric of the loss, divided by the weight.
+    `grad_norm` (global, before clipping), `skipped` and `bad_streak` (as in
+    the new state) and each metric of the loss, divided by the weight.
   """
 
   def summed_loss(params, frozen, batch, keys):
@@ -95,13 +95,15 @@ def make_train_step(
 
     kept = (state.params, state.opt_state, state.ema)
     params, opt_state, ema = lax.cond(good, advance, lambda x: x, kept)
-    bad = jnp.where(good, 0, 1)
+    skipped = state.skipped + jnp.where(good, 0, 1)
+    bad_streak = jnp.where(good, 0, state.bad_streak + 1)
     report = {name: value * mean for name, value in metrics.items()}
     report |= {
       'loss': loss_sum * mean,
       'tokens': weight_sum,
       'grad_norm': norm,
-      'skipped': bad.astype(jnp.float32),
+      'skipped': skipped.astype(jnp.float32),
+      'bad_streak': bad_streak.astype(jnp.float32),
     }
     state = dataclasses.replace(
       state,
@@ -110,8 +112,8 @@ def make_train_step(
       ema=ema,
       step=state.step + 1,
       data_position=state.data_position + 1,
-      skipped=state.skipped + bad,
-      bad_streak=jnp.where(good, 0, state.bad_streak + 1),
+      skipped=skipped,
+      bad_streak=bad_streak,
     )
     return state, report
 

@@ -1,0 +1,201 @@
+"""The loop of every training run: batches in, rows of metrics out.
+
+Only the host's side is here: when to log, evaluate, save and stop. Which model
+and which data it is, the caller's functions know.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from llm.errors import RunError
+from llm.train.state import TrainState, step_key
+
+Row = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """When things happen, in steps; 0 is never, but for the end of the run.
+
+  Attributes:
+    steps: of the whole run.
+    log_every: a row of metrics is fetched and given to `on_row`.
+    eval_every: `evaluate` is called.
+    save_every: `save` is called.
+    max_bad_steps: steps in a row without a finite gradient that end the run.
+  """
+
+  steps: int
+  log_every: int = 1
+  eval_every: int = 0
+  save_every: int = 0
+  max_bad_steps: int = 10
+
+  def logs(self, step: int) -> bool:
+    """True where the step's metrics become a row."""
+    return step % self.log_every == 0 or self.evaluates(step)
+
+  def evaluates(self, step: int) -> bool:
+    """True after the last step and every `eval_every`."""
+    return step == self.steps or _divides(self.eval_every, step)
+
+  def saves(self, step: int) -> bool:
+    """True after the last step and every `save_every`."""
+    return step == self.steps or _divides(self.save_every, step)
+
+
+def fit(
+  state: TrainState,
+  train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+  draw: Callable[[TrainState], tuple[Any, Mapping[str, float]]],
+  schedule: Schedule,
+  *,
+  frozen: Any = None,
+  on_row: Callable[[Row], None],
+  evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+  save: Callable[[TrainState, Mapping[str, float]], None] | None = None,
+  should_stop: Callable[[], bool] = lambda: False,
+) -> TrainState:
+  """Trains from `state.step` to `schedule.steps`.
+
+  A step's metrics are fetched while the next one runs, so the device never
+  waits for the host to write them.
+
+  Args:
+    state: where to go on; donated.
+    train_step: jitted, as `make_train_step` returns it.
+    draw: gives the next batch, on the devices, and numbers about it that join
+      the row.
+    schedule: see `Schedule`.
+    frozen: passed on to `train_step`.
+    on_row: gets one dict per logged step: `step`, `loss`, `tokens`,
+      `tokens_per_s`, the step's other metrics, those of `draw` and `evaluate`,
+      and the seconds that the host spent on data, evaluation and saving
+      since the row before (`data_s`, `eval_s`, `save_s`).
+    evaluate: metrics of the state, under the names that the row shall have.
+    save: keeps the state; gets the newest metrics of `evaluate` (or {}).
+    should_stop: asked after each step; True saves and returns early.
+
+  Returns:
+    The last state.
+
+  Raises:
+    RunError: `max_bad_steps` steps in a row had no finite gradient. The state
+      was saved: its parameters are those before the first of them.
+  """
+  next_key = jax.jit(step_key)
+  log = _Log(schedule, on_row)
+  step = int(state.step)
+  while step < schedule.steps:
+    with log.timing('data_s'):
+      batch, about = draw(state)
+    state, metrics = train_step(state, batch, next_key(state), frozen)
+    step += 1
+    log.flush()  # the step before, while this one runs
+    if schedule.logs(step):
+      log.hold(step, metrics, about)
+    scores = {}
+    if evaluate is not None and schedule.evaluates(step):
+      log.fetch()  # so that the time of evaluation is not the step's
+      with log.timing('eval_s', apart=True):
+        scores = evaluate(state)
+      log.add(scores)
+    stopping = should_stop()
+    if save is not None and (schedule.saves(step) or stopping):
+      log.flush()
+      with log.timing('save_s', apart=True):
+        save(state, scores)
+    if log.bad_streak >= schedule.max_bad_steps:
+      _give_up(state, step, save, schedule)
+    if stopping:
+      break
+  log.flush()
+  if log.bad_streak >= schedule.max_bad_steps:
+    _give_up(state, step, save, schedule)
+  return state
+
+
+def _give_up(state, step, save, schedule):
+  if save is not None:
+    save(state, {})
+  raise RunError(
+    f'the last {int(state.bad_streak)} steps up to step {step} had no finite '
+    f'gradient (train.max_bad_steps={schedule.max_bad_steps}); the parameters '
+    'are those before them'
+    + (' and were saved' if save is not None else '')
+    + ': use a smaller optim.lr, a longer optim.warmup_steps or a smaller '
+    'optim.clip_norm'
+  )
+
+
+class _Log:
+  """Rows on their way from the device to `on_row`, at most one at a time."""
+
+  def __init__(self, schedule: Schedule, on_row: Callable[[Row], None]):
+    self.bad_streak = 0
+    self._schedule = schedule
+    self._on_row = on_row
+    self._held = None  # (step, metrics on the device, numbers of the batch)
+    self._row = None
+    self._seconds = {}  # that no row has yet
+    self._apart = 0.0  # of them, what is no part of a step; since `fetch`
+    self._last = time.perf_counter()
+
+  @contextlib.contextmanager
+  def timing(self, name: str, apart: bool = False) -> Iterator[None]:
+    """Adds the seconds of its block to the row's `name`."""
+    began = time.perf_counter()
+    yield
+    spent = time.perf_counter() - began
+    self._seconds[name] = self._seconds.get(name, 0.0) + spent
+    self._apart += spent if apart else 0.0
+
+  def hold(self, step: int, metrics: Mapping, about: Mapping) -> None:
+    """Keeps a step's metrics until they are fetched."""
+    self._held = (step, metrics, {**about, **self._take_seconds()})
+
+  def fetch(self) -> None:
+    """Waits for the step that is held and makes its row."""
+    if self._held is None:
+      return
+    step, metrics, about = self._held
+    self._held = None
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    self.bad_streak = int(metrics.pop('bad_streak'))
+    now = time.perf_counter()
+    elapsed = now - self._last - self._apart
+    self._last, self._apart = now, 0.0
+    tokens = int(metrics.pop('tokens'))
+    self._row = {
+      'step': step,
+      'loss': metrics.pop('loss'),
+      'tokens': tokens,
+      # Rows further apart than a step are timed by the steps between them.
+      'tokens_per_s': tokens * self._schedule.log_every / elapsed,
+      **metrics,
+      **about,
+    }
+
+  def add(self, scores: Mapping[str, float]) -> None:
+    """Joins `scores` to the row that was fetched."""
+    self._row |= {**scores, **self._take_seconds()}
+
+  def flush(self) -> None:
+    """Hands the row over."""
+    self.fetch()
+    if self._row is not None:
+      self._on_row(self._row)
+      self._row = None
+
+  def _take_seconds(self) -> dict[str, float]:
+    seconds, self._seconds = self._seconds, {}
+    return seconds
+
+
+def _divides(every: int, step: int) -> bool:
+  return every > 0 and step % every == 0

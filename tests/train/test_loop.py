@@ -1,0 +1,112 @@
+"""When the loop logs, evaluates, saves and stops."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from llm.errors import RunError
+from llm.train.loop import Schedule, fit
+from llm.train.state import init_state
+from llm.train.step import make_train_step
+
+
+def _loss(params, frozen, batch, keys):
+  del frozen, keys
+  return (params * batch).sum(), jnp.asarray(batch.size, float), {}
+
+
+TX = optax.sgd(1.0)
+STEP = jax.jit(make_train_step(_loss, TX), donate_argnums=0)
+
+
+def _run(schedule, values=None, **kwargs):
+  """Trains a number whose gradient is the batch's mean; returns all calls."""
+  seen = {'rows': [], 'saved': [], 'drawn': []}
+
+  def draw(state):
+    position = len(seen['drawn'])
+    seen['drawn'].append(position)
+    value = 1.0 if values is None else values[position]
+    return jnp.full((2,), value), {'epoch': 7}
+
+  def save(state, scores):
+    seen['saved'].append((int(state.step), float(state.params), dict(scores)))
+
+  state = init_state(jnp.array(0.0), TX, jax.random.key(0))
+  kwargs = {'save': save, 'evaluate': None} | kwargs
+  try:
+    seen['state'] = fit(
+      state, STEP, draw, schedule, on_row=seen['rows'].append, **kwargs
+    )
+  except RunError as error:
+    seen['error'] = str(error)
+  return seen
+
+
+def test_one_row_a_step_and_the_same_numbers_as_by_hand():
+  seen = _run(Schedule(steps=4))
+  assert [r['step'] for r in seen['rows']] == [1, 2, 3, 4]
+  np.testing.assert_allclose([r['loss'] for r in seen['rows']], [0, -1, -2, -3])
+  assert list(seen['rows'][0])[:4] == ['step', 'loss', 'tokens', 'tokens_per_s']
+  assert all(r['tokens'] == 2 and r['epoch'] == 7 for r in seen['rows'])
+  assert all(r['tokens_per_s'] > 0 and r['data_s'] >= 0 for r in seen['rows'])
+  assert seen['saved'] == [(4, -4.0, {})]
+
+
+def test_evaluation_and_saving_at_their_steps_and_at_the_end():
+  def evaluate(state):
+    return {'eval_loss': float(state.params)}
+
+  schedule = Schedule(steps=7, log_every=4, eval_every=3, save_every=2)
+  seen = _run(schedule, evaluate=evaluate)
+  # Logged every 4 steps and wherever there is something to tell.
+  assert [(r['step'], r.get('eval_loss')) for r in seen['rows']] == [
+    (3, -3.0),
+    (4, None),
+    (6, -6.0),
+    (7, -7.0),
+  ]
+  assert [(s, scores) for s, _, scores in seen['saved']] == [
+    (2, {}),
+    (4, {}),
+    (6, {'eval_loss': -6.0}),
+    (7, {'eval_loss': -7.0}),
+  ]
+
+
+def test_stops_when_asked_and_saves_what_it_has():
+  answers = iter([False, False, True])
+  seen = _run(Schedule(steps=10), should_stop=lambda: next(answers))
+  assert int(seen['state'].step) == 3
+  assert seen['saved'] == [(3, -3.0, {})]
+  assert [r['step'] for r in seen['rows']] == [1, 2, 3]
+
+
+def test_a_run_that_keeps_diverging_stops_with_its_last_good_parameters():
+  values = [1.0, 1.0, *[math.nan] * 5]
+  seen = _run(Schedule(steps=100, max_bad_steps=3), values)
+  assert 'no finite gradient' in seen['error']
+  assert 'optim.lr' in seen['error']
+  assert seen['saved'][-1][1] == -2.0
+  assert len(seen['drawn']) <= 6
+
+
+def test_single_bad_steps_do_not_stop_a_run():
+  values = [1.0, math.inf, 1.0, math.nan, 1.0]
+  seen = _run(Schedule(steps=5, max_bad_steps=2), values)
+  assert [r['skipped'] for r in seen['rows']] == [0, 1, 1, 2, 2]
+  assert float(seen['state'].params) == -3.0
+
+
+@pytest.mark.parametrize('steps', [3, 5])
+def test_a_finished_run_does_nothing(steps):
+  state = init_state(jnp.array(0.0), TX, jax.random.key(0))
+  for _ in range(steps):
+    state, _ = STEP(state, jnp.ones(2), jax.random.key(0))
+  never = lambda *_: pytest.fail('called')
+  out = fit(state, STEP, never, Schedule(steps=3), on_row=never, save=never)
+  assert int(out.step) == steps
