@@ -39,10 +39,37 @@ def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return y.reshape(*batch_shape, kernel.shape[0])
 
 
+def _adapted(x: jax.Array, y: jax.Array, adapter: dict) -> jax.Array:
+  """scale * (y + x a' b'), as `lora.variables` lays an adapter out.
+
+  Args:
+    x: float[B, ..., D], the map's input.
+    y: float[B, ..., F], its output without the adapter and the bias.
+    adapter: a float[R, D], b float[F, R] and, where they are wanted, scale
+      float32[F]; keys typed[B] and rate float32[] of the dropout on `x`.
+
+  Returns:
+    float[B, ..., F] in the dtype of y.
+  """
+  if 'keys' in adapter:
+    keep = 1.0 - adapter['rate']
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(
+      adapter['keys']
+    )
+    x = jnp.where(kept, x / keep.astype(x.dtype), 0.0)
+  low = linear(x, adapter['a'].astype(y.dtype))
+  out = y + linear(low, adapter['b'].astype(y.dtype))
+  if 'scale' in adapter:
+    out = (out * adapter['scale']).astype(y.dtype)
+  return out
+
+
 class Linear(nn.Module):
   """A linear map from `in_shape` to `out_shape` axes.
 
   Parameters: kernel [*out_shape, *in_shape]; bias [*out_shape] if asked for.
+  Where the collection `lora` has an entry for this map, its low-rank product is
+  added (see `llm.models.lora`).
   """
 
   out_shape: tuple[int, ...]
@@ -60,12 +87,16 @@ class Linear(nn.Module):
       (*self.out_shape, *self.in_shape),
     )
     batch_shape = x.shape[: x.ndim - len(self.in_shape)]
+    x = x.astype(self.dtype).reshape(*batch_shape, -1)
     y = linear(
-      x.astype(self.dtype).reshape(*batch_shape, -1),
+      x,
       kernel.astype(self.dtype).reshape(
         math.prod(self.out_shape), math.prod(self.in_shape)
       ),
-    ).reshape(*batch_shape, *self.out_shape)
+    )
+    if self.has_variable('lora', 'adapter'):
+      y = _adapted(x, y, self.get_variable('lora', 'adapter'))
+    y = y.reshape(*batch_shape, *self.out_shape)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, self.out_shape)
       y = y + bias.astype(self.dtype).reshape(
