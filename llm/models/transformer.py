@@ -17,6 +17,7 @@ from llm.models.cache import CallContext, KVCache, OpenCache
 from llm.models.config import GLOBAL, LOCAL, ModelConfig
 from llm.models.layers import GatedMLP, RMSNorm, linear, soft_cap
 from llm.models.moe import MoE
+from llm.models.remat import rematerialised
 from llm.models.rope import inverse_frequencies
 
 
@@ -62,6 +63,9 @@ class Block(nn.Module):
     return x + (norm('post_mlp_norm')(h) if config.post_norm else h), entry
 
 
+_STATIC = (7,)  # the arguments of Block's call that are no arrays: ring
+
+
 class _ScanBody(nn.Module):
   """A Block in the form that `nn.scan` takes: carry in, carry out."""
 
@@ -69,7 +73,7 @@ class _ScanBody(nn.Module):
   moe: bool
   dtype: Any
   ring: int
-  remat: bool
+  remat: str
 
   @nn.compact
   def __call__(self, x, entry, is_local, shared):
@@ -85,7 +89,9 @@ class _ScanBody(nn.Module):
       window = jnp.where(is_local, config.window, jnp.iinfo(jnp.int32).max // 2)
     if count is not None:
       entry = (*entry, count)
-    block = nn.remat(Block, static_argnums=(7,)) if self.remat else Block
+    block = rematerialised(
+      Block, self.remat, static_argnums=_STATIC, prevent_cse=False
+    )
     return block(config, self.moe, self.dtype, name='block')(
       x, positions, rope, entry, call, window, self.ring
     )
@@ -103,13 +109,13 @@ class Transformer(nn.Module):
     scan_layers: parameters stacked under `layers` and a `scan` over them (fast
       to compile) instead of `layers_0`, `layers_1`, …
     dtype: of activations; parameters are cast to it where they are used.
-    remat: recompute each block in the backward pass.
+    remat: what the backward pass computes again, a name of `remat.REMAT`.
   """
 
   config: ModelConfig
   scan_layers: bool = False
   dtype: Any = jnp.float32
-  remat: bool = False
+  remat: str = 'none'
 
   def setup(self):
     config = self.config
@@ -117,7 +123,7 @@ class Transformer(nn.Module):
     if self.scan_layers:
       self.layers = self._scanned()
     else:
-      block = nn.remat(Block, static_argnums=(7,)) if self.remat else Block
+      block = rematerialised(Block, self.remat, static_argnums=_STATIC)
       self.blocks = [
         block(config, config.is_moe(i), self.dtype, name=f'layers_{i}')
         for i in range(config.num_layers)
@@ -139,7 +145,7 @@ class Transformer(nn.Module):
     ring = cache_lib.cache_rings(config, scan_layers=True)
     return nn.scan(
       _ScanBody,
-      variable_axes={'params': 0},
+      variable_axes={'params': 0, 'lora': 0},
       split_rngs={'params': True},
       in_axes=(0, 0, nn.broadcast),
       length=config.num_layers,

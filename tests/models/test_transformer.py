@@ -113,7 +113,7 @@ def test_scanned_equals_unrolled_and_conversion_is_lossless(kind):
   tokens = tiny.tokens(2, 9)
   want, _ = forward(model, params, tokens)
   stacked = stack_layers(params, model.config)
-  scanned = Transformer(model.config, scan_layers=True, remat=True)
+  scanned = Transformer(model.config, scan_layers=True, remat='full')
   got, _ = forward(scanned, stacked, tokens)
   assert_close(got, want)
   back = unstack_layers(stacked, model.config)
@@ -123,7 +123,7 @@ def test_scanned_equals_unrolled_and_conversion_is_lossless(kind):
 def test_gradients_agree_scanned_rematerialised_and_plain():
   model, params = tiny.build('local_global')
   tokens = tiny.tokens(2, 9)
-  scanned = Transformer(model.config, scan_layers=True, remat=True)
+  scanned = Transformer(model.config, scan_layers=True, remat='full')
 
   def loss(p, m):
     return jnp.square(m.apply({'params': p}, tokens)[0]).mean()

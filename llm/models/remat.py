@@ -1,0 +1,46 @@
+"""Rematerialisation: what a block keeps for its backward pass."""
+
+from flax import linen as nn
+import jax
+
+from llm.errors import UserError
+
+REMAT = {
+  'none': None,  # everything
+  # Results of linear maps; attention weights, norms and activations are
+  # computed again.
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # The block's input only.
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def rematerialised(
+  module: type[nn.Module],
+  name: str,
+  *,
+  static_argnums: tuple[int, ...] = (),
+  prevent_cse: bool = True,
+) -> type[nn.Module]:
+  """The module class with the policy of that name.
+
+  Args:
+    module: a Linen module class.
+    name: one of `REMAT`.
+    static_argnums: arguments of its call that are no arrays, self being 0.
+    prevent_cse: False where the module is the body of a loop: the compiler
+      does not merge that with its backward pass anyway.
+
+  Raises:
+    UserError: no such policy.
+  """
+  if name not in REMAT:
+    raise UserError(f'remat={name!r}: use one of {", ".join(REMAT)}')
+  if name == 'none':
+    return module
+  return nn.remat(
+    module,
+    policy=REMAT[name],
+    static_argnums=static_argnums,
+    prevent_cse=prevent_cse,
+  )
