@@ -24,7 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from llm.checkpoints import leaves, sealed
-from llm.errors import UserError
+from llm.errors import RunError, UserError
 
 # `.replaced` is a step between its old and its new folder's renaming.
 _SAVING, _REPLACED, _TRASH = '.saving', '.replaced', '.trash'
@@ -54,7 +54,7 @@ class Checkpoints:
   """The checkpoints in one folder of a local or mounted file system.
 
   One save at a time runs in the background. If it fails, the next call of any
-  method, `check` too, raises a `UserError` with the cause, once; the older
+  method, `check` too, raises a `RunError` with the cause, once; the older
   checkpoints are untouched then, since they go only after the new one is
   sealed. Close it, or use it as a context manager, to wait for the last save.
 
@@ -108,7 +108,7 @@ class Checkpoints:
   def __exit__(self, kind, error, traceback) -> None:
     try:
       self.close()
-    except UserError as failed:
+    except RunError as failed:
       if error is None:
         raise
       # The body's own error says why the run stopped.
@@ -190,8 +190,8 @@ class Checkpoints:
       metrics: scalars by name, with the one of `best` where it is known.
 
     Raises:
-      UserError: this save or the one before failed, or the folder has an
-        intact checkpoint of a later step.
+      RunError: this save or the one before failed.
+      UserError: the folder has an intact checkpoint of a later step.
     """
     self.wait()
     record = sealed.to_json(
@@ -343,13 +343,13 @@ class Checkpoints:
       elif name.startswith((step + _SAVING, step + _REPLACED, step + _TRASH)):
         shutil.rmtree(path)
 
-  def _failure(self, step: int, error: Exception) -> UserError:
+  def _failure(self, step: int, error: Exception) -> RunError:
     # A half-written save would keep a full disk full.
     if jax.process_index() == 0:
       with contextlib.suppress(OSError):
         self._clean()
     others = ', '.join(map(str, self._records())) or 'none'
-    return UserError(
+    return RunError(
       f'the checkpoint of step {step} was not saved to {self._folder}: '
       f'{error}; checkpoints there that are whole: {others}; mend this and '
       'start the same command again'

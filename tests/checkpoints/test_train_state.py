@@ -15,7 +15,7 @@ import pytest
 
 from llm.checkpoints import sealed
 from llm.checkpoints.train_state import Checkpoints
-from llm.errors import UserError
+from llm.errors import RunError, UserError
 
 IDENTITY = {'task': 'pretrain', 'model': {'embed_dim': 64, 'layers': [1, 2]}}
 ROOT = pathlib.Path(__file__).parents[2]
@@ -350,7 +350,7 @@ def test_a_failed_save_raises_at_the_next_call(folder, monkeypatch, call):
     'restore': (abstract(make_state()),),
   }
   message = 'checkpoint of step 2 was not saved to .*No space left.*whole: 1;'
-  with pytest.raises(UserError, match=message):
+  with pytest.raises(RunError, match=message):
     getattr(store, call)(*args.get(call, ()))
   if call != 'close':
     # Once only; and a later save goes well.
@@ -378,7 +378,7 @@ LIMITED = """
 import resource, sys
 import jax
 from llm.checkpoints.train_state import Checkpoints
-from llm.errors import UserError
+from llm.errors import RunError
 store = Checkpoints(sys.argv[1], identity={})
 state = {'a': jax.random.normal(jax.random.key(0), (40_000,))}
 store.save(1, state, {}, {})
@@ -388,7 +388,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 store.save(2, state, {}, {})
 try:
   store.wait()
-except UserError as error:
+except RunError as error:
   print(error)
 print(store.restore(state).step, store.steps())
 store.close()
