@@ -1,101 +1,74 @@
-"""Optimizer and learning-rate schedule from a config."""
+"""Optimizer from a config, as an optax transformation without clipping."""
 
-from collections.abc import Callable
 import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from llm.errors import UserError
+from llm.train import groups as groups_lib
+from llm.train.adafactor import scale_by_adafactor
+from llm.train.adam8bit import scale_by_adam8bit
+from llm.train.muon import is_muon, scale_by_muon
+from llm.train.schedules import make_schedule
 
-SCHEDULES = ('constant', 'linear', 'cosine')
-OPTIMIZERS = ('adamw',)
-DECAYED = ('kernel', 'embedding')  # names of the parameters that decay
-
-
-def make_schedule(
-  config: Any, total_steps: int
-) -> Callable[[jax.Array | int], jax.Array]:
-  """Learning rate as a function of the number of steps done before.
-
-  Warmup is linear and its first step has lr / warmup_steps rather than 0;
-  after it the rate stays ('constant') or falls to 0 at `total_steps`, along a
-  straight line ('linear') or half a cosine ('cosine').
-
-  Args:
-    config: `lr`, `schedule`, `warmup_steps`.
-    total_steps: optimizer steps of the whole run.
-
-  Raises:
-    UserError: an unknown schedule, or a warmup longer than the run.
-  """
-  if config.schedule not in SCHEDULES:
-    raise UserError(
-      f'optim.schedule={config.schedule!r}: use one of {", ".join(SCHEDULES)}'
-    )
-  if not 0 <= config.warmup_steps <= total_steps:
-    raise UserError(
-      f'optim.warmup_steps={config.warmup_steps}: use 0 to train.steps='
-      f'{total_steps}'
-    )
-  peak, warmup = float(config.lr), config.warmup_steps
-  name = config.schedule
-
-  def schedule(step):
-    step = jnp.asarray(step, jnp.float32)
-    rising = (step + 1.0) / max(warmup, 1)
-    done = (step - warmup) / max(total_steps - warmup, 1)
-    done = jnp.clip(done, 0.0, 1.0)
-    if name == 'linear':
-      falling = 1.0 - done
-    elif name == 'cosine':
-      falling = 0.5 * (1.0 + jnp.cos(math.pi * done))
-    else:
-      falling = jnp.ones_like(done)
-    return peak * jnp.where(step < warmup, rising, falling)
-
-  return schedule
+OPTIMIZERS = ('adamw', 'adamw8bit', 'adafactor', 'lion', 'muon', 'sgd')
+_FROZEN, _MATRIX, _OTHER = 'frozen', 'matrix', 'other'
 
 
 def make_optimizer(
-  config: Any, total_steps: int
+  config: Any, total_steps: int, params: Any = None
 ) -> optax.GradientTransformation:
-  """AdamW with the schedule, weight decay on matrices only, and clipping.
+  """The optimizer that the config names, with schedule, decay and groups.
+
+  In every one of them the parameters fall by rate · weight_decay · parameter
+  in a step, apart from the gradient's own update (decoupled, 1711.05101), and
+  `groups` change rate and decay by path (`groups.assign_rules`). A parameter
+  with rate 0 has no optimizer state. The updates, where m and v are moving
+  means of the gradient and its square:
+
+    adamw      m / sqrt(v), both corrected for their start (1412.6980)
+    adamw8bit  the same, moments in 8 bits (`adam8bit`)
+    adafactor  relative to the parameter's RMS; no momentum, so b1 and b2 have
+               no effect (`adafactor`)
+    lion       sign(b1 · m + (1 - b1) · gradient), m by b2 (2302.06675); wants
+               a tenth of AdamW's rate and ten times its decay
+    muon       orthogonal momentum (b1, usually 0.95) for hidden matrices, with
+               AdamW's RMS; AdamW (b1, b2) for the rest (`muon`)
+    sgd        gradients summed up with momentum b1 (0: the gradient)
 
   Args:
     config: `name`, `lr`, `schedule`, `warmup_steps`, `weight_decay`, `b1`,
-      `b2` and `clip_norm` (largest global norm of a gradient; 0 = no limit).
+      `b2`, `clip_norm` (checked here, applied by the train step); and, where
+      they are not given, `eps` (1e-8, of AdamW), `groups` (none) and the
+      fields of `make_schedule`.
     total_steps: optimizer steps of the whole run.
+    params: tree of arrays or shapes that groups are checked against at once;
+      None: when the optimizer's state is made.
 
   Raises:
-    UserError: a field has no meaning.
+    UserError: a field has no meaning, or a group no parameter.
   """
-  _check(config)
-  parts = []
-  if config.clip_norm:
-    parts.append(optax.clip_by_global_norm(config.clip_norm))
-  parts.append(
-    optax.adamw(
-      make_schedule(config, total_steps),
-      b1=config.b1,
-      b2=config.b2,
-      weight_decay=config.weight_decay,
-      mask=decay_mask,
-    )
-  )
-  return optax.chain(*parts)
+  check_config(config)
+  schedule = make_schedule(config, total_steps)
+  groups = getattr(config, 'groups', ())
 
+  def rules(tree):
+    return groups_lib.assign_rules(tree, groups, config.weight_decay)
 
-def decay_mask(params: Any) -> Any:
-  """True for kernels and embeddings, False for norm scales and biases."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key in DECAYED, params
+  if params is not None:
+    _check_muon(config, _labels(config, rules(params)))
+  return optax.chain(
+    _make_core(config, rules),
+    _add_decay(rules),
+    optax.scale_by_learning_rate(schedule),
+    _scale_by_factor(rules),
   )
 
 
-def _check(config: Any) -> None:
+def check_config(config: Any) -> None:
+  """Refuses fields whose values have no meaning, but for the schedule's."""
   if config.name not in OPTIMIZERS:
     raise UserError(
       f'optim.name={config.name!r}: use one of {", ".join(OPTIMIZERS)}'
@@ -108,3 +81,77 @@ def _check(config: Any) -> None:
     value = getattr(config, name)
     if not 0.0 <= value < 1.0:
       raise UserError(f'optim.{name}={value}: use a decay in [0, 1)')
+  eps = getattr(config, 'eps', 1e-8)
+  if not 0.0 < eps < math.inf:
+    raise UserError(f'optim.eps={eps}: use a number above 0, such as 1e-8')
+  groups_lib.check_groups(getattr(config, 'groups', ()))
+
+
+def _make_core(config, rules):
+  """The update before decay and rate; nothing for frozen parameters."""
+  eps = getattr(config, 'eps', 1e-8)
+  adam = optax.scale_by_adam(config.b1, config.b2, eps)
+  matrix = None
+  if config.name == 'adamw8bit':
+    other = scale_by_adam8bit(config.b1, config.b2, eps)
+  elif config.name == 'adafactor':
+    other = scale_by_adafactor()
+  elif config.name == 'lion':
+    other = optax.scale_by_lion(config.b1, config.b2)
+  elif config.name == 'sgd':
+    other = optax.trace(config.b1) if config.b1 else optax.identity()
+  else:
+    other = adam
+    matrix = scale_by_muon(config.b1) if config.name == 'muon' else None
+  parts = {_OTHER: other, _FROZEN: optax.set_to_zero()}
+  if matrix is not None:
+    parts[_MATRIX] = matrix
+
+  def labels(params):
+    found = _labels(config, rules(params))
+    _check_muon(config, found)
+    return found
+
+  return optax.partition(parts, labels)
+
+
+def _labels(config, rules):
+  def label(path, rule):
+    if rule.lr_factor == 0.0:
+      return _FROZEN
+    if config.name == 'muon' and is_muon(groups_lib.path_name(path)):
+      return _MATRIX
+    return _OTHER
+
+  return jax.tree_util.tree_map_with_path(label, rules)
+
+
+def _check_muon(config, labels):
+  if config.name == 'muon' and _MATRIX not in jax.tree.leaves(labels):
+    raise UserError(
+      "optim.name='muon': none of the trained parameters is a kernel of a "
+      'hidden layer, which is all that Muon is for; use adamw'
+    )
+
+
+def _add_decay(rules):
+  def update(updates, params):
+    return jax.tree.map(
+      lambda u, p, r: u + r.weight_decay * p if r.weight_decay else u,
+      updates,
+      params,
+      rules(params),
+    )
+
+  return optax.stateless(update)
+
+
+def _scale_by_factor(rules):
+  def update(updates, params):
+    return jax.tree.map(
+      lambda u, r: u if r.lr_factor == 1.0 else r.lr_factor * u,
+      updates,
+      rules(params),
+    )
+
+  return optax.stateless(update)

@@ -217,7 +217,7 @@ def test_without_a_workdir_it_takes_its_own(
   (
     ('world.size=1', 'world.size=1'),
     ('tokenizer.vocab_size=200', 'tokenizer.vocab_size=200'),
-    ('optim.name=sgd', "optim.name='sgd'"),
+    ('optim.name=sgdd', "optim.name='sgdd'"),
     ('train.batch_size=10000', 'train.batch_size=10000'),
     ('data.max_length=8', 'data.max_length=8'),
     ('train.steps=0', 'train.steps=0'),

@@ -1,0 +1,109 @@
+"""Weight decay and learning rate by a parameter's path."""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+
+from llm.errors import UserError
+
+# Last part of the path of the parameters that decay: matrices, not norm scales
+# and biases. LoRA's factors are matrices; DoRA's magnitude is a vector.
+DECAYED = ('kernel', 'embedding', 'lora_a', 'lora_b')
+_KEYS = ('lr_factor', 'weight_decay')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What the optimizer does to one parameter.
+
+  Attributes:
+    lr_factor: times the schedule's rate; 0 freezes the parameter.
+    weight_decay: w falls by rate · weight_decay · w in every step.
+  """
+
+  lr_factor: float
+  weight_decay: float
+
+
+def path_name(path: Any) -> str:
+  """A key path as text: `layers_0/attn/qkv/kernel`."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def assign_rules(params: Any, groups: Any, weight_decay: float) -> Any:
+  """A `Rule` for each parameter.
+
+  Without a group, kernels and embeddings decay by `weight_decay` and norm
+  scales and biases do not. The first group whose pattern is found in a path
+  (`re.search`) replaces what it names and leaves the rest. Trace: groups
+  `(('norm/|bias', {'lr_factor': 0.5}), ('layers_0/', {'lr_factor': 0}))` halve
+  the rate of layer 0's norms too, and freeze its kernels.
+
+  Args:
+    params: tree of arrays or shapes.
+    groups: tuple of (pattern, {'lr_factor': float, 'weight_decay': float}),
+      each key optional; `check_groups` has passed them.
+    weight_decay: of kernels and embeddings without a group of their own.
+
+  Returns:
+    The tree of params with a `Rule` at each leaf.
+
+  Raises:
+    UserError: a group gets no parameter.
+  """
+  paths = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+  taken = {
+    path: next((i for i, g in enumerate(groups) if re.search(g[0], path)), None)
+    for path in paths
+  }
+  for i, (pattern, _) in enumerate(groups):
+    if i in taken.values():
+      continue
+    if any(re.search(pattern, path) for path in paths):
+      remedy = 'earlier groups take all that it matches; put it before them'
+    else:
+      remedy = f'it matches no parameter; a path is e.g. {paths[-1]!r}'
+    raise UserError(f'optim.groups: pattern {pattern!r}: {remedy}')
+
+  def rule(path, _):
+    path = path_name(path)
+    changes = {} if taken[path] is None else groups[taken[path]][1]
+    decay = weight_decay if path.split('/')[-1] in DECAYED else 0.0
+    return Rule(
+      changes.get('lr_factor', 1.0), changes.get('weight_decay', decay)
+    )
+
+  return jax.tree_util.tree_map_with_path(rule, params)
+
+
+def check_groups(groups: Any) -> None:
+  """Refuses groups that are not of the form that `assign_rules` takes."""
+  form = "use ('PATTERN', {'lr_factor': 0.1, 'weight_decay': 0.0}), …"
+  if not isinstance(groups, (tuple, list)):
+    raise UserError(f'optim.groups={groups!r}: {form}')
+  for group in groups:
+    if not (
+      isinstance(group, (tuple, list))
+      and len(group) == 2
+      and isinstance(group[0], str)
+      and isinstance(group[1], Mapping)
+    ):
+      raise UserError(f'optim.groups: {group!r}: {form}')
+    pattern, changes = group
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(
+        f'optim.groups: pattern {pattern!r}: {error}; use a regular expression'
+      ) from None
+    for key, value in changes.items():
+      where = f'optim.groups: {pattern!r}: {key}={value!r}'
+      if key not in _KEYS:
+        raise UserError(f'{where}: use {" and ".join(_KEYS)}')
+      number = isinstance(value, (int, float)) and not isinstance(value, bool)
+      if not number or not 0.0 <= value < math.inf:
+        raise UserError(f'{where}: use a number of at least 0')
