@@ -1,0 +1,1 @@
+"""Several devices: the mesh, what lies where on it, several processes."""

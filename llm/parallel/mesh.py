@@ -1,0 +1,99 @@
+"""The mesh of devices, and the batch sizes that it can take."""
+
+import math
+from typing import Any
+
+import jax
+
+from llm.errors import UserError
+
+AXES = ('data', 'fsdp', 'tensor')
+
+
+def make_mesh(config: Any, devices: Any = None) -> jax.sharding.Mesh:
+  """The devices as a grid [data, fsdp, tensor].
+
+  Trace: 8 devices with data=-1, fsdp=2, tensor=1 give the shape (4, 2, 1).
+
+  Args:
+    config: `data`, `fsdp`, `tensor`: devices along each axis. One of them may
+      be -1: the devices that the other two leave.
+    devices: default: all devices of all processes.
+
+  Returns:
+    A mesh of automatic axes: the compiler adds the communication.
+
+  Raises:
+    UserError: a field is no whole number of at least 1 (or one -1), or the
+      fields do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
+  sizes = {name: getattr(config, name) for name in AXES}
+  for name, size in sizes.items():
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    if not whole or (size < 1 and size != -1):
+      raise UserError(
+        f'mesh.{name}={size!r}: use a number of devices of at least 1, or -1 '
+        'for those that the other axes leave'
+      )
+  said = ', '.join(f'mesh.{name}={size}' for name, size in sizes.items())
+  free = [name for name, size in sizes.items() if size == -1]
+  if len(free) > 1:
+    raise UserError(f'{said}: only one axis can be -1, give the others')
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  if count % fixed or (not free and count != fixed):
+    need = 'must divide' if free else 'must be'
+    raise UserError(
+      f'{said}: the product {fixed} {need} the number of devices, {count}'
+      + ('' if free else '; set mesh.data=-1 to use all of them')
+    )
+  for name in free:
+    sizes[name] = count // fixed
+  return jax.make_mesh(
+    tuple(sizes.values()),
+    AXES,
+    # Since 0.9 JAX's default is explicit axes, which need annotations in the
+    # model; with automatic ones the model is the same on one device.
+    axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
+    devices=devices,
+  )
+
+
+def check_batch(
+  batch_size: int, microbatch_size: int | None, mesh: jax.sharding.Mesh
+) -> int:
+  """The number of microbatches of a step, if the sizes fit the mesh.
+
+  Args:
+    batch_size: rows of one optimizer step over all devices.
+    microbatch_size: rows of one forward and backward pass over all devices;
+      None or 0: the whole batch.
+    mesh: of `make_mesh`. Rows are spread over its data and fsdp axes.
+
+  Raises:
+    UserError: a size is below 1, the microbatch does not divide the batch, or
+      the mesh does not divide the microbatch.
+  """
+  if batch_size < 1:
+    raise UserError(f'train.batch_size={batch_size}: use at least 1 row')
+  if microbatch_size is not None and microbatch_size < 0:
+    raise UserError(
+      f'train.microbatch_size={microbatch_size}: use a number of rows, or 0 '
+      'for the whole batch'
+    )
+  rows = microbatch_size or batch_size
+  if batch_size % rows:
+    raise UserError(
+      f'train.microbatch_size={rows}: it must divide train.batch_size='
+      f'{batch_size}'
+    )
+  shards = mesh.shape['data'] * mesh.shape['fsdp']
+  if rows % shards:
+    name = 'microbatch_size' if microbatch_size else 'batch_size'
+    raise UserError(
+      f'train.{name}={rows}: use a multiple of {shards}, for mesh.data='
+      f'{mesh.shape["data"]} times mesh.fsdp={mesh.shape["fsdp"]} devices '
+      'share its rows'
+    )
+  return batch_size // rows
