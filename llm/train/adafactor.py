@@ -6,7 +6,6 @@ import jax
 import optax
 
 from llm.train import matrices
-from llm.train.groups import path_name
 
 _MIN_FACTORED = 32  # smaller sides keep a full second moment: it costs little
 
@@ -31,14 +30,14 @@ def scale_by_adafactor() -> optax.GradientTransformation:
 
   def init(params):
     def one(path, p):
-      parts = matrices.split(path_name(path), p)
+      parts = matrices.split(matrices.path_name(path), p)
       return tuple(jax.vmap(tx.init)(part) for part in parts)
 
     return jax.tree_util.tree_map_with_path(one, params)
 
   def update(grads, state, params=None):
     def one(path, g, states, p):
-      path = path_name(path)
+      path = matrices.path_name(path)
       parts = zip(
         matrices.split(path, g), states, matrices.split(path, p), strict=True
       )

@@ -30,7 +30,7 @@ class Adam8bitState(NamedTuple):
 
   Codes are uint8 in the shape of the parameter, or float32 values themselves
   where the parameter is small. Scales are float32 [..., D / 256] where the
-  parameter's last axis D is a multiple of 256, else flat; [0] where small.
+  parameter's last axis D is a multiple of 256, else flat; [] where small.
   `nu` is the root of the second moment.
   """
 
@@ -112,7 +112,7 @@ def quantize(
       expectation. None: to the nearer one.
   """
   if x.size < MIN_SIZE:
-    return x, jnp.zeros((0,), jnp.float32)
+    return x, jnp.zeros((), jnp.float32)
   blocks = _to_blocks(x)
   scales = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True)
   shares = blocks / jnp.where(scales > 0, scales, 1.0)

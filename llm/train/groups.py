@@ -9,10 +9,8 @@ from typing import Any
 import jax
 
 from llm.errors import UserError
+from llm.train.matrices import is_matrix, path_name
 
-# Last part of the path of the parameters that decay: matrices, not norm scales
-# and biases. LoRA's factors are matrices; DoRA's magnitude is a vector.
-DECAYED = ('kernel', 'embedding', 'lora_a', 'lora_b')
 _KEYS = ('lr_factor', 'weight_decay')
 
 
@@ -29,17 +27,13 @@ class Rule:
   weight_decay: float
 
 
-def path_name(path: Any) -> str:
-  """A key path as text: `layers_0/attn/qkv/kernel`."""
-  return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
 def assign_rules(params: Any, groups: Any, weight_decay: float) -> Any:
   """A `Rule` for each parameter.
 
-  Without a group, kernels and embeddings decay by `weight_decay` and norm
-  scales and biases do not. The first group whose pattern is found in a path
-  (`re.search`) replaces what it names and leaves the rest. Trace: groups
+  Without a group, matrices (kernels, embeddings, LoRA's factors) decay by
+  `weight_decay`; norm scales, biases and DoRA's magnitudes do not. The first
+  group whose pattern is found in a path (`re.search`) replaces what it names
+  and leaves the rest. Trace: groups
   `(('norm/|bias', {'lr_factor': 0.5}), ('layers_0/', {'lr_factor': 0}))` halve
   the rate of layer 0's norms too, and freeze its kernels.
 
@@ -47,7 +41,7 @@ def assign_rules(params: Any, groups: Any, weight_decay: float) -> Any:
     params: tree of arrays or shapes.
     groups: tuple of (pattern, {'lr_factor': float, 'weight_decay': float}),
       each key optional; `check_groups` has passed them.
-    weight_decay: of kernels and embeddings without a group of their own.
+    weight_decay: of matrices without a group of their own.
 
   Returns:
     The tree of params with a `Rule` at each leaf.
@@ -72,7 +66,7 @@ def assign_rules(params: Any, groups: Any, weight_decay: float) -> Any:
   def rule(path, _):
     path = path_name(path)
     changes = {} if taken[path] is None else groups[taken[path]][1]
-    decay = weight_decay if path.split('/')[-1] in DECAYED else 0.0
+    decay = weight_decay if is_matrix(path) else 0.0
     return Rule(
       changes.get('lr_factor', 1.0), changes.get('weight_decay', decay)
     )

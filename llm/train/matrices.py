@@ -7,15 +7,23 @@ model stores its weights.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+# Last parts of the paths. DoRA's magnitude is a vector, as norm scales are.
+_NAMES = ('kernel', 'embedding', 'lora_a', 'lora_b')
+
+
+def path_name(path: Any) -> str:
+  """A key path as text: `layers_0/attn/qkv/kernel`."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
 
 def is_matrix(path: str) -> bool:
-  """Whether a parameter at `layers_0/…/kernel` holds matrices."""
-  name = path.split('/')[-1]
-  return name in ('kernel', 'embedding', 'lora_a', 'lora_b')
+  """Whether the parameter holds matrices, going by its name."""
+  return path.split('/')[-1] in _NAMES
 
 
 def split(path: str, x: jax.Array) -> tuple[jax.Array, ...]:
@@ -28,7 +36,7 @@ def split(path: str, x: jax.Array) -> tuple[jax.Array, ...]:
   it is 1. A vector (norm scale, bias) gives [L, size].
 
   Args:
-    path: as `groups.path_name` writes it.
+    path: as `path_name` writes it.
     x: the parameter, or an array of its shape.
   """
   if not is_matrix(path):

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import optax
 
 from llm.train import matrices
-from llm.train.groups import path_name
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, Jordan 2024
 _RMS = 0.2  # of an update: AdamW's usual one, 2502.16982 §2.2
@@ -52,7 +51,7 @@ def scale_by_muon(beta: float) -> optax.GradientTransformation:
     mu = jax.tree.map(lambda m, g: beta * m + (1.0 - beta) * g, state.mu, grads)
 
     def one(path, g, m):
-      path = path_name(path)
+      path = matrices.path_name(path)
       direction = beta * m + (1.0 - beta) * g
       parts = [
         orthogonalize(part) * (_RMS * max(part.shape[1:]) ** 0.5)

@@ -10,6 +10,7 @@ from llm.errors import UserError
 from llm.train import groups as groups_lib
 from llm.train.adafactor import scale_by_adafactor
 from llm.train.adam8bit import scale_by_adam8bit
+from llm.train.matrices import path_name
 from llm.train.muon import is_muon, scale_by_muon
 from llm.train.schedules import make_schedule
 
@@ -58,7 +59,7 @@ def make_optimizer(
     return groups_lib.assign_rules(tree, groups, config.weight_decay)
 
   if params is not None:
-    _check_muon(config, _labels(config, rules(params)))
+    _labels(config, rules(params))  # refuses what does not fit them
   return optax.chain(
     _make_core(config, rules),
     _add_decay(rules),
@@ -89,49 +90,46 @@ def check_config(config: Any) -> None:
 
 def _make_core(config, rules):
   """The update before decay and rate; nothing for frozen parameters."""
-  eps = getattr(config, 'eps', 1e-8)
-  adam = optax.scale_by_adam(config.b1, config.b2, eps)
-  matrix = None
+  b1, b2, eps = config.b1, config.b2, getattr(config, 'eps', 1e-8)
+  parts = {_FROZEN: optax.set_to_zero()}
   if config.name == 'adamw8bit':
-    other = scale_by_adam8bit(config.b1, config.b2, eps)
+    parts[_OTHER] = scale_by_adam8bit(b1, b2, eps)
   elif config.name == 'adafactor':
-    other = scale_by_adafactor()
+    parts[_OTHER] = scale_by_adafactor()
   elif config.name == 'lion':
-    other = optax.scale_by_lion(config.b1, config.b2)
+    parts[_OTHER] = optax.scale_by_lion(b1, b2)
   elif config.name == 'sgd':
-    other = optax.trace(config.b1) if config.b1 else optax.identity()
-  else:
-    other = adam
-    matrix = scale_by_muon(config.b1) if config.name == 'muon' else None
-  parts = {_OTHER: other, _FROZEN: optax.set_to_zero()}
-  if matrix is not None:
-    parts[_MATRIX] = matrix
-
-  def labels(params):
-    found = _labels(config, rules(params))
-    _check_muon(config, found)
-    return found
-
-  return optax.partition(parts, labels)
+    parts[_OTHER] = optax.trace(b1) if b1 else optax.identity()
+  else:  # adamw, and what Muon leaves to it
+    parts[_OTHER] = optax.scale_by_adam(b1, b2, eps)
+  if config.name == 'muon':
+    parts[_MATRIX] = scale_by_muon(b1)
+  return optax.partition(parts, lambda tree: _labels(config, rules(tree)))
 
 
 def _labels(config, rules):
+  """Which part of the core updates each parameter."""
+
   def label(path, rule):
     if rule.lr_factor == 0.0:
       return _FROZEN
-    if config.name == 'muon' and is_muon(groups_lib.path_name(path)):
+    if config.name == 'muon' and is_muon(path_name(path)):
       return _MATRIX
     return _OTHER
 
-  return jax.tree_util.tree_map_with_path(label, rules)
-
-
-def _check_muon(config, labels):
-  if config.name == 'muon' and _MATRIX not in jax.tree.leaves(labels):
+  labels = jax.tree_util.tree_map_with_path(label, rules)
+  found = set(jax.tree.leaves(labels))
+  if found == {_FROZEN}:
+    raise UserError(
+      f'optim.groups={config.groups!r}: every parameter has lr_factor 0; leave '
+      'one that is trained'
+    )
+  if config.name == 'muon' and _MATRIX not in found:
     raise UserError(
       "optim.name='muon': none of the trained parameters is a kernel of a "
       'hidden layer, which is all that Muon is for; use adamw'
     )
+  return labels
 
 
 def _add_decay(rules):

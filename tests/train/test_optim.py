@@ -130,6 +130,8 @@ def test_a_scanned_model_is_updated_as_an_unrolled_one(name):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), got, want
   )
+  # A checkpoint can hold no empty array.
+  assert all(x.size for x in jax.tree.leaves(state))
   # A loop carries the state: its types must not change.
   assert jax.eval_shape(lambda: state) == jax.eval_shape(lambda: after)
 
@@ -213,6 +215,10 @@ def test_groups_can_be_set_on_the_command_line():
     (
       {'groups': (('nrom', {}),)},
       "optim.groups: pattern 'nrom': it matches no parameter; a path is e.g.",
+    ),
+    (
+      {'groups': (('', {'lr_factor': 0}),)},
+      'optim.groups=.*every parameter has lr_factor 0',
     ),
     (
       {'groups': (('n', {}), ('norm', {}))},
