@@ -15,7 +15,7 @@ ALLOWED = {
   'losses': set(),
   'text': set(),
   'checkpoints': {'models'},
-  'decode': {'models'},
+  'decode': {'models', 'losses'},
   'sweeps': {'config_args'},
 }
 TOP = {'tasks', 'serve', 'sweeps'}

@@ -25,7 +25,7 @@ from llm.decode.prefill import (
 from llm.decode.rows import stack_rows
 from llm.decode.sampling import DEFAULT_ORDER
 from llm.decode.sampling_params import SamplingParams
-from llm.decode.score import score, token_logprobs
+from llm.decode.score import score
 from llm.errors import UserError
 from llm.models.config import RopeConfig
 from tests.models import tiny
@@ -365,20 +365,6 @@ def test_fork_copies_rows():
   tree = {'a': jnp.arange(6.0).reshape(3, 2)}
   got = fork(tree, np.array([2, 0, 2]))
   np.testing.assert_array_equal(got['a'], [[4, 5], [0, 1], [4, 5]])
-
-
-@pytest.mark.parametrize('cap', [None, 5.0])
-def test_token_logprobs_over_blocks_of_the_vocabulary(cap):
-  load = np.random.default_rng(0)
-  hidden = load.normal(size=(5, 16)).astype(np.float32)
-  table = load.normal(size=(20000, 16)).astype(np.float32)
-  targets = np.array([0, 8191, 8192, 16384, 19999])
-  logits = hidden @ table.T
-  if cap:
-    logits = cap * np.tanh(logits / cap)
-  want = np.asarray(jax.nn.log_softmax(logits))[np.arange(5), targets]
-  got = jax.jit(token_logprobs, static_argnums=3)(hidden, targets, table, cap)
-  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
 def test_room_is_checked_at_the_door(local_global):
