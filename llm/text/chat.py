@@ -8,8 +8,12 @@ The environment is the one that templates are written for (transformers'
 import datetime
 import functools
 import json
+import re
 
 from llm.errors import UserError
+
+_GENERATION_TAG = re.compile(r'\{%[-+]?\s*generation\s*[-+]?%\}')
+_TRACKER = '_generation_tracker'  # the template variable that collects ranges
 
 
 def render(
@@ -41,23 +45,69 @@ def render(
   Raises:
     UserError: malformed messages, no template, or the template refuses them.
   """
-  messages = _check_messages(messages)
   if continue_final_message and add_generation_prompt:
     raise UserError(
       'continue_final_message: a text cannot go on with the last message and'
       ' begin a new one; set add_generation_prompt to False'
     )
+  name, text, _ = _run(
+    tok,
+    messages,
+    template,
+    tools=tools,
+    documents=documents,
+    add_generation_prompt=add_generation_prompt,
+    **variables,
+  )
+  return _cut(text, messages[-1], name) if continue_final_message else text
+
+
+def render_with_generation(
+  tok,
+  messages: list[dict],
+  *,
+  template: str | None = None,
+  tools: list[dict] | None = None,
+  **variables,
+) -> tuple[str, list[tuple[int, int]] | None]:
+  """Renders a whole conversation and says what its template marks as learned.
+
+  Args and errors are those of `render`.
+
+  Returns:
+    the text, and the half-open ranges of characters that stand between the
+    template's tags `generation` and `endgeneration`, in their order; None where
+    the template has no such tags.
+  """
+  _, source = _choose(tok, template, tools)
+  _, text, spans = _run(
+    tok,
+    messages,
+    template,
+    tools=tools,
+    documents=None,
+    add_generation_prompt=False,
+    **variables,
+  )
+  return text, spans if _GENERATION_TAG.search(source) else None
+
+
+def _run(tok, messages, template, *, tools, **variables):
+  """Runs a template: its name for messages, the text, the marked ranges."""
+  messages = _check_messages(messages)
   name, source = _choose(tok, template, tools)
   import jinja2
 
+  blocks, spans = _Blocks(), []
+  variables = tok.special_tokens | variables
   try:
-    text = _compile(source).render(
+    # Block by block, so that a tag knows how much text stands before it.
+    for block in _compile(source).generate(
       messages=messages,
       tools=tools,
-      documents=documents,
-      add_generation_prompt=add_generation_prompt,
-      **(tok.special_tokens | variables),
-    )
+      **(variables | {_TRACKER: (blocks, spans)}),
+    ):
+      blocks.append(block)
   except jinja2.TemplateSyntaxError as error:
     raise UserError(
       f'{name} does not compile: {error.message} (line {error.lineno}); mend it'
@@ -68,7 +118,18 @@ def render(
       f'{name} refuses the messages: {error}; check their roles, order and'
       ' contents'
     ) from None
-  return _cut(text, messages[-1], name) if continue_final_message else text
+  return name, ''.join(blocks.texts), spans
+
+
+class _Blocks:
+  """The text rendered so far, in pieces, and its length."""
+
+  def __init__(self):
+    self.texts, self.length = [], 0
+
+  def append(self, text: str) -> None:
+    self.texts.append(text)
+    self.length += len(text)
 
 
 def encode(tok, messages: list[dict], *args, **kwargs) -> list[int]:
@@ -144,9 +205,16 @@ def _environment():
     tags = {'generation'}
 
     def parse(self, parser):
-      next(parser.stream)
+      line = next(parser.stream).lineno
       body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
-      return jinja2.nodes.Scope(body)
+      call = self.call_method('_mark', [jinja2.nodes.ContextReference()])
+      return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _mark(self, context, caller):
+      blocks, spans = context[_TRACKER]
+      start, text = blocks.length, caller()
+      spans.append((start, start + len(text)))
+      return text
 
   def raise_exception(message):
     raise jinja2.TemplateError(message)

@@ -1,0 +1,241 @@
+"""Rows as token ids and loss masks, all of them checked before training."""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from llm.data import shapes
+from llm.errors import UserError
+from llm.text import chat_mask
+
+OVERLONG = ('truncate', 'drop', 'split')
+
+
+class Example(NamedTuple):
+  """One row: `tokens` int32[n], and `loss_mask` bool[n], those to predict.
+
+  The first token is never under the mask, for nothing predicts it.
+  """
+
+  tokens: np.ndarray
+  loss_mask: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """Many examples, one after the other; the arrays may lie on disk.
+
+  Attributes:
+    tokens: int32[total].
+    loss_mask: bool[total].
+    offsets: int64[N + 1], where each example begins, and the end of the last.
+    digest: names the content; a resumed run compares it.
+    counts: what became of the rows they were made from: 'rows', 'examples',
+      'truncated', 'dropped', 'emptied', 'split' and 'shapes'.
+  """
+
+  tokens: np.ndarray = dataclasses.field(repr=False)
+  loss_mask: np.ndarray = dataclasses.field(repr=False)
+  offsets: np.ndarray = dataclasses.field(repr=False)
+  digest: str
+  counts: dict
+
+  def __len__(self) -> int:
+    return len(self.offsets) - 1
+
+  def __getitem__(self, index: int) -> Example:
+    if not 0 <= index < len(self):
+      raise IndexError(f'example {index} of {len(self)}')
+    part = slice(self.offsets[index], self.offsets[index + 1])
+    return Example(self.tokens[part], self.loss_mask[part])
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """int64[N], tokens of each example."""
+    return np.diff(self.offsets)
+
+  def part(self, start: int, stop: int) -> 'Examples':
+    """Examples `start` to `stop`, without copying them."""
+    return dataclasses.replace(
+      self,
+      offsets=self.offsets[start : stop + 1],
+      digest=f'{self.digest}[{start}:{stop}]',
+    )
+
+
+def from_list(examples: Iterable[Example]) -> Examples:
+  """Collects examples in memory."""
+  examples = list(examples)
+  tokens, masks = [np.zeros(0)], [np.zeros(0)]
+  for example in examples:
+    tokens.append(example.tokens)
+    masks.append(example.loss_mask)
+  offsets = np.cumsum([len(part) for part in tokens], dtype=np.int64)
+  arrays = [
+    np.concatenate(tokens).astype(np.int32),
+    np.concatenate(masks).astype(bool),
+    offsets,
+  ]
+  content = b''.join(array.tobytes() for array in arrays)
+  return Examples(
+    *arrays,
+    digest=hashlib.sha256(content).hexdigest(),
+    counts={'rows': len(examples), 'examples': len(examples)},
+  )
+
+
+def encode_row(tok, row: shapes.Row) -> Example:
+  """Token ids and loss mask of one row.
+
+    prompt, completion   BOS prompt completion EOS
+                                    ^^^^^^^^^^^^^^
+    text                 BOS text EOS
+                             ^^^^^^^^
+    messages             as `chat_mask.encode_with_mask`
+
+  BOS where the tokenizer puts one, EOS its first end token, not doubled where
+  the row ends with it. Prompt and completion are joined as they are and
+  tokenized once, so that the ids are those of the whole text. A token that
+  lies across the seam counts as the completion's: the loss leaves out no
+  character of it.
+
+  Args:
+    tok: a `Tokenizer`.
+    row: from `shapes.canonical_row`.
+
+  Raises:
+    UserError: nothing of the row would be learned, or the tokenizer or its
+      chat template refuses it. The caller puts file and row before it.
+  """
+  if row.messages is not None:
+    ids, mask = _encode_messages(tok, row)
+  elif row.text is not None:
+    if not row.text:
+      raise UserError('text is empty, so that nothing is learned from it')
+    ids = tok.encode(row.text)
+    if tok.eos_ids and not (ids and ids[-1] in tok.eos_ids):
+      ids = [*ids, tok.eos_ids[0]]
+    mask = [True] * len(ids)
+  else:
+    ids, mask = _encode_completion(tok, row)
+  loss_mask = np.array(mask, bool)
+  loss_mask[:1] = False
+  if not loss_mask.any():
+    raise UserError(
+      'no token is under the loss mask, so that nothing is learned from it'
+    )
+  return Example(np.array(ids, np.int32), loss_mask)
+
+
+def fit_example(
+  example: Example, max_length: int, overlong: str, is_text: bool = True
+) -> Iterator[Example]:
+  """What remains of an example in rows of `max_length` tokens.
+
+  'truncate' keeps the beginning, 'drop' nothing. 'split' cuts a text into
+  windows that share one token, the last of one and the first of the next:
+  each token is predicted once, and none is lost.
+
+    max_length 3: a b c d e -> a b c | c d e
+
+  A window that holds nothing to predict is left out.
+
+  Args:
+    example: of any length.
+    max_length: tokens of a row, at least 2.
+    overlong: one of OVERLONG.
+    is_text: only a text is split, for the windows of a dialogue would lack
+      the question.
+
+  Raises:
+    UserError: 'split' on what is no text.
+  """
+  length = len(example.tokens)
+  if length <= max_length:
+    yield example
+  elif overlong == 'truncate':
+    kept = Example(example.tokens[:max_length], example.loss_mask[:max_length])
+    if kept.loss_mask.any():
+      yield kept
+  elif overlong == 'split':
+    if not is_text:
+      raise UserError(
+        f'has {length} tokens, more than data.max_length={max_length}, and'
+        " data.overlong='split' cuts texts only: use 'truncate' or 'drop'"
+      )
+    for start in range(0, length - 1, max_length - 1):
+      part = slice(start, start + max_length)
+      mask = example.loss_mask[part].copy()
+      mask[0] = False  # the window before has predicted it
+      if mask.any():
+        yield Example(example.tokens[part], mask)
+
+
+def check_options(max_length: int, overlong: str) -> None:
+  """Refuses values of `data.max_length` and `data.overlong`."""
+  if max_length < 2:
+    raise UserError(
+      f'data.max_length={max_length}: use 2 or more, a token and the next one'
+    )
+  if overlong not in OVERLONG:
+    raise UserError(
+      f'data.overlong={overlong!r}: use one of {", ".join(OVERLONG)}'
+    )
+
+
+def check_vocabulary(tok, vocab_size: int) -> None:
+  """Refuses a tokenizer that has more ids than the model.
+
+  Args:
+    tok: a `Tokenizer`.
+    vocab_size: of the model.
+
+  Raises:
+    UserError: tok.vocab_size exceeds it.
+  """
+  if tok.vocab_size > vocab_size:
+    raise UserError(
+      f'{tok.source}: the tokenizer has {tok.vocab_size} ids and the model'
+      f' model.vocab_size={vocab_size}: use the tokenizer of the model, or a'
+      ' model with a larger vocabulary'
+    )
+
+
+def _encode_messages(tok, row: shapes.Row) -> tuple[list[int], list[bool]]:
+  learned = [
+    message
+    for message in row.messages[row.learn_from :]
+    if message['role'] == 'assistant'
+  ]
+  if not learned:
+    raise UserError(
+      'has no assistant message, so that nothing is learned from it'
+    )
+  if all(message.get('content') == '' for message in learned):
+    raise UserError(
+      'has only empty assistant messages, so that nothing is learned from it'
+    )
+  return chat_mask.encode_with_mask(
+    tok, row.messages, learn_from=row.learn_from, tools=row.tools
+  )
+
+
+def _encode_completion(tok, row: shapes.Row) -> tuple[list[int], list[bool]]:
+  if not row.completion:
+    raise UserError(
+      'the completion is empty, so that nothing is learned from it'
+    )
+  if not tok.eos_ids:
+    raise UserError(
+      f'{tok.source}: the tokenizer has no end-of-sequence token to put after'
+      ' a completion; name its eos_token in tokenizer_config.json'
+    )
+  text, seam = row.prompt + row.completion, len(row.prompt)
+  ids, offsets = tok.encode_with_offsets(text)
+  mask = [end > seam for _, end in offsets]
+  if not (ids and mask[-1] and ids[-1] in tok.eos_ids):
+    ids, mask = [*ids, tok.eos_ids[0]], [*mask, True]
+  return ids, mask

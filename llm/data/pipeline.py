@@ -1,0 +1,286 @@
+"""Examples to batches: shuffled, packed, prefetched, resumed bit for bit.
+
+Which rows batch n holds is a function of (examples, settings, n), so that the
+state of a source is a number and what was prefetched is never lost.
+"""
+
+from collections.abc import Iterator
+import functools
+
+import grain
+import numpy as np
+
+from llm.data import packing as packing_lib
+from llm.data.examples import Examples
+from llm.errors import UserError
+
+SHORTEST = 16  # tokens; the ladder of lengths is SHORTEST · 2^k
+
+
+class Source:
+  """An endless iterator over (batch, stats) whose place can be kept.
+
+  Made by `make_source`. Rows flow on from one epoch to the next: each epoch
+  has every example once, and each batch is full.
+  """
+
+  def __init__(self, rows: '_Rows', batch_size: int, prefetch: int):
+    self._identity = rows.identity | {'batch_size': batch_size}
+    self.rows_per_epoch = rows.per_epoch
+    dataset = grain.MapDataset.source(rows).batch(
+      batch_size, batch_fn=functools.partial(_make_batch, rows)
+    )
+    options = grain.ReadOptions(
+      num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch
+    )
+    self._iterator = iter(dataset.to_iter_dataset(options))
+
+  def __iter__(self) -> 'Source':
+    return self
+
+  def __next__(self) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    return next(self._iterator)
+
+  def get_state(self) -> dict:
+    """The place after the batch that was handed out last, as JSON knows it."""
+    return {'source': self._identity, 'iterator': self._iterator.get_state()}
+
+  def set_state(self, state: dict) -> None:
+    """Goes to the place of a `get_state`; the next batch is the one after it.
+
+    Raises:
+      UserError: the state is of other data or of other settings.
+    """
+    for name, now in self._identity.items():
+      then = state['source'].get(name)
+      if then != now:
+        raise UserError(
+          f'{_FIELDS[name]}: the checkpoint was made with {then!r} and this run'
+          f' has {now!r}; resume with the same data and settings, or begin in'
+          ' another workdir'
+        )
+    self._iterator.set_state(state['iterator'])
+
+  def close(self) -> None:
+    """Stops reading ahead."""
+    self._iterator.close()
+
+
+def make_source(
+  examples: Examples,
+  *,
+  batch_size: int,
+  max_length: int,
+  packing: bool,
+  shuffle: bool,
+  seed: int,
+  prefetch: int = 2,
+  pad_id: int = 0,
+) -> Source:
+  """Batches without end.
+
+  Packed rows have `max_length` tokens: with `shuffle` the examples of an epoch
+  are packed by best fit, equally long ones changing places from epoch to
+  epoch, and the rows come in a new order each epoch; without it, examples
+  follow each other as in the file and a row ends where the next one would not
+  fit. Rows that are not packed are padded to the next length of the ladder
+  16, 32, 64, … max_length that holds the longest of the batch.
+
+  Args:
+    examples: none longer than max_length.
+    batch_size: B, rows of a batch.
+    max_length: the longest row, in tokens.
+    packing: several examples in a row.
+    shuffle: another order each epoch, from `seed`; else the file's.
+    seed: of the order.
+    prefetch: batches made ahead in a thread; 0 makes them when asked.
+    pad_id: token of the padding.
+
+  Returns:
+    a `Source`. A batch has `tokens`, `segment_ids`, `positions`: int32[B, T]
+    and `loss_mask`: bool[B, T] (see `packing.pack_documents`). Its stats are
+    'epoch' (how many epochs are done after it, a float), 'examples', 'tokens'
+    (without padding), 'loss_tokens' and 'efficiency' (tokens / (B · T)).
+
+  Raises:
+    UserError: a value that has no meaning, no examples, or one too long.
+  """
+  for name, value in (
+    ('train.batch_size', batch_size),
+    ('data.max_length', max_length),
+  ):
+    if value < 1:
+      raise UserError(f'{name}={value}: use 1 or more')
+  if seed < 0:
+    raise UserError(f'data.seed={seed}: use 0 or more')
+  rows = _Rows(examples, max_length, packing, shuffle, seed, pad_id)
+  return Source(rows, batch_size, prefetch)
+
+
+def eval_batches(
+  examples: Examples,
+  *,
+  batch_size: int,
+  max_length: int,
+  packing: bool = False,
+  pad_id: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Every example once, in batches as those of `make_source`.
+
+  The last batch is filled up with rows of padding, which weigh nothing.
+
+  Args and errors are those of `make_source`.
+  """
+  if batch_size < 1:
+    raise UserError(f'train.batch_size={batch_size}: use 1 or more')
+  lengths = examples.lengths
+  _check_lengths(lengths, max_length)
+  members = [[i] for i in range(len(examples))]
+  if packing:
+    members = packing_lib.best_fit(lengths, max_length)
+  for start in range(0, len(members), batch_size):
+    chosen = members[start : start + batch_size]
+    chosen = chosen + [[]] * (batch_size - len(chosen))
+    yield fill_rows(examples, chosen, max_length, packing, pad_id)
+
+
+def fill_rows(
+  examples: Examples,
+  members: list[list[int]],
+  max_length: int,
+  packing: bool,
+  pad_id: int = 0,
+) -> dict[str, np.ndarray]:
+  """The arrays of rows whose examples are known.
+
+  Args:
+    examples: where they come from.
+    members: for each row the indices of its examples; an empty row is padding.
+    max_length: T of packed rows, and the longest T of others.
+    packing: else T is the next of the ladder that holds every row.
+    pad_id: token of the padding.
+
+  Returns:
+    `tokens`, `segment_ids`, `positions`: int32[B, T]; `loss_mask`: bool[B, T].
+  """
+  length = max_length
+  if not packing:
+    longest = max(sum(len(examples[i].tokens) for i in row) for row in members)
+    length = bucket(longest, max_length)
+  shape = (len(members), length)
+  batch = {
+    'tokens': np.full(shape, pad_id, np.int32),
+    'loss_mask': np.zeros(shape, bool),
+    'segment_ids': np.zeros(shape, np.int32),
+    'positions': np.zeros(shape, np.int32),
+  }
+  for row, indices in enumerate(members):
+    start = 0
+    for segment, index in enumerate(indices, 1):
+      example = examples[index]
+      part = (row, slice(start, start + len(example.tokens)))
+      batch['tokens'][part] = example.tokens
+      batch['loss_mask'][part] = example.loss_mask
+      batch['segment_ids'][part] = segment
+      batch['positions'][part] = np.arange(len(example.tokens))
+      start += len(example.tokens)
+  return batch
+
+
+def bucket(length: int, max_length: int) -> int:
+  """The least of 16, 32, 64, … and max_length that is at least `length`."""
+  size = SHORTEST
+  while size < length:
+    size *= 2
+  return min(size, max_length)
+
+
+# The config field that each part of a source's identity comes from.
+_FIELDS = {
+  'digest': 'data.path',
+  'max_length': 'data.max_length',
+  'packing': 'data.packing',
+  'shuffle': 'data.shuffle',
+  'seed': 'data.seed',
+  'batch_size': 'train.batch_size',
+}
+
+
+class _Rows:
+  """All rows of all epochs as one long list, which Grain reads from.
+
+  Row i is row i % per_epoch of epoch i // per_epoch, as (i, its examples).
+  """
+
+  def __init__(self, examples, max_length, packing, shuffle, seed, pad_id):
+    if not len(examples):
+      raise UserError('data.path: there are no examples')
+    self.examples, self.max_length, self.packing = examples, max_length, packing
+    self.pad_id = pad_id
+    self._shuffle, self._seed = shuffle, seed
+    lengths = examples.lengths
+    _check_lengths(lengths, max_length)
+    self._packs, self._decreasing = None, -lengths
+    if packing and shuffle:
+      # The rows by rank in the order of length: which example has which rank
+      # among equally long ones is drawn anew each epoch.
+      self._packs = packing_lib.best_fit(np.sort(lengths)[::-1], max_length)
+    elif packing:
+      self._packs = packing_lib.next_fit(lengths.tolist(), max_length)
+    self.per_epoch = len(self._packs) if packing else len(examples)
+    self.identity = {
+      'digest': examples.digest,
+      'max_length': max_length,
+      'packing': packing,
+      'shuffle': shuffle,
+      'seed': seed,
+    }
+    self._order = functools.lru_cache(maxsize=2)(self._make_order)
+
+  def __len__(self) -> int:
+    return 2**48 // self.per_epoch * self.per_epoch
+
+  def __getitem__(self, index: int) -> tuple[int, list[int]]:
+    epoch, at = divmod(index, self.per_epoch)
+    order, rows = self._order(epoch)
+    row = rows[at] if rows is not None else at
+    members = self._packs[row] if self.packing else [row]
+    if order is not None:
+      members = order[members].tolist()
+    return index, members
+
+  def _make_order(self, epoch: int):
+    """Which example has which rank, and which row comes when; None: as is."""
+    if not self._shuffle:
+      return None, None
+    rng = np.random.default_rng((self._seed, epoch))
+    if not self.packing:
+      return None, rng.permutation(self.per_epoch).tolist()
+    order = rng.permutation(len(self.examples))
+    order = order[np.argsort(self._decreasing[order], kind='stable')]
+    return order, rng.permutation(self.per_epoch).tolist()
+
+
+def _make_batch(rows: _Rows, chosen: list[tuple[int, list[int]]]):
+  members = [indices for _, indices in chosen]
+  batch = fill_rows(
+    rows.examples, members, rows.max_length, rows.packing, rows.pad_id
+  )
+  tokens = int(np.count_nonzero(batch['segment_ids']))
+  stats = {
+    'epoch': (chosen[-1][0] + 1) / rows.per_epoch,
+    'examples': sum(map(len, members)),
+    'tokens': tokens,
+    'loss_tokens': int(np.count_nonzero(batch['loss_mask'])),
+    'efficiency': tokens / batch['tokens'].size,
+  }
+  return batch, stats
+
+
+def _check_lengths(lengths: np.ndarray, max_length: int) -> None:
+  longest = int(lengths.max(initial=0))
+  if longest > max_length:
+    raise UserError(
+      f'data.max_length={max_length}: example {int(lengths.argmax())} has'
+      f' {longest} tokens; tokenize with the same data.max_length'
+    )

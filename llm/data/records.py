@@ -1,0 +1,280 @@
+"""Rows of data files, each with the file and number that messages name.
+
+JSON lines, JSON lists, Parquet and plain text, also compressed; one file,
+several, a folder or a pattern.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import glob
+import gzip
+import json
+import pathlib
+from typing import Any, BinaryIO
+import zlib
+
+import zstandard
+
+from llm.errors import UserError
+
+KINDS = ('.jsonl', '.ndjson', '.json', '.parquet', '.txt')
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """One row as its file has it.
+
+  `row` counts from 1: the line of JSON lines (blank lines count), the element
+  of a JSON list or Parquet file, the document of a text.
+  """
+
+  value: dict[str, Any]
+  file: str
+  row: int
+  field: str = 'data.path'
+
+  @property
+  def where(self) -> str:
+    """What error messages begin with."""
+    return _where(self.field, self.file, self.row)
+
+
+def read_records(
+  path,
+  *,
+  field: str = 'data.path',
+  separator: str | None = None,
+  on_bytes: Callable[[int, int], None] | None = None,
+) -> Iterator[Record]:
+  """Yields every row of every file, in order.
+
+  The kind of a file is its suffix: `.jsonl` (`.ndjson`), `.json` (a list, one
+  object, or JSON lines) and `.txt`, each also with `.gz` or `.zst` after it,
+  and `.parquet`. A text gives rows of the form {'text': …}.
+
+  Args:
+    path: a file, a folder (all files of a known kind in it, by name), a pattern
+      such as 'data/*.jsonl', or a list of these.
+    field: the config field that holds `path`, for messages.
+    separator: cuts a text into documents, of which it is no part; line ends
+      around a document are left out, and so are empty documents. None takes a
+      whole file as one document.
+    on_bytes: called with (bytes read, bytes in all) before each row.
+
+  Raises:
+    UserError: nothing there, a file that is empty, broken or of another kind,
+      a row that is not a JSON object; by file and row.
+  """
+  files = find_files(path, field)
+  total = sum(file.stat().st_size for file in files)
+  before = 0
+  for file in files:
+    empty = True
+    with file.open('rb') as raw:
+      for number, value in _rows(raw, file, field, separator):
+        where = _where(field, str(file), number)
+        if not isinstance(value, dict):
+          raise UserError(
+            f'{where}: a JSON object is needed, not {_show(value)}'
+          )
+        if on_bytes is not None:
+          on_bytes(before + raw.tell(), total)
+        empty = False
+        yield Record(value, str(file), number, field)
+      if empty:
+        raise UserError(f'{field}: {file} holds no rows; remove or fill it')
+    before += file.stat().st_size
+
+
+def find_files(path, field: str = 'data.path') -> list[pathlib.Path]:
+  """The files that a `path` of `read_records` means.
+
+  Raises:
+    UserError: there are none, or one is of no known kind.
+  """
+  if isinstance(path, (list, tuple)):
+    if not path:
+      raise UserError(f'{field} names no file')
+    return [file for part in path for file in find_files(part, field)]
+  if not isinstance(path, (str, pathlib.Path)) or not str(path):
+    raise UserError(f'{field}={path!r}: name a file, a folder or a pattern')
+  name, path = str(path), pathlib.Path(path)
+  if path.is_dir():
+    files = sorted(
+      file
+      for file in path.iterdir()
+      if _kind(file)[0] and file.is_file() and file.name[0] != '.'
+    )
+    if not files:
+      raise UserError(
+        f'{field}={name!r}: the folder has no file of a known kind'
+        f' ({", ".join(KINDS)})'
+      )
+    return files
+  if path.is_file():
+    files = [path]
+  elif glob.has_magic(name):
+    found = map(pathlib.Path, sorted(glob.glob(name, recursive=True)))
+    files = [file for file in found if file.is_file()]
+    if not files:
+      raise UserError(f'{field}={name!r}: no file matches')
+  else:
+    raise UserError(f'{field}={name!r} does not exist: name a file or folder')
+  for file in files:
+    if not _kind(file)[0]:
+      raise UserError(
+        f'{field}: {file} is of no known kind; known are {", ".join(KINDS)},'
+        ' all but Parquet also with .gz or .zst'
+      )
+  return files
+
+
+def _kind(file: pathlib.Path) -> tuple[str, str]:
+  """The suffix that says what is in a file, and the one of its compression."""
+  packed = file.suffix if file.suffix in ('.gz', '.zst') else ''
+  kind = pathlib.Path(file.stem).suffix if packed else file.suffix
+  known = kind in KINDS and not (packed and kind == '.parquet')
+  return (kind if known else ''), packed
+
+
+def _rows(raw, file, field, separator) -> Iterator[tuple[int, Any]]:
+  """(number, value) of each row of one open file."""
+  kind, packed = _kind(file)
+  if kind == '.parquet':
+    return _parquet(raw, file, field)
+  chunks = _checked(_decompress(raw, packed), file, field)
+  if kind == '.txt':
+    return _documents(chunks, file, field, separator)
+  if kind == '.json':
+    return _json(b''.join(chunks), file, field)
+  return _json_lines(_lines(chunks), file, field)
+
+
+def _json_lines(lines, file, field) -> Iterator[tuple[int, Any]]:
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    where = _where(field, str(file), number)
+    try:
+      yield number, json.loads(line.decode('utf-8-sig'))
+    except UnicodeDecodeError as error:
+      raise UserError(
+        f'{where}: not UTF-8 at byte {error.start} of the line'
+      ) from None
+    except (ValueError, RecursionError) as error:
+      raise UserError(f'{where}: not valid JSON ({error})') from None
+
+
+def _json(data: bytes, file, field) -> Iterator[tuple[int, Any]]:
+  text = _decode(data, file, field)
+  if not text.strip():
+    return iter(())
+  try:
+    value = json.loads(text)
+  except json.JSONDecodeError as error:
+    if error.msg == 'Extra data':  # After a first object: JSON lines.
+      return _json_lines(data.split(b'\n'), file, field)
+    raise UserError(f'{field}: {file} is not valid JSON ({error})') from None
+  except RecursionError:
+    raise UserError(f'{field}: {file} is nested too deeply') from None
+  return enumerate(value if isinstance(value, list) else [value], 1)
+
+
+def _documents(chunks, file, field, separator) -> Iterator[tuple[int, Any]]:
+  text = _decode(b''.join(chunks), file, field)
+  if separator is None:
+    parts = [text]
+  elif not separator:
+    raise UserError('data.separator is empty: give the text between documents')
+  else:
+    parts = [part.strip('\r\n') for part in text.split(separator)]
+  parts = [part for part in parts if part.strip()]
+  return enumerate(({'text': part} for part in parts), 1)
+
+
+def _parquet(raw, file, field) -> Iterator[tuple[int, Any]]:
+  # Loaded where it is needed: most runs have no Parquet file.
+  import pyarrow
+  from pyarrow import parquet
+
+  number = 0
+  try:
+    for batch in parquet.ParquetFile(raw).iter_batches(batch_size=1024):
+      for value in batch.to_pylist():
+        number += 1
+        yield number, value
+  except (pyarrow.ArrowException, OSError) as error:
+    raise UserError(
+      f'{field}: {file} is not a Parquet file that pyarrow reads ({error})'
+    ) from None
+
+
+def _decompress(raw: BinaryIO, packed: str) -> Iterator[bytes]:
+  if packed == '.zst':
+    yield from _zstandard(raw)
+    return
+  stream = gzip.GzipFile(fileobj=raw) if packed else raw
+  while chunk := stream.read(_CHUNK):
+    yield chunk
+
+
+def _zstandard(raw: BinaryIO) -> Iterator[bytes]:
+  """Every frame; unlike the library's own reader it notices a cut file."""
+  frame = None
+  while data := raw.read(_CHUNK):
+    while data:
+      if frame is None:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+      if chunk := frame.decompress(data):
+        yield chunk
+      data = frame.unused_data if frame.eof else b''
+      if frame.eof:
+        frame = None
+  if frame is not None:
+    raise EOFError('it ends inside of a frame')
+
+
+def _checked(chunks: Iterable[bytes], file, field) -> Iterator[bytes]:
+  try:
+    yield from chunks
+  except (
+    EOFError,
+    gzip.BadGzipFile,
+    zlib.error,
+    zstandard.ZstdError,
+  ) as error:
+    raise UserError(
+      f'{field}: {file} is cut off or broken ({error}); fetch it again'
+    ) from None
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+  """Lines end at a newline only, as JSON lines do."""
+  rest = []
+  for chunk in chunks:
+    first, *others = chunk.split(b'\n')
+    rest.append(first)
+    if others:
+      yield b''.join(rest)
+      yield from others[:-1]
+      rest = [others[-1]]
+  yield b''.join(rest)
+
+
+def _decode(data: bytes, file, field) -> str:
+  try:
+    return data.decode('utf-8-sig')
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f'{field}: {file} is not UTF-8 at byte {error.start}'
+    ) from None
+
+
+def _where(field: str, file: str, row: int) -> str:
+  return f'{field}: {file}, row {row}'
+
+
+def _show(value) -> str:
+  text = repr(value)
+  return text if len(text) <= 60 else text[:57] + '…'

@@ -1,0 +1,204 @@
+"""Which tokens of a conversation the assistant has to learn to write."""
+
+import bisect
+import os
+import re
+
+from llm.errors import UserError
+from llm.text import chat
+
+_MARK = re.compile('\ue000(\\d+)\ue001')
+_PARTS = {'role', 'content', 'name'}
+
+
+def encode_with_mask(
+  tok,
+  messages: list[dict],
+  *,
+  learn_from: int = 0,
+  template: str | None = None,
+  tools: list[dict] | None = None,
+  **variables,
+) -> tuple[list[int], list[bool]]:
+  """Messages to ids, and which of them are what the assistant says.
+
+  The conversation is rendered and tokenized once, as a whole; a token counts
+  as the assistant's where it covers at least one of its characters. These are,
+  for a template with the tags `generation` and `endgeneration`, what stands
+  between them (as transformers' `return_assistant_tokens_mask`). For others:
+
+    <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎ho<|im_end|>⏎
+                                                        ^^^^^^^^^^^^
+  the content of each assistant message and what ends it: the first special
+  token after it, or, where the template ends a message by plain text, that
+  text without the space at its end. White space between the prompt for an
+  answer and the content counts too, for the assistant has to write it.
+
+  Args:
+    tok: a `Tokenizer` with a chat template.
+    messages: see `chat.render`.
+    learn_from: messages before this one are context only.
+    template, tools, **variables: see `chat.render`.
+
+  Returns:
+    ids, and one bool for each.
+
+  Raises:
+    UserError: as `chat.render`, and where the template drops or changes what
+      an assistant message says, so that it could not be learned.
+  """
+  options = dict(template=template, tools=tools, **variables)
+  text, spans = chat.render_with_generation(tok, messages, **options)
+  ids, offsets = tok.encode_with_offsets(text, bos=False)
+  speakers = [i for i, m in enumerate(messages) if m['role'] == 'assistant']
+  if spans is not None:
+    _check_spans(text, spans, messages, speakers)
+    if learn_from:
+      spans = _later_spans(spans, speakers, learn_from)
+  else:
+    special = tok.special_ids | set(tok.eos_ids)
+    stops = [end for id, (_, end) in zip(ids, offsets) if id in special]
+    spans = _find_spans(tok, messages, speakers, text, stops, options)
+    spans = [s for s, i in zip(spans, speakers) if i >= learn_from]
+  return ids, overlaps(offsets, spans)
+
+
+def overlaps(
+  offsets: list[tuple[int, int]], spans: list[tuple[int, int]]
+) -> list[bool]:
+  """For each half-open range of `offsets`: does it meet one of `spans`?
+
+  Args:
+    offsets: ranges of tokens; an empty one meets nothing.
+    spans: ranges in their order, apart from each other.
+  """
+  starts = [start for start, _ in spans]
+  mask = []
+  for start, end in offsets:
+    # The last span that begins before the token ends.
+    at = bisect.bisect_left(starts, end) - 1
+    mask.append(start < end and at >= 0 and start < spans[at][1])
+  return mask
+
+
+def _find_spans(tok, messages, speakers, text, stops, options):
+  """The range of each assistant message, from its first to its end mark."""
+  for i in speakers:
+    keys = [key for key, part in messages[i].items() if part is not None]
+    if not _PARTS.issuperset(keys) or not isinstance(
+      messages[i].get('content'), str
+    ):
+      raise UserError(
+        f'messages[{i}]: the chat template has no generation tags, and without'
+        ' them an assistant message needs a string as its content and nothing'
+        f' else (it has {", ".join(map(repr, keys))})'
+      )
+  pieces = _skeleton(tok, messages, speakers, options)
+  contents = _contents(text, pieces, messages, speakers)
+  closing = _closing(tok, messages, speakers, pieces, options)
+  spans = []
+  for n, (i, (start, end)) in enumerate(zip(speakers, contents)):
+    zone = os.path.commonprefix([pieces[n + 1], closing])
+    start = _answer_start(tok, messages[:i], text, start, options)
+    spans.append((start, end + _end_mark(zone, end, stops)))
+  return spans
+
+
+def _skeleton(tok, messages, speakers, options) -> list[str]:
+  """What the template writes around the contents of assistant messages."""
+  marked = [dict(message) for message in messages]
+  for n, i in enumerate(speakers):
+    marked[i]['content'] = f'\ue000{n}\ue001'
+  text = chat.render(tok, marked, False, **options)
+  pieces = _MARK.split(text)
+  found = [int(number) for number in pieces[1::2]]
+  for n, i in enumerate(speakers):
+    if found.count(n) != 1:
+      what = 'repeats' if n in found else 'drops'
+      raise _refuse(i, what)
+  if found != sorted(found):
+    raise _refuse(speakers[0], 'moves')
+  return pieces[::2]
+
+
+def _contents(text, pieces, messages, speakers) -> list[tuple[int, int]]:
+  """Where each content stands; a template may take off the space around it."""
+  at, found = len(pieces[0]), []
+  if not text.startswith(pieces[0]):
+    raise _refuse(speakers[0], 'changes its text with')
+  for n, i in enumerate(speakers):
+    content, after = messages[i]['content'], pieces[n + 1]
+    forms = (content, content.lstrip(), content.rstrip(), content.strip())
+    form = next((f for f in forms if text.startswith(f + after, at)), None)
+    if form is None:
+      raise _refuse(i, 'changes')
+    found.append((at, at + len(form)))
+    at += len(form) + len(after)
+  if at != len(text):
+    raise _refuse(speakers[-1], 'changes')
+  return found
+
+
+def _closing(tok, messages, speakers, pieces, options) -> str:
+  """What the template writes after an assistant message that is the last."""
+  if not speakers or speakers[-1] == len(messages) - 1:
+    return pieces[-1]
+  upto = messages[: speakers[-1] + 1]
+  return _skeleton(tok, upto, speakers, options)[-1]
+
+
+def _end_mark(zone: str, begin: int, stops: list[int]) -> int:
+  """How many characters of `zone`, which follows a content, end it.
+
+  Args:
+    zone: what follows, as far as it belongs to the message.
+    begin: where it stands in the text.
+    stops: where the special tokens of the text end.
+  """
+  at = bisect.bisect_right(stops, begin)
+  if at < len(stops) and stops[at] <= begin + len(zone):
+    return stops[at] - begin
+  return len(zone.rstrip()) or len(zone)
+
+
+def _answer_start(tok, before, text, start, options) -> int:
+  """Where the model would have to go on, if only white space is between."""
+  if not before or not text[start - 1 : start].isspace():
+    return start
+  try:
+    prompt = chat.render(tok, before, True, **options)
+  except UserError:  # Some templates refuse such a conversation.
+    return start
+  between = text[len(prompt) : start]
+  return len(prompt) if text.startswith(prompt) and between.isspace() else start
+
+
+def _check_spans(text, spans, messages, speakers) -> None:
+  """Refuses a template whose tags leave out what an assistant says."""
+  marked = '\0'.join(text[start:end] for start, end in spans)
+  at = 0
+  for i in speakers:
+    content = messages[i].get('content')
+    if not isinstance(content, str):
+      continue
+    found = marked.find(content.strip(), at)
+    if found < 0:
+      raise _refuse(i, 'drops or changes')
+    at = found + len(content.strip())
+
+
+def _later_spans(spans, speakers, learn_from):
+  if len(spans) != len(speakers):
+    raise UserError(
+      f'the chat template marks {len(spans)} parts of {len(speakers)} assistant'
+      ' messages by generation tags, so that those of the prompt cannot be told'
+      ' from those of the completion'
+    )
+  return [s for s, i in zip(spans, speakers) if i >= learn_from]
+
+
+def _refuse(number: int, what: str) -> UserError:
+  return UserError(
+    f'messages[{number}]: the chat template {what} what the assistant says, so'
+    ' it cannot be learned; change the message or use another template'
+  )

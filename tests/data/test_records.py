@@ -1,0 +1,155 @@
+"""Rows of files of every kind, and what is refused by file and row."""
+
+import gzip
+import json
+
+import pyarrow
+from pyarrow import parquet
+import pytest
+import zstandard
+
+from llm.data.records import find_files, read_records
+from llm.errors import UserError
+
+ROWS = [{'text': 'naïve\u2028line'}, {'text': 'b', 'n': [1]}, {'text': 'c'}]
+LINES = '\n'.join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode()
+
+
+def read(path, **options):
+  return [(r.value, r.row) for r in read_records(path, **options)]
+
+
+def write(path, data: bytes):
+  path.write_bytes(data)
+  return path
+
+
+@pytest.mark.parametrize(
+  'name, data',
+  [
+    ('a.jsonl', LINES),
+    ('a.ndjson', b'\xef\xbb\xbf' + LINES + b'\n'),
+    ('a.json', LINES),
+    ('a.json', json.dumps(ROWS, indent=1).encode()),
+    ('a.jsonl.gz', gzip.compress(LINES)),
+    ('a.json.gz', gzip.compress(json.dumps(ROWS).encode())),
+    ('a.jsonl.zst', zstandard.compress(LINES)),
+    # Several frames, as parallel compressors write them.
+    (
+      'a.jsonl.zst',
+      zstandard.compress(LINES[:11]) + zstandard.compress(LINES[11:]),
+    ),
+  ],
+)
+def test_every_kind_gives_the_same_rows(tmp_path, name, data):
+  assert read(write(tmp_path / name, data)) == list(zip(ROWS, (1, 2, 3)))
+
+
+def test_parquet(tmp_path):
+  rows = [{'messages': [{'role': 'user', 'content': str(i)}]} for i in range(3)]
+  path = tmp_path / 'a.parquet'
+  parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+  assert read(path) == list(zip(rows, (1, 2, 3)))
+
+
+def test_blank_lines_count_as_rows(tmp_path):
+  path = write(tmp_path / 'a.jsonl', b'{"a": 1}\r\n\n  \n{"a": 2}\n')
+  assert read(path) == [({'a': 1}, 1), ({'a': 2}, 4)]
+
+
+def test_a_json_object_is_one_row(tmp_path):
+  assert read(write(tmp_path / 'a.json', b'{\n "a": 1\n}')) == [({'a': 1}, 1)]
+
+
+def test_texts_and_their_documents(tmp_path):
+  text = 'one\r\n\n<end>\ntwo\n<end>\n\n<end>three'
+  path = write(tmp_path / 'a.txt.gz', gzip.compress(text.encode()))
+  assert read(path) == [({'text': text}, 1)]
+  documents = [
+    ({'text': t}, n) for n, t in enumerate(['one', 'two', 'three'], 1)
+  ]
+  assert read(path, separator='<end>') == documents
+  with pytest.raises(UserError, match='data.separator is empty'):
+    read(path, separator='')
+
+
+def test_lines_longer_than_a_chunk(tmp_path):
+  rows = [{'text': 'x' * n} for n in (3_000_000, 1, 2_000_000)]
+  data = '\n'.join(map(json.dumps, rows)).encode()
+  assert read(write(tmp_path / 'a.jsonl', data)) == list(zip(rows, (1, 2, 3)))
+
+
+def test_folders_patterns_and_lists(tmp_path):
+  for name in ('b.jsonl', 'a.txt', 'c.jsonl.gz', '.hidden.txt', 'LICENSE'):
+    data = json.dumps({'text': name}).encode()
+    data = name.encode() if 'txt' in name else data
+    write(tmp_path / name, gzip.compress(data) if 'gz' in name else data)
+  names = lambda path: [file.name for file in find_files(path)]
+  assert names(tmp_path) == ['a.txt', 'b.jsonl', 'c.jsonl.gz']
+  assert names(str(tmp_path / '*.jsonl*')) == ['b.jsonl', 'c.jsonl.gz']
+  assert names([tmp_path / 'c.jsonl.gz', tmp_path / 'a.txt']) == [
+    'c.jsonl.gz',
+    'a.txt',
+  ]
+  records = list(read_records(tmp_path, field='data.eval_path'))
+  assert [r.value['text'] for r in records] == [
+    'a.txt',
+    'b.jsonl',
+    'c.jsonl.gz',
+  ]
+  assert records[1].where == f'data.eval_path: {tmp_path}/b.jsonl, row 1'
+
+
+def test_progress_ends_at_the_whole(tmp_path):
+  write(tmp_path / 'a.jsonl', LINES)
+  write(tmp_path / 'b.jsonl', LINES)
+  calls = []
+  list(read_records(tmp_path, on_bytes=lambda *call: calls.append(call)))
+  assert len(calls) == 6 and calls[-1] == (2 * len(LINES), 2 * len(LINES))
+  assert calls == sorted(calls)
+
+
+@pytest.mark.parametrize(
+  'name, data, match',
+  [
+    ('a.jsonl', b'', 'a.jsonl holds no rows'),
+    ('a.jsonl', b'\n \n', 'a.jsonl holds no rows'),
+    ('a.json', b'[]', 'a.json holds no rows'),
+    ('a.json', b'', 'a.json holds no rows'),
+    ('a.txt', b' \n', 'a.txt holds no rows'),
+    ('a.jsonl.gz', gzip.compress(b''), 'a.jsonl.gz holds no rows'),
+    ('a.jsonl', b'{"a": 1}\n{"a": ', 'a.jsonl, row 2: not valid JSON'),
+    ('a.jsonl', b'{"a": 1}\n\n[1]', r'a.jsonl, row 3: a JSON object .* \[1\]'),
+    ('a.jsonl', b'{"a": 1}\n{"a": "\xff"}', 'row 2: not UTF-8 at byte 7'),
+    ('a.json', b'[{"a": 1}, 2]', 'a.json, row 2: a JSON object .* 2'),
+    ('a.json', b'[{"a": 1}, ', 'a.json is not valid JSON'),
+    ('a.json', b'{"a": 1}\n{"a" 1}', 'a.json, row 2: not valid JSON'),
+    ('a.txt', b'ab\xff', 'a.txt is not UTF-8 at byte 2'),
+    ('a.jsonl.gz', b'{"a": 1}', 'a.jsonl.gz is cut off or broken'),
+    ('a.jsonl.gz', gzip.compress(LINES)[:-9], 'a.jsonl.gz is cut off or bro'),
+    ('a.jsonl.zst', zstandard.compress(LINES)[:-3], 'is cut off or broken'),
+    ('a.jsonl.zst', LINES, 'a.jsonl.zst is cut off or broken'),
+    ('a.parquet', LINES, 'a.parquet is not a Parquet file'),
+    ('a.csv', b'a,b', 'a.csv is of no known kind; known are .jsonl'),
+  ],
+)
+def test_bad_files_are_refused(tmp_path, name, data, match):
+  with pytest.raises(UserError, match=match):
+    read(write(tmp_path / name, data))
+
+
+@pytest.mark.parametrize(
+  'path, match',
+  [
+    ('nowhere.jsonl', "data.path='nowhere.jsonl' does not exist"),
+    ('nowhere/*.jsonl', 'no file matches'),
+    ('.', 'no file of a known kind'),
+    ([], 'names no file'),
+    ('', 'name a file'),
+    (None, 'data.path=None'),
+  ],
+)
+def test_no_file(tmp_path, monkeypatch, path, match):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match=match):
+    read(path)
