@@ -7,6 +7,7 @@ import setuptools
 CORE = [
   'absl-py',  # command-line flags of launch.py
   'flax>=0.12',  # Linen modules of llm/models
+  'grain>=0.2.12',  # reading ahead, and the place in the data that is kept
   'jax>=0.10',  # arrays, jit, grad, sharding
   'jinja2>=3.1',  # chat templates
   'matplotlib',  # figures of the experiments
@@ -14,15 +15,22 @@ CORE = [
   'numpy',  # host-side arrays
   'optax>=0.2',  # optimizers
   'orbax-checkpoint>=0.11',  # checkpoints of training runs
+  'pyarrow',  # Parquet files of training data
   'protobuf',  # editing SentencePiece's model file (llama2.c vocabularies)
   'rich>=13',  # progress bars and tables in the terminal
   'safetensors>=0.5',  # Hugging Face checkpoints
   'sentencepiece>=0.2',  # .model tokenizers, and training one
   'tokenizers>=0.20',  # tokenizer.json
+  'zstandard',  # .zst files of training data
 ]
 EXTRAS = {
   'cuda': ['jax[cuda13]'],  # NVIDIA GPUs
   'tpu': ['jax[tpu]'],  # Google TPUs
+  # Copies of a run's metrics; metrics.jsonl needs neither.
+  'logging': [
+    'tensorboard',  # writes event files, without TensorFlow
+    'wandb',  # Weights & Biases
+  ],
   'serve': [
     'starlette',  # routes and streaming responses
     'uvicorn',  # the HTTP server

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 import os
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,11 +42,25 @@ def read_config(path: str) -> ModelConfig:
   return (hf if os.path.isdir(path) else llama2c).read_config(path)
 
 
-def read_params(path: str, config: ModelConfig, dtype: Any, progress=None):
-  """The parameters of either; `progress` as for `load`."""
+def read_params(
+  path: str, config: ModelConfig, dtype: Any, progress=None, shardings=None
+):
+  """The parameters of either.
+
+  Args:
+    path: of the checkpoint.
+    config: as `read_config` gives it.
+    dtype: of every parameter.
+    progress: as for `load`.
+    shardings: tree of where each parameter shall lie; None: the default
+      device.
+  """
   if os.path.isdir(path):
-    return hf.load_params(path, config, dtype=dtype, progress=progress)
-  return llama2c.load(path, dtype=dtype, progress=progress)[1]
+    return hf.load_params(
+      path, config, dtype=dtype, shardings=shardings, progress=progress
+    )
+  params = llama2c.load(path, dtype=dtype, progress=progress)[1]
+  return params if shardings is None else jax.device_put(params, shardings)
 
 
 def read_tokenizer(

@@ -25,8 +25,16 @@ def _quickstart(config: ml_collections.ConfigDict, workdir: str | None):
   quickstart.run(config, workdir)
 
 
+def _supervised(config: ml_collections.ConfigDict, workdir: str | None):
+  from llm.tasks import supervised
+
+  supervised.run(config, workdir)
+
+
 TASKS = {
   'generate': _generate,
+  'pretrain': _supervised,
   'quickstart': _quickstart,
   'score': _score,
+  'sft': _supervised,
 }

@@ -242,7 +242,7 @@ def _train(
       metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
       now = time.perf_counter()
       row = {'step': done + 1, 'loss': metrics.pop('loss')}
-      row['tokens'] = int(metrics.pop('tokens'))
+      row['tokens'] = int(metrics.pop('weight'))
       row['tokens_per_s'] = row['tokens'] / (now - last)
       row |= {'lr': float(schedule(done)), **metrics}
       last = now

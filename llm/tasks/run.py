@@ -63,7 +63,7 @@ def enable_compilation_cache() -> None:
   is ever evicted, and the folder may be deleted at any time.
   """
   if jax.config.jax_compilation_cache_dir is None:
-    folder = os.path.join(_cache_dir(), 'xla')
+    folder = os.path.join(cache_dir(), 'xla')
     jax.config.update('jax_compilation_cache_dir', folder)
   # By default only programs that took over a second are kept: on a CPU that
   # leaves out nearly all of the many that a first token waits for.
@@ -137,7 +137,8 @@ def git_commit() -> str | None:
   return commit + ('+' if changed else '')
 
 
-def _cache_dir() -> str:
+def cache_dir() -> str:
+  """`$LLM_CACHE_DIR`, else `llm-jax` in the user's cache folder."""
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   return os.environ.get('LLM_CACHE_DIR') or os.path.join(home, 'llm-jax')
 

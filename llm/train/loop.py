@@ -70,7 +70,7 @@ def fit(
     state: where to go on; donated.
     train_step: jitted, as `make_train_step` returns it.
     draw: gives the next batch, on the devices, and numbers about it that join
-      the row.
+      the row; `tokens` is one of them.
     schedule: see `Schedule`.
     frozen: passed on to `train_step`.
     on_row: gets one dict per logged step: `step`, `loss`, `tokens`,
@@ -170,7 +170,8 @@ class _Log:
     now = time.perf_counter()
     elapsed = now - self._last - self._apart
     self._last, self._apart = now, 0.0
-    tokens = int(metrics.pop('tokens'))
+    about = dict(about)
+    tokens = about.pop('tokens')
     self._row = {
       'step': step,
       'loss': metrics.pop('loss'),

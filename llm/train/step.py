@@ -54,7 +54,7 @@ def make_train_step(
     The step, to be jitted by the edge with its state donated. `batch` is a
     pytree of arrays [B, …] with B a multiple of k, `rng` the step's typed key
     (`state.step_key`), `frozen` what the loss needs and nobody trains. Its
-    metrics, all float32[]: `loss` (mean), `tokens` (weight of the batch),
+    metrics, all float32[]: `loss` (mean), `weight` (of the whole batch),
     `grad_norm` (global, before clipping), `skipped` and `bad_streak` (as in
     the new state) and each metric of the loss, divided by the weight.
   """
@@ -100,7 +100,7 @@ def make_train_step(
     report = {name: value * mean for name, value in metrics.items()}
     report |= {
       'loss': loss_sum * mean,
-      'tokens': weight_sum,
+      'weight': weight_sum,
       'grad_norm': norm,
       'skipped': skipped.astype(jnp.float32),
       'bad_streak': bad_streak.astype(jnp.float32),

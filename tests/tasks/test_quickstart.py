@@ -240,9 +240,9 @@ def test_loss_of_a_packed_row_is_that_of_its_documents(workdir):
     tok.encode(text) for text in ('1 + 1 = 2.', 'What is 2?', '0 makes 0')
   ]
   pack = quickstart.packing.pack_documents
-  packed = loss_fn(params, pack(documents, 64), jax.random.key(0))
+  packed = loss_fn(params, {}, pack(documents, 64), None)
   single = [
-    loss_fn(params, pack([document], 64), jax.random.key(0))
+    loss_fn(params, {}, pack([document], 64), None)
     for document in documents
   ]
   np.testing.assert_allclose(packed[0], sum(s[0] for s in single), rtol=1e-5)

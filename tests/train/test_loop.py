@@ -31,7 +31,7 @@ def _run(schedule, values=None, **kwargs):
     position = len(seen['drawn'])
     seen['drawn'].append(position)
     value = 1.0 if values is None else values[position]
-    return jnp.full((2,), value), {'epoch': 7}
+    return jnp.full((2,), value), {'epoch': 7, 'tokens': 2}
 
   def save(state, scores):
     seen['saved'].append((int(state.step), float(state.params), dict(scores)))

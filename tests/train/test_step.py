@@ -44,7 +44,7 @@ def test_step_golden():
   np.testing.assert_allclose(metrics['grad_norm'], 12.5)
   np.testing.assert_allclose(metrics['error'], 13 / 4)
   np.testing.assert_allclose(state.params['kernel'], 3.0 - 1.25, rtol=1e-6)
-  assert float(metrics['tokens']) == 4.0
+  assert float(metrics['weight']) == 4.0
   assert int(state.step) == 1
 
 
@@ -144,6 +144,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(value):
       np.testing.assert_array_equal, getattr(state, name), getattr(after, name)
     )
   assert float(metrics['skipped']) == 1.0
+  assert float(metrics['bad_streak']) == 1.0
   assert (int(after.step), int(after.skipped), int(after.bad_streak)) == (
     3,
     2,

@@ -1,0 +1,80 @@
+"""Texts that a model in training writes, from the run's own decoding."""
+
+import json
+import os
+
+from llm.decode.generate import generate
+from llm.decode.sampling_params import SamplingParams
+from llm.errors import UserError
+from llm.models.transformer import Transformer
+from llm.tasks.trainee import Trainee
+from llm.text import chat
+
+
+def check_fields(sample, trainee: Trainee) -> None:
+  """Refuses settings and prompts that could not be continued."""
+  settings(sample)
+  if sample.chat and not trainee.blueprint.tokenizer.chat_templates:
+    raise UserError(
+      'sample.chat=True: the tokenizer has no chat template; set it to False'
+    )
+
+
+def settings(sample) -> SamplingParams:
+  """The config's `sample` as sampling parameters.
+
+  Raises:
+    UserError: a field has no meaning.
+  """
+  return SamplingParams.from_dict(
+    {
+      'max_new_tokens': sample.max_new_tokens,
+      'temperature': sample.temperature,
+    }
+  )
+
+
+def write_samples(
+  sample, trainee: Trainee, params, step: int, workdir: str
+) -> list[dict]:
+  """Continues each prompt and appends the rows to `samples.jsonl`.
+
+  Args:
+    sample: `prompts`, `chat`, `max_new_tokens`, `temperature`.
+    trainee: the model.
+    params: what is trained.
+    step: for the rows.
+    workdir: of the run.
+
+  Returns:
+    The rows: `step`, `prompt`, `text`, `finish_reason`.
+  """
+  blueprint = trainee.blueprint
+  tok = blueprint.tokenizer
+  prompts = [_encode(tok, prompt, sample.chat) for prompt in sample.prompts]
+  answers = generate(
+    Transformer(blueprint.config, dtype=trainee.model.dtype),
+    trainee.merged(params),
+    prompts,
+    [settings(sample)] * len(prompts),
+    eos_ids=blueprint.config.eos_ids,
+  )
+  rows = [
+    {
+      'step': step,
+      'prompt': prompt,
+      'text': tok.decode(answer.token_ids),
+      'finish_reason': answer.finish_reason,
+    }
+    for prompt, answer in zip(sample.prompts, answers, strict=True)
+  ]
+  path = os.path.join(workdir, 'samples.jsonl')
+  with open(path, 'a', encoding='utf-8') as file:
+    file.writelines(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
+  return rows
+
+
+def _encode(tok, prompt: str, as_chat: bool) -> list[int]:
+  if as_chat:
+    return chat.encode(tok, [{'role': 'user', 'content': prompt}])
+  return tok.encode(prompt)

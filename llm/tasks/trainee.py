@@ -1,0 +1,245 @@
+"""What a training run trains: a model from a checkpoint or a fresh one."""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm import api
+from llm.errors import UserError
+from llm.models import lora as lora_lib
+from llm.models.config import ModelConfig, RopeConfig
+from llm.models.lora_config import LoraConfig
+from llm.models.transformer import (
+  Transformer,
+  init_params,
+  stack_layers,
+  unstack_layers,
+)
+from llm.parallel.sharding import param_shardings
+from llm.tasks import report
+from llm.tasks.training_fields import FRESH_SHAPE
+from llm.text.tokenizer import Tokenizer, load_tokenizer
+
+_ENDS = 1 << 16  # bytes of a weight file that tell it from others
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+  """The model before its weights: what the data can be checked against.
+
+  `weights` is a fingerprint of the checkpoint's files, None for a fresh model.
+  """
+
+  path: str | None
+  weights: str | None
+  config: ModelConfig
+  tokenizer: Tokenizer
+  lora: LoraConfig | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainee:
+  """A model in training.
+
+  Attributes:
+    blueprint: its shape and tokenizer.
+    model: the Transformer that training runs.
+    mesh: the devices.
+    params: what is trained: all parameters in float32, or the adapters.
+    frozen: {'base': parameters} under LoRA, else {}.
+  """
+
+  blueprint: Blueprint
+  model: Transformer
+  mesh: jax.sharding.Mesh
+  params: Any
+  frozen: dict[str, Any]
+
+  def variables(self, params, frozen, keys=None) -> dict[str, Any]:
+    """What the model runs on; `keys` [B] turn dropout on."""
+    lora = self.blueprint.lora
+    if lora is None:
+      return {'params': params}
+    return lora_lib.variables(frozen['base'], params, lora, keys=keys)
+
+  def merged(self, params) -> Any:
+    """Plain parameters with unrolled layers, for decoding and export."""
+    config, lora = self.blueprint.config, self.blueprint.lora
+    if lora is not None:
+      params = jax.jit(lora_lib.merge, static_argnums=2)(
+        self.frozen['base'], params, lora
+      )
+    if self.model.scan_layers:
+      params = unstack_layers(params, config)
+    return params
+
+
+def draw_blueprint(config) -> Blueprint:
+  """Reads shape and tokenizer; the weights are not touched.
+
+  Raises:
+    UserError: a path, a shape or a field of `lora` is wrong.
+  """
+  api.check_dtype(config.dtype)
+  path = config.model.path
+  lora = _lora_config(config.lora)
+  if path is None:
+    tokenizer = _own_tokenizer(config)
+    return Blueprint(
+      None, None, fresh_config(config.model, tokenizer), tokenizer, lora
+    )
+  model_config = api.read_config(path)
+  _check_shape(config.model, model_config)
+  tokenizer = api.read_tokenizer(path, model_config, config.tokenizer.path)
+  if tokenizer is None:
+    raise UserError(
+      f'model.path={path!r} has no tokenizer: set --config.tokenizer.path'
+    )
+  return Blueprint(path, _fingerprint(path), model_config, tokenizer, lora)
+
+
+def fresh_config(shape, tokenizer: Tokenizer) -> ModelConfig:
+  """A Llama of the config's shape and the tokenizer's vocabulary.
+
+  Args:
+    shape: `config.model`; a field that is None has its `FRESH_SHAPE` value.
+    tokenizer: gives the vocabulary and the ids of BOS and EOS.
+
+  Raises:
+    UserError: a size is wrong.
+  """
+  values = {
+    name: default if shape[name] is None else shape[name]
+    for name, default in FRESH_SHAPE.items()
+  }
+  for name, value in values.items():
+    if not isinstance(value, bool) and value < 1:
+      raise UserError(f'model.{name}={value}: use 1 or more')
+  if values['num_heads'] % values['num_kv_heads']:
+    raise UserError(
+      f'model.num_kv_heads={values["num_kv_heads"]}: use a divisor of '
+      f'model.num_heads={values["num_heads"]}'
+    )
+  if values['head_dim'] % 2:
+    raise UserError(
+      f'model.head_dim={values["head_dim"]}: use an even number, for RoPE '
+      'turns pairs'
+    )
+  theta = values.pop('rope_theta')
+  return ModelConfig(
+    vocab_size=tokenizer.vocab_size,
+    rope=RopeConfig(theta=theta),
+    bos_id=tokenizer.bos_id,
+    eos_ids=tokenizer.eos_ids,
+    **values,
+  )
+
+
+def build_trainee(config, blueprint: Blueprint, mesh) -> Trainee:
+  """Reads or draws the weights, straight to the devices of the mesh.
+
+  Under LoRA the base has the dtype of the computation, for nobody updates it;
+  parameters that are trained are float32.
+  """
+  model = Transformer(
+    blueprint.config,
+    scan_layers=config.model.scan_layers,
+    dtype=api.DTYPES[config.dtype],
+    remat=config.train.remat,
+  )
+  key = jax.random.key(config.seed)
+  base_dtype = jnp.float32 if blueprint.lora is None else model.dtype
+  base = _base_params(config, blueprint, mesh, base_dtype, key)
+  if blueprint.lora is None:
+    return Trainee(blueprint, model, mesh, base, {})
+  make = lambda base: lora_lib.init_lora(
+    blueprint.lora, blueprint.config, base, jax.random.fold_in(key, 1)
+  )
+  adapters = _on_mesh(make, mesh, base)
+  return Trainee(blueprint, model, mesh, adapters, {'base': base})
+
+
+def _base_params(config, blueprint, mesh, dtype, key):
+  model_config, scan = blueprint.config, config.model.scan_layers
+  if blueprint.path is None:
+    draw = lambda key: init_params(model_config, key, dtype, scan)
+    return _on_mesh(draw, mesh, jax.random.fold_in(key, 0))
+  shapes = jax.eval_shape(lambda: init_params(model_config, key, dtype))
+  with report.progress_bar() as bar:
+    task = bar.add_task('loading', total=None)
+    params = api.read_params(
+      blueprint.path,
+      model_config,
+      dtype,
+      lambda done, total, _: bar.update(task, completed=done, total=total),
+      param_shardings(shapes, mesh),
+    )
+  if scan:
+    params = _on_mesh(lambda p: stack_layers(p, model_config), mesh, params)
+  return params
+
+
+def _on_mesh(function: Callable, mesh, *args):
+  """A tree of parameters, computed where its leaves shall lie."""
+  shapes = jax.eval_shape(function, *args)
+  return jax.jit(function, out_shardings=param_shardings(shapes, mesh))(*args)
+
+
+def _own_tokenizer(config) -> Tokenizer:
+  path = config.tokenizer.path
+  if path is None:
+    raise UserError(
+      'neither model.path nor tokenizer.path is set: give a model to go on '
+      'with, or a tokenizer for a fresh one (--config.tokenizer.path=bytes '
+      'needs no file)'
+    )
+  return load_tokenizer(path)
+
+
+def _fingerprint(path: str) -> str:
+  """A hash of each weight file's name, size, beginning and end.
+
+  It tells checkpoints apart without reading all of them.
+  """
+  digest = hashlib.sha256()
+  files = [path]
+  if os.path.isdir(path):
+    names = sorted(os.listdir(path))
+    files = [os.path.join(path, n) for n in names if n.endswith('.safetensors')]
+  for name in files:
+    size = os.path.getsize(name)
+    digest.update(f'{os.path.basename(name)} {size}'.encode())
+    with open(name, 'rb') as file:
+      digest.update(file.read(_ENDS))
+      file.seek(max(0, size - _ENDS))
+      digest.update(file.read())
+  return digest.hexdigest()
+
+
+def _check_shape(shape, config: ModelConfig) -> None:
+  """Refuses a shape that the checkpoint does not have."""
+  for name in FRESH_SHAPE:
+    asked = shape[name]
+    has = config.rope.theta if name == 'rope_theta' else getattr(config, name)
+    if asked is not None and asked != has:
+      raise UserError(
+        f'model.{name}={asked}: the model at model.path has {has}; leave '
+        f'model.{name} unset'
+      )
+
+
+def _lora_config(lora) -> LoraConfig | None:
+  if lora.rank == 0:
+    for name in ('dora', 'rslora', 'export'):
+      if lora[name]:
+        raise UserError(
+          f'lora.{name}={lora[name]!r} needs adapters: set lora.rank above 0'
+        )
+    return None
+  names = ('rank', 'alpha', 'targets', 'dora', 'rslora', 'dropout')
+  return LoraConfig(**{name: lora[name] for name in names})

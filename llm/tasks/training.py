@@ -1,0 +1,292 @@
+"""The run that every kind of training shares, from the first state to export.
+
+What differs between the kinds (data, loss, evaluation) comes in as a `Recipe`
+of functions.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm.checkpoints import hf, peft
+from llm.checkpoints.train_state import Checkpoints
+from llm.errors import UserError
+from llm.parallel.distributed import is_writer
+from llm.parallel.sharding import state_shardings
+from llm.tasks import report, samples, training_report, writers
+from llm.tasks import run as run_lib
+from llm.tasks.trainee import Trainee
+from llm.train import loop
+from llm.train.optim import make_optimizer
+from llm.train.schedules import make_schedule
+from llm.train.signals import stop_on_signal
+from llm.train.state import TrainState, init_state
+from llm.train.step import LossFn, make_train_step
+
+# Fields that may differ when a run goes on, for they change no parameter (or,
+# as train.steps, only what is still to come).
+_FREE = {
+  'train': (
+    'steps',
+    'log_every',
+    'eval_every',
+    'checkpoint_every',
+    'keep',
+    'best',
+    'max_bad_steps',
+    'microbatch_size',
+    'remat',
+  ),
+  'data': ('path', 'eval_path'),  # the contents count: Recipe.identity
+  'lora': ('export',),
+}
+_FREE_GROUPS = ('mesh', 'sample', 'log', 'export', 'model', 'tokenizer')
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What one kind of training adds.
+
+  Attributes:
+    loss_fn: see `llm.train.step`.
+    draw: the next batch on the devices, and numbers about it for the row.
+    data_state: JSON-able position in the data, after the last `draw`.
+    seek: sets it.
+    evaluate: trained tree -> metrics named `eval_…`, or None.
+    identity: JSON-able; with another one a checkpoint is refused.
+  """
+
+  loss_fn: LossFn
+  draw: Callable[[TrainState], tuple[Any, Mapping[str, float]]]
+  data_state: Callable[[], dict[str, Any]]
+  seek: Callable[[dict[str, Any]], None]
+  evaluate: Callable[[Any], dict[str, float]] | None
+  identity: dict[str, Any]
+
+
+def check_fields(config, workdir: str | None) -> str:
+  """Refuses what is wrong whatever the data are; returns the workdir."""
+  train = config.train
+  for name in ('steps', 'batch_size', 'log_every', 'keep', 'max_bad_steps'):
+    if train[name] < 1:
+      raise UserError(f'train.{name}={train[name]}: use 1 or more')
+  for name in ('eval_every', 'checkpoint_every'):
+    if train[name] < 0:
+      raise UserError(f'train.{name}={train[name]}: use 0 (at the end) or more')
+  if not 0.0 <= train.ema_decay < 1.0:
+    raise UserError(
+      f'train.ema_decay={train.ema_decay}: use a decay in [0, 1), 0 for none'
+    )
+  if config.seed < 0:
+    raise UserError(f'seed={config.seed}: use 0 or more')
+  if workdir is None:
+    raise UserError(
+      'training needs a folder for its checkpoints and metrics: '
+      '--workdir=runs/NAME'
+    )
+  return workdir
+
+
+def train(
+  config, workdir: str, trainee: Trainee, recipe: Recipe, microbatches: int
+) -> dict[str, float]:
+  """Trains, from the newest checkpoint where there is one, and exports.
+
+  Args:
+    config: of `training_fields`.
+    workdir: gets `checkpoints/`, `metrics.jsonl`, `loss.png`, `result.json`.
+    trainee: the model.
+    recipe: the kind of training.
+    microbatches: parts of a batch.
+
+  Returns:
+    The row of `result.json`.
+
+  Raises:
+    UserError: a field is wrong, or the workdir holds another run.
+    RunError: the run diverges or cannot be saved.
+    SystemExit: a signal asked for the end; the state was saved.
+  """
+  samples.check_fields(config.sample, trainee)
+  schedule = _schedule(config.train)
+  tx = make_optimizer(config.optim, schedule.steps, trainee.params)
+  began = time.perf_counter()
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(
+      Checkpoints(
+        os.path.join(workdir, 'checkpoints'),
+        keep=config.train.keep,
+        best=(config.train.best, 'min') if config.train.best else None,
+        identity=run_identity(config, trainee, recipe),
+      )
+    )
+    state = _first_state(config, workdir, trainee, tx, recipe, checkpoints)
+    start = int(state.step)
+    write = stack.enter_context(writers.open_writers(config, workdir))
+    bar = stack.enter_context(report.progress_bar('steps'))
+    task = bar.add_task('training', total=schedule.steps, completed=start)
+    rate = make_schedule(config.optim, schedule.steps)
+
+    def on_row(row):
+      row['lr'] = float(rate(row['step'] - 1))
+      if is_writer():
+        write(row)
+      training_report.tell_evaluation(row, bar.console)
+      text = f'loss {row["loss"]:.3f}'
+      bar.update(task, completed=row['step'], description=text)
+
+    def should_stop():
+      checkpoints.check()  # a save that failed ends the run at once
+      return bool(stop)
+
+    stop = stack.enter_context(stop_on_signal())
+    state = loop.fit(
+      state,
+      jax.jit(
+        make_train_step(
+          recipe.loss_fn,
+          tx,
+          microbatches=microbatches,
+          clip_norm=config.optim.clip_norm,
+          ema_decay=config.train.ema_decay,
+        ),
+        donate_argnums=0,
+      ),
+      recipe.draw,
+      schedule,
+      frozen=trainee.frozen,
+      on_row=on_row,
+      evaluate=_make_evaluate(config, workdir, trainee, recipe, bar.console),
+      save=lambda s, scores: checkpoints.save(
+        int(s.step), s, recipe.data_state(), scores
+      ),
+      should_stop=should_stop,
+    )
+    checkpoints.wait()
+  if stop:
+    report.tell(
+      f'stopped by {stop.received} after step {int(state.step)}, which was '
+      'saved: the same command goes on from there'
+    )
+    sys.exit(143 if stop.received == 'SIGTERM' else 130)
+  return _finish(config, workdir, trainee, state, time.perf_counter() - began)
+
+
+def averaged(state: TrainState) -> Any:
+  """What is evaluated and exported: the moving average, if there is one."""
+  return state.params if state.ema is None else state.ema
+
+
+def run_identity(config, trainee: Trainee, recipe: Recipe) -> dict[str, Any]:
+  """All that decides the result of a run, as JSON can hold it."""
+  fields = config.to_dict()
+  kept = {}
+  for name, value in fields.items():
+    if name in _FREE_GROUPS:
+      continue
+    if isinstance(value, dict):
+      free = _FREE.get(name, ())
+      value = {k: v for k, v in value.items() if k not in free}
+    kept[name] = value
+  blueprint = trainee.blueprint
+  model = dataclasses.asdict(blueprint.config) | {'weights': blueprint.weights}
+  return {'model': model, 'config': kept, **recipe.identity}
+
+
+def _schedule(train) -> loop.Schedule:
+  return loop.Schedule(
+    steps=train.steps,
+    log_every=train.log_every,
+    eval_every=train.eval_every,
+    save_every=train.checkpoint_every,
+    max_bad_steps=train.max_bad_steps,
+  )
+
+
+def _make_evaluate(config, workdir, trainee, recipe, console):
+  """Scores and samples of a state; None where neither is asked for."""
+  if recipe.evaluate is None and not config.sample.prompts:
+    return None
+
+  def evaluate(state):
+    params = averaged(state)
+    scores = recipe.evaluate(params) if recipe.evaluate else {}
+    if config.sample.prompts:
+      rows = samples.write_samples(
+        config.sample, trainee, params, int(state.step), workdir
+      )
+      training_report.tell_samples(rows, console)
+    return scores
+
+  return evaluate
+
+
+def _first_state(config, workdir, trainee, tx, recipe, checkpoints):
+  """The newest checkpoint's state, or that before the first step."""
+  key = jax.random.fold_in(jax.random.key(config.seed), 2)
+  ema = config.train.ema_decay > 0.0
+  make = lambda params: init_state(params, tx, key, ema=ema)
+  shapes = jax.eval_shape(make, trainee.params)
+  shardings = state_shardings(shapes, trainee.mesh)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings,
+  )
+  restored = checkpoints.restore(abstract)
+  step = restored.step if restored else 0
+  writers.truncate_metrics(workdir, step)
+  if restored is None:
+    return jax.jit(make, out_shardings=shardings)(trainee.params)
+  recipe.seek(restored.data_state)
+  report.tell(f'goes on from the checkpoint of step {step}')
+  return restored.state
+
+
+def _finish(config, workdir, trainee, state, seconds) -> dict[str, float]:
+  """Exports, and writes what a person looks at first."""
+  params = averaged(state)
+  if config.export is not None:
+    merged = jax.device_get(trainee.merged(params))
+    blueprint = trainee.blueprint
+    hf.save_hf(
+      config.export, blueprint.config, merged, tokenizer=blueprint.tokenizer
+    )
+    report.tell(f'exported to {config.export}')
+  if config.lora.export is not None:
+    _export_adapters(config.lora.export, trainee, params)
+    report.tell(f'adapters exported to {config.lora.export}')
+  rows = training_report.read_rows(workdir)
+  result = training_report.summarise(rows)
+  result['parameters'] = int(
+    sum(np.prod(x.shape) for x in jax.tree.leaves(params))
+  )
+  result['skipped'] = int(state.skipped)
+  result['seconds'] = seconds
+  if is_writer():
+    run_lib.write_result(workdir, result)
+    training_report.draw(rows, os.path.join(workdir, 'loss.png'))
+  training_report.print_result(result, workdir)
+  return result
+
+
+def _export_adapters(folder, trainee, params):
+  config = trainee.blueprint.config
+  if trainee.model.scan_layers:
+    from llm.models import lora
+
+    params = lora.unstack(params, config)
+  peft.save_peft(
+    folder,
+    trainee.blueprint.lora,
+    config,
+    jax.device_get(params),
+    base_model=trainee.blueprint.path,
+  )

@@ -1,0 +1,114 @@
+"""What a training run shows: lines, a table and a figure."""
+
+import json
+import math
+import os
+from typing import Any
+
+from llm.tasks import report
+
+_RATE_ROWS = 50  # rows at the end that the loss and the rate are taken from
+
+
+def read_rows(workdir: str) -> list[dict[str, Any]]:
+  """The rows of `metrics.jsonl`, in order."""
+  path = os.path.join(workdir, 'metrics.jsonl')
+  if not os.path.exists(path):
+    return []
+  with open(path, encoding='utf-8') as file:
+    return [json.loads(line) for line in file]
+
+
+def tell_evaluation(row: dict[str, Any], console) -> None:
+  """One line for a row that has an evaluation."""
+  scores = {
+    k: v for k, v in row.items() if k.startswith('eval_') and k != 'eval_s'
+  }
+  if not scores:
+    return
+  text = ', '.join(
+    f'{name.removeprefix("eval_")} {value:.4g}'
+    for name, value in scores.items()
+  )
+  console.print(
+    f'step {row["step"]:,}: loss {row["loss"]:.4f}; held out: {text}',
+    highlight=False,
+    soft_wrap=True,
+  )
+
+
+def tell_samples(rows: list[dict[str, Any]], console) -> None:
+  """The first text of a set of samples, in one line."""
+  text = report.printable(rows[0]['prompt'] + rows[0]['text'])
+  text = ' '.join(text.split())
+  console.print(text[:200], style='dim', markup=False, soft_wrap=True)
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
+  """The run in numbers: its first and last losses, rates and evaluations."""
+  if not rows:
+    return {}
+  last = rows[-_RATE_ROWS:]
+  rates = sorted(row['tokens_per_s'] for row in last)
+  result = {
+    'steps': rows[-1]['step'],
+    'first_loss': rows[0]['loss'],
+    'loss': rows[-1]['loss'],
+    'tokens': sum(row['tokens'] for row in rows),
+    'tokens_per_s': rates[len(rates) // 2],
+  }
+  evaluated = [row for row in rows if 'eval_loss' in row]
+  if evaluated:
+    result['best_eval_loss'] = min(row['eval_loss'] for row in evaluated)
+    result |= {k: v for k, v in evaluated[-1].items() if k.startswith('eval_')}
+    result.pop('eval_s', None)
+  return result
+
+
+def print_result(result: dict[str, Any], workdir: str) -> None:
+  """The table at the end of a run."""
+  lines = []
+  for name, value in result.items():
+    if isinstance(value, float):
+      value = f'{value:,.4f}' if abs(value) < 100 else f'{value:,.0f}'
+    lines.append((name, f'{value:,}' if isinstance(value, int) else str(value)))
+  lines.append(('figure', os.path.join(workdir, 'loss.png')))
+  report.print_table(lines)
+
+
+def draw(rows: list[dict[str, Any]], path: str) -> None:
+  """Draws the loss, and what was held out, over the steps."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(figsize=(6, 3.5), layout='constrained')
+  steps = [row['step'] for row in rows]
+  losses = [row['loss'] for row in rows]
+  axes.plot(steps, losses, lw=0.6, alpha=0.4, color='tab:blue')
+  axes.plot(steps, _smooth(losses), color='tab:blue', label='training')
+  held = [(r['step'], r['eval_loss']) for r in rows if 'eval_loss' in r]
+  if held:
+    axes.plot(*zip(*held), 'o-', color='tab:orange', label='held out')
+  finite = [x for x in losses if math.isfinite(x)]
+  if finite and min(finite) > 0 and max(finite) > 10 * min(finite):
+    axes.set_yscale('log')
+  axes.set_xlabel('step')
+  axes.set_ylabel('loss (nats per token)')
+  axes.legend(frameon=False)
+  axes.spines[['top', 'right']].set_visible(False)
+  figure.savefig(path, dpi=150)
+  pyplot.close(figure)
+
+
+def _smooth(values: list[float]) -> list[float]:
+  """Moving average with a decay that forgets a twentieth of the run."""
+  keep = 1.0 - min(1.0, 20.0 / max(len(values), 1))
+  out, total, weight = [], 0.0, 0.0
+  for value in values:
+    if math.isfinite(value):
+      total = keep * total + (1.0 - keep) * value
+      weight = keep * weight + (1.0 - keep)
+    out.append(total / weight if weight else math.nan)
+  return out
