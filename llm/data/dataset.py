@@ -134,7 +134,8 @@ def _write(files, rows, tok, max_length, overlong, eval_fraction) -> dict:
     ends.append(counts['examples'])
   # A share such as 0.3 is a little less than it says.
   train = 1 if is_cut else int(counts['rows'] * (1 - eval_fraction) + 1e-9)
-  counts['rows'] -= is_cut
+  if is_cut:
+    counts['rows'], counts['shapes'] = 1, {'text': 1}
   return {
     'counts': counts,
     'train_examples': ends[train],

@@ -59,9 +59,13 @@ class Examples:
 
   def part(self, start: int, stop: int) -> 'Examples':
     """Examples `start` to `stop`, without copying them."""
+    offsets = self.offsets[start : stop + 1]
+    tokens = slice(offsets[0], offsets[-1])
     return dataclasses.replace(
       self,
-      offsets=self.offsets[start : stop + 1],
+      tokens=self.tokens[tokens],
+      loss_mask=self.loss_mask[tokens],
+      offsets=offsets - offsets[0],
       digest=f'{self.digest}[{start}:{stop}]',
     )
 

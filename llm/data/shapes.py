@@ -20,17 +20,19 @@ SHAREGPT_ROLES = {
   'chatgpt': 'assistant',
   'assistant': 'assistant',
 }
-# tatsu-lab/stanford_alpaca, train.py: PROMPT_DICT.
+# tatsu-lab/stanford_alpaca, train.py: PROMPT_DICT, and a line end after it, as
+# most later tools write it: without one, an answer that begins with a quotation
+# mark shares a token with the colon, which no prompt would end in.
 ALPACA = (
   'Below is an instruction that describes a task. Write a response that'
   ' appropriately completes the request.\n\n'
-  '### Instruction:\n{instruction}\n\n### Response:'
+  '### Instruction:\n{instruction}\n\n### Response:\n'
 )
 ALPACA_INPUT = (
   'Below is an instruction that describes a task, paired with an input that'
   ' provides further context. Write a response that appropriately completes'
   ' the request.\n\n'
-  '### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:'
+  '### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n'
 )
 
 
@@ -59,7 +61,8 @@ def canonical_row(value: dict[str, Any], has_template: bool) -> Row:
   sources), and a key whose value is null counts as missing. `text` counts only
   where there is no other shape, since Alpaca's own file carries the rendered
   row under that name. An Alpaca row becomes messages where the tokenizer has a
-  chat template, and Stanford's prompt with a completion where it has none. A
+  chat template, and Stanford's prompt with a completion where it has none (see
+  ALPACA). A
   prompt and a completion may both be message lists: then only what the
   completion says is learned.
 

@@ -86,7 +86,7 @@ def test_the_last_characters_of_a_text_are_held_out(tmp_path, tok):
   )
   assert texts(tok, train) == ['012345678901234567']
   assert texts(tok, held_out) == ['89']
-  assert train.counts['rows'] == 1
+  assert train.counts['rows'] == 1 and train.counts['shapes'] == {'text': 1}
   # Several documents are rows.
   train, held_out = load_examples(
     path, tok, max_length=64, eval_fraction=0.5, separator='9'

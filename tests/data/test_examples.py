@@ -147,6 +147,7 @@ def test_collected_examples_come_back():
   for got, want in zip([*examples, *part], given + given[1:], strict=True):
     np.testing.assert_array_equal(got.tokens, want.tokens)
     np.testing.assert_array_equal(got.loss_mask, want.loss_mask)
+  assert len(part.tokens) == len(part.loss_mask) == 6
   digests = {e.digest for e in (examples, part, lib.from_list(given[:2]))}
   assert len(digests) == 3
   assert examples.digest == lib.from_list(given).digest

@@ -53,7 +53,7 @@ def test_alpaca_without_a_chat_template_is_stanfords_prompt():
   assert (row.prompt, row.completion) == (
     'Below is an instruction that describes a task. Write a response that'
     ' appropriately completes the request.\n\n### Instruction:\nAdd.\n\n'
-    '### Response:',
+    '### Response:\n',
     '3',
   )
   row = canonical_row(
@@ -63,7 +63,7 @@ def test_alpaca_without_a_chat_template_is_stanfords_prompt():
     'Below is an instruction that describes a task, paired with an input that'
     ' provides further context. Write a response that appropriately completes'
     ' the request.\n\n### Instruction:\nAdd {x}.\n\n### Input:\n1 2\n\n'
-    '### Response:'
+    '### Response:\n'
   )
 
 
