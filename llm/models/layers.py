@@ -12,6 +12,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from llm.models.placement import keep_rows
+
 # XLA:CPU multiplies [out, in] weights by a few columns faster than a few rows
 # by their transpose, as long as the result stays [out, rows].
 _CPU_MAX_COLUMNS = 64
@@ -22,21 +24,24 @@ def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
   Args:
     x: float[..., D].
-    kernel: float[F, D].
+    kernel: float[*F, D]; the axes of F are kept, as joining them would undo a
+      split over devices.
 
   Returns:
-    float[..., F], in the dtype of x.
+    float[..., *F], in the dtype of x.
   """
   batch_shape, rows = x.shape[:-1], math.prod(x.shape[:-1])
   if jax.default_backend() != 'cpu' or rows > _CPU_MAX_COLUMNS:
-    return jnp.einsum('...d,fd->...f', x, kernel)
+    return keep_rows(jnp.tensordot(x, kernel, axes=(-1, -1)))
+  out_shape = kernel.shape[:-1]
   x = x.reshape(rows, x.shape[-1])
+  kernel = kernel.reshape(-1, kernel.shape[-1])
   if rows == 1:
     y = jnp.einsum('fd,d->f', kernel, x[0])
   else:
     # The barrier keeps the transposition out of the product.
     y = lax.optimization_barrier(jnp.einsum('fd,nd->fn', kernel, x)).T
-  return y.reshape(*batch_shape, kernel.shape[0])
+  return keep_rows(y.reshape(*batch_shape, *out_shape))
 
 
 def _adapted(x: jax.Array, y: jax.Array, adapter: dict) -> jax.Array:
@@ -90,13 +95,12 @@ class Linear(nn.Module):
     x = x.astype(self.dtype).reshape(*batch_shape, -1)
     y = linear(
       x,
-      kernel.astype(self.dtype).reshape(
-        math.prod(self.out_shape), math.prod(self.in_shape)
-      ),
+      kernel.astype(self.dtype).reshape(*self.out_shape, -1),
     )
     if self.has_variable('lora', 'adapter'):
+      y = y.reshape(*batch_shape, -1)
       y = _adapted(x, y, self.get_variable('lora', 'adapter'))
-    y = y.reshape(*batch_shape, *self.out_shape)
+      y = y.reshape(*batch_shape, *self.out_shape)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, self.out_shape)
       y = y + bias.astype(self.dtype).reshape(

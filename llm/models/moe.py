@@ -7,6 +7,7 @@ So the arithmetic is that of the chosen experts alone, plus at most one
 part-filled block per expert.
 """
 
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from llm.models.config import ModelConfig
 from llm.models.layers import ACTIVATIONS, linear
+from llm.models.placement import on_own_rows
 
 _MAX_BLOCK = 128
 
@@ -60,7 +62,8 @@ def block_plan(experts: jax.Array, num_experts: int, block: int):
   slot = jnp.zeros((pairs,), jnp.int32)
   slot = slot.at[order].set(first_block[experts[order]] * block + rank)
   ends = jnp.cumsum(blocks)
-  owner = jnp.searchsorted(ends, jnp.arange(num_blocks), side='right')
+  # Not jnp.searchsorted: JAX 0.10 fails on it inside of shard_map.
+  owner = jnp.sum(ends <= jnp.arange(num_blocks)[:, None], axis=1)
   return slot, jnp.minimum(owner, num_experts - 1)
 
 
@@ -87,42 +90,48 @@ class MoE(nn.Module):
     router = _Kernel((experts, embed), name='router')()
     gate_up = _Kernel((experts, 2, width, embed), name='gate_up')()
     down = _Kernel((experts, embed, width), self.out_init_scale, name='down')()
-    tokens = x.reshape(-1, embed).astype(self.dtype)
-    weights, chosen = route(
-      linear(tokens, router.astype(self.dtype)),
-      config.experts_per_token,
-      config.norm_topk_prob,
-    )
-    pairs = chosen.size
-    block = min(_MAX_BLOCK, max(1, pairs // experts))
-    slot, owner = block_plan(chosen.reshape(-1), experts, block)
-    source = jnp.repeat(
-      tokens, config.experts_per_token, axis=0, total_repeat_length=pairs
-    )
-    padded = jnp.zeros((owner.shape[0] * block, embed), self.dtype)
-    blocks = padded.at[slot].set(source).reshape(-1, block, embed)
-    used = slot.max() // block + 1
-    activation = ACTIVATIONS[config.activation]
+    mix = functools.partial(_mix, config, self.dtype)
+    return on_own_rows(mix, x, ((router, None), (gate_up, 2), (down, 2)))
 
-    def one(_, item):
-      index, expert, rows = item
 
-      def product(rows):
-        up = linear(
-          rows, gate_up[expert].astype(self.dtype).reshape(2 * width, embed)
-        )
-        hidden = activation(up[:, :width]) * up[:, width:]
-        return linear(hidden, down[expert].astype(self.dtype))
+def _mix(config, dtype, x, router, gate_up, down):
+  """float[B, T, D] -> float[B, T, D]; see `MoE`."""
+  experts, embed = router.shape
+  width = gate_up.shape[2]
+  tokens = x.reshape(-1, embed).astype(dtype)
+  weights, chosen = route(
+    linear(tokens, router.astype(dtype)),
+    config.experts_per_token,
+    config.norm_topk_prob,
+  )
+  pairs = chosen.size
+  block = min(_MAX_BLOCK, max(1, pairs // experts))
+  slot, owner = block_plan(chosen.reshape(-1), experts, block)
+  source = jnp.repeat(
+    tokens, config.experts_per_token, axis=0, total_repeat_length=pairs
+  )
+  padded = jnp.zeros((owner.shape[0] * block, embed), dtype)
+  blocks = padded.at[slot].set(source).reshape(-1, block, embed)
+  used = slot.max() // block + 1
+  activation = ACTIVATIONS[config.activation]
 
-      # Blocks beyond the last used one belong to nobody.
-      return None, lax.cond(index < used, product, jnp.zeros_like, rows)
+  def one(_, item):
+    index, expert, rows = item
 
-    index = jnp.arange(owner.shape[0])
-    _, out = lax.scan(one, None, (index, owner, blocks))
-    out = out.reshape(-1, embed)[slot]
-    out = out.reshape(*chosen.shape, embed)
-    out = jnp.sum(out * weights[..., None].astype(self.dtype), axis=-2)
-    return out.reshape(x.shape)
+    def product(rows):
+      up = linear(rows, gate_up[expert].astype(dtype).reshape(2 * width, embed))
+      hidden = activation(up[:, :width]) * up[:, width:]
+      return linear(hidden, down[expert].astype(dtype))
+
+    # Blocks beyond the last used one belong to nobody.
+    return None, lax.cond(index < used, product, jnp.zeros_like, rows)
+
+  index = jnp.arange(owner.shape[0])
+  _, out = lax.scan(one, None, (index, owner, blocks))
+  out = out.reshape(-1, embed)[slot]
+  out = out.reshape(*chosen.shape, embed)
+  out = jnp.sum(out * weights[..., None].astype(dtype), axis=-2)
+  return out.reshape(x.shape)
 
 
 class _Kernel(nn.Module):

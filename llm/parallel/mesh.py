@@ -1,5 +1,7 @@
 """The mesh of devices, and the batch sizes that it can take."""
 
+from collections.abc import Callable
+import functools
 import math
 from typing import Any
 
@@ -97,3 +99,19 @@ def check_batch(
       'share its rows'
     )
   return batch_size // rows
+
+
+def on_mesh(function: Callable, mesh: jax.sharding.Mesh) -> Callable:
+  """The function, called with the mesh in context.
+
+  Without it the model cannot pin its activations (`models.placement`): results
+  are the same, but devices fetch each other's rows. To be put around what
+  `jax.jit` returns.
+  """
+
+  @functools.wraps(function)
+  def call(*args, **kwargs):
+    with jax.set_mesh(mesh):
+      return function(*args, **kwargs)
+
+  return call

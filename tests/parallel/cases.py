@@ -1,0 +1,125 @@
+"""One train step on several meshes, for a process with 4 simulated devices."""
+
+import json
+import re
+import sys
+import types
+
+import jax
+import numpy as np
+import optax
+
+from llm.data.packing import pack_documents
+from llm.losses.chunked import chunked_cross_entropy_loss
+from llm.losses.language import cross_entropy_loss, next_token_targets
+from llm.models.transformer import Transformer, init_params, stack_layers
+from llm.parallel.mesh import check_batch, make_mesh, on_mesh
+from llm.parallel.sharding import shard_batch, state_shardings
+from llm.train.state import init_state
+from llm.train.step import make_train_step
+from tests.models import tiny
+
+ROWS, LENGTH = 16, 48
+
+
+def keep_gradient():
+  """A transformation whose state is the last gradient."""
+  zeros = lambda tree: jax.tree.map(lambda x: 0 * x, tree)
+  return optax.GradientTransformation(
+    zeros, lambda grads, state, params: (zeros(grads), grads)
+  )
+
+
+def batch():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(3, 40, 80)
+  documents = [rng.integers(1, 96, n).tolist() for n in lengths]
+  rows = {k: v[:ROWS] for k, v in pack_documents(documents, LENGTH).items()}
+  rows['loss_mask'] &= rng.random((ROWS, LENGTH)) < 0.7
+  return rows
+
+
+def setup(kind='dense', chunked=False, scan=True):
+  """(state, loss function)."""
+  config = tiny.config(
+    kind,
+    vocab_size=96,
+    embed_dim=64,
+    hidden_dim=96,
+    num_layers=2 if scan else 1,
+  )
+  params = init_params(config, jax.random.key(0))
+  params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
+  if scan:
+    params = stack_layers(params, config)
+  model = Transformer(config, scan_layers=scan)
+
+  def loss(params, frozen, batch, keys):
+    del frozen, keys
+    targets, weights = next_token_targets(
+      batch['tokens'], batch['loss_mask'], batch['segment_ids']
+    )
+    variables = {'params': params}
+    hidden, _ = model.apply(
+      variables,
+      batch['tokens'],
+      batch['positions'],
+      batch['segment_ids'],
+      method='trunk',
+    )
+    if chunked:
+      table = params['lm_head']['kernel']
+      return chunked_cross_entropy_loss(
+        hidden, table, targets, weights, block_tokens=128
+      )
+    logits = model.apply(variables, hidden, method='logits')
+    return cross_entropy_loss(logits, targets, weights)
+
+  return init_state(params, keep_gradient(), jax.random.key(0)), loss
+
+
+def run(state, loss, sizes, microbatches):
+  """(loss, gradient leaves, bytes of arguments, float arrays gathered)."""
+  names = ('data', 'fsdp', 'tensor')
+  mesh = make_mesh(
+    types.SimpleNamespace(**dict(zip(names, sizes, strict=True))),
+    jax.devices()[: int(np.prod(sizes))],
+  )
+  assert check_batch(ROWS, ROWS // microbatches, mesh) == microbatches
+  shardings = state_shardings(state, mesh)
+  step = jax.jit(
+    make_train_step(loss, keep_gradient(), microbatches=microbatches),
+    out_shardings=(shardings, None),
+  )
+  state = jax.device_put(state, shardings)
+  rows, key = shard_batch(batch(), mesh), jax.random.key(1)
+  compiled = on_mesh(step.lower, mesh)(state, rows, key).compile()
+  state, metrics = compiled(state, rows, key)
+  memory = compiled.memory_analysis().argument_size_in_bytes
+  shapes = re.findall(r'= f32\[([\d,]+)\]\S* all-gather', compiled.as_text())
+  gathered = [tuple(map(int, shape.split(','))) for shape in shapes]
+  gradient = [np.asarray(x) for x in jax.tree.leaves(state.opt_state)]
+  return float(metrics['loss']), gradient, memory, gathered
+
+
+def compare(cases, kind='dense', scan=True):
+  """Prints, for each (sizes, microbatches, chunked), how it differs."""
+  plain = setup(kind, scan=scan)
+  loss, gradient, memory, _ = run(*plain, (1, 1, 1), 1)
+  out = []
+  for sizes, microbatches, chunked in cases:
+    mine = setup(kind, True, scan) if chunked else plain
+    other, grads, share, gathered = run(*mine, sizes, microbatches)
+    errors = [
+      float(np.linalg.norm(a - b) / np.linalg.norm(b))
+      for a, b in zip(grads, gradient, strict=True)
+    ]
+    out.append(
+      {
+        'loss': abs(other / loss - 1),
+        'gradient': max(errors),
+        'memory': share / memory,
+        'gathered': gathered,
+      }
+    )
+  json.dump(out, sys.stdout)
