@@ -14,13 +14,17 @@ Face checkpoint knows, so that they convert to PEFT's format and back:
   and magnitude [out] with DoRA. Stacked: layers/block/… with a leading L.
 
 `variables(base, lora, config)` turns both trees into what the model runs on.
-The products are added to the activations, W x + B (A x), inside `Linear`;
-neither W + s B A nor the gradient of a whole weight is ever formed, and the
-base may stay in another dtype. Measured at D=256, L=6, V=8000, 8 x 256 tokens,
-rank 16, float32 on two CPU cores: TODO. The row norms of DoRA come from |W|^2
-+ 2 s <W A', B> + s^2 |B A|^2 without forming the sum either. The output table
-(lm_head) is the exception: losses and decoding take it as one array, so its
-effective value is formed.
+The products are added to the activations, W x + s B (A x), inside `Linear`. The
+other way, forming W + s B A in the loss, would bring back the gradient of every
+whole weight, a third of the arithmetic of a step; here it is never computed,
+nor is the sum ever formed, and the base may stay in another dtype. The row
+norms of DoRA come from |W|^2 + 2 s W A' . B + s^2 |B A|^2 by row; its
+magnitudes need the output of W itself in the backward pass, which costs what
+is saved again if blocks are rematerialised. The output table (lm_head) is the
+exception: losses take it as one array, so its effective value is formed.
+
+Decoding many tokens with fixed adapters: `merge` them once, which gives plain
+parameters, equal to the two trees within rounding.
 """
 
 from collections.abc import Iterator

@@ -17,6 +17,7 @@ FUSED = {
   ('mlp', 'down'): ('down',),
 }
 HEAD = ('lm_head',)
+_IN_EXPERTS = ('gate_proj', 'up_proj', 'down_proj')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +102,10 @@ def match_targets(
     if target == ALL_LINEAR:
       _check_dense(target, model_config)
       found = [path for path in known if path != HEAD]
+    elif target in _IN_EXPERTS:
+      _check_dense(target, model_config)
+      found = [path for path in known if names[path] == target]
     elif target in names.values():
-      if target in ('gate_proj', 'up_proj', 'down_proj'):
-        _check_dense(target, model_config)
       found = [path for path in known if names[path] == target]
     else:
       found = _search(target, known)

@@ -1,0 +1,131 @@
+"""Which settings of PEFT's `adapter_config.json` are understood, and how."""
+
+import re
+from typing import Any
+
+from llm.errors import UserError
+from llm.models.lora_config import LoraConfig
+
+# Settings that say who made the adapters, or with what they were trained, and
+# change nothing once they are.
+_INERT = """
+  auto_mapping base_model_name_or_path corda_config ensure_weight_tying
+  eva_config inference_mode layers_pattern loftq_config lora_ga_config
+  megatron_core peft_version qalora_group_size revision runtime_config task_type
+""".split()
+_READ = """
+  peft_type r lora_alpha lora_dropout target_modules exclude_modules use_dora
+  use_rslora rank_pattern layers_to_transform init_lora_weights
+""".split()
+# Ways to begin that leave the base as it is; others keep part of it in A and B.
+_INITS = (True, False, 'gaussian', 'orthogonal', 'eva', 'mica')
+_KINDS = {
+  'r': int,
+  'lora_alpha': (int, float),
+  'lora_dropout': (int, float),
+  'rank_pattern': dict,
+  'target_modules': (str, list),
+  'exclude_modules': (str, list),
+  'layers_to_transform': (int, list),
+  'use_dora': bool,
+  'use_rslora': bool,
+}
+_MERGE = 'merge it with PEFT, and load the merged model'
+
+
+def check_config(name: str, raw: dict[str, Any]) -> None:
+  """Refuses what would change the result and is not supported.
+
+  Any setting that is not known is refused too, unless it is off.
+
+  Raises:
+    UserError: naming the file, the setting, its value and the remedy.
+  """
+  if raw.get('peft_type') != 'LORA':
+    raise UserError(
+      f"{name}: peft_type={raw.get('peft_type')!r}: only 'LORA' can be read, "
+      f'{_MERGE}'
+    )
+  if raw.get('init_lora_weights', True) not in _INITS:
+    raise UserError(
+      f'{name}: init_lora_weights={raw["init_lora_weights"]!r} changes the '
+      'weights of the base: convert it with PEFT '
+      f'(path_initial_model_for_weight_conversion), or {_MERGE}'
+    )
+  for key, value in raw.items():
+    off = value in (None, False, 'none') or value == [] or value == {}
+    if key in _INERT or key in _READ or off:
+      continue
+    raise UserError(f'{name}: {key}={value!r} is not supported: {_MERGE}')
+  for key, kinds in _KINDS.items():
+    value = raw.get(key)
+    wrong = isinstance(value, bool) and kinds is not bool
+    if value is not None and (wrong or not isinstance(value, kinds)):
+      raise UserError(
+        f'{name}: {key}={value!r} is not what PEFT writes there: save the '
+        'adapters again'
+      )
+  if raw.get('r', 8) is None or raw.get('r', 8) < 1:
+    raise UserError(f'{name}: r={raw["r"]}: save the adapters again')
+  patterns = [*(raw.get('rank_pattern') or {})]
+  for key in ('target_modules', 'exclude_modules'):
+    patterns += [raw[key]] if isinstance(raw.get(key), str) else []
+  for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(
+        f'{name}: {pattern!r} is not a regular expression ({error}): mend it'
+      ) from None
+
+
+def lora_config(raw: dict[str, Any], targets: tuple[str, ...]) -> LoraConfig:
+  """The settings here; what the file does not say is PEFT's default."""
+  return LoraConfig(
+    rank=raw.get('r', 8),
+    alpha=float(raw.get('lora_alpha', 8)),
+    targets=targets,
+    dora=bool(raw.get('use_dora')),
+    rslora=bool(raw.get('use_rslora')),
+    dropout=float(raw.get('lora_dropout') or 0.0),
+  )
+
+
+def targeted(raw: dict[str, Any], module: str, present: bool) -> bool:
+  """Whether PEFT puts an adapter on a module of this full name.
+
+  present: whether the file has one, which decides where `target_modules` says
+  nothing and PEFT goes by a list of its own.
+  """
+  excluded = raw.get('exclude_modules')
+  if excluded and _names(excluded, module):
+    return False
+  targets = raw.get('target_modules')
+  if targets is None:
+    return present
+  if targets == 'all-linear':
+    return module != 'lm_head'
+  if not _names(targets, module):
+    return False
+  layers = raw.get('layers_to_transform')
+  exact = isinstance(targets, str) or module in targets
+  if exact or layers is None or layers == []:
+    return True
+  number = re.search(r'\.(\d+)\.', module)
+  layers = [layers] if isinstance(layers, int) else layers
+  return number is not None and int(number[1]) in layers
+
+
+def module_rank(raw: dict[str, Any], module: str) -> int:
+  """The rank of a module's adapter: the first pattern that fits, or `r`."""
+  for pattern, rank in (raw.get('rank_pattern') or {}).items():
+    if re.match(rf'(.*\.)?({pattern})$', module):
+      return rank
+  return raw.get('r', 8)
+
+
+def _names(targets: str | list[str], module: str) -> bool:
+  """A regular expression for the whole name, or names of its last parts."""
+  if isinstance(targets, str):
+    return re.fullmatch(targets, module) is not None
+  return any(module == t or module.endswith(f'.{t}') for t in targets)
