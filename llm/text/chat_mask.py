@@ -93,8 +93,21 @@ def _find_spans(tok, messages, speakers, text, stops, options):
         ' them an assistant message needs a string as its content and nothing'
         f' else (it has {", ".join(map(repr, keys))})'
       )
+  if not speakers:
+    return []
   pieces = _skeleton(tok, messages, speakers, options)
-  contents = _contents(text, pieces, messages, speakers)
+  try:
+    contents = _contents(text, pieces, messages, speakers)
+  except UserError:
+    last = _spaced_anew(tok, messages, text, pieces[-1], options)
+    if last is None:
+      raise
+    before = chat.render(tok, messages[:-1], False, **options)
+    if not text.startswith(before):
+      raise
+    rest = messages[:-1], speakers[:-1], before, stops, options
+    spans = _find_spans(tok, *rest)
+    return [*spans, (last[0], last[1] + _end_mark(pieces[-1], last[1], stops))]
   closing = _closing(tok, messages, speakers, pieces, options)
   spans = []
   for n, (i, (start, end)) in enumerate(zip(speakers, contents)):
@@ -139,9 +152,28 @@ def _contents(text, pieces, messages, speakers) -> list[tuple[int, int]]:
   return found
 
 
+def _spaced_anew(tok, messages, text, closing, options):
+  """The range of a last message whose white space alone the template changes.
+
+  Qwen3's takes what an answer says within <think> tags apart and writes it
+  again, after the prompt for the answer; None where it is otherwise.
+  """
+  before, content = messages[:-1], messages[-1]['content']
+  if not before or messages[-1]['role'] != 'assistant':
+    return None
+  try:
+    start = len(prompt := chat.render(tok, before, True, **options))
+  except UserError:
+    return None
+  end = len(text) - len(closing)
+  same = ''.join(text[start:end].split()) == ''.join(content.split())
+  fits = text.startswith(prompt) and text.endswith(closing)
+  return (start, end) if fits and same else None
+
+
 def _closing(tok, messages, speakers, pieces, options) -> str:
   """What the template writes after an assistant message that is the last."""
-  if not speakers or speakers[-1] == len(messages) - 1:
+  if speakers[-1] == len(messages) - 1:
     return pieces[-1]
   upto = messages[: speakers[-1] + 1]
   return _skeleton(tok, upto, speakers, options)[-1]

@@ -115,6 +115,33 @@ def test_a_conversation_that_goes_on(make_tok, template):
   assert learned(tok, CHAT[:1]) == []
 
 
+# Qwen3's, shortened: thoughts are kept in the last message only.
+THINKING = (
+  "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+  "{% if m.role == 'assistant' and loop.last %}<think>\n"
+  "{{ m.content.split('</think>')[0].split('<think>')[-1].strip()"
+  " if '</think>' in m.content }}\n</think>\n\n"
+  "{% endif %}{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n"
+  '{% endfor %}'
+  '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
+
+
+def test_a_template_that_writes_thoughts_anew(make_tok):
+  tok = make_tok(THINKING)
+  assert learned(tok, CHAT) == ['a<|im_end|>', ' sat on a\nmat <|im_end|>']
+  thought = CHAT[:3] + [
+    {'role': 'assistant', 'content': '<think>\nthe mat</think>\nsat'}
+  ]
+  assert learned(tok, thought) == [
+    'a<|im_end|>',
+    '<think>\nthe mat\n</think>\n\nsat<|im_end|>',
+  ]
+  # The thoughts of an earlier message would be dropped.
+  with pytest.raises(UserError, match=r'messages\[3\].* changes'):
+    learned(tok, thought + CHAT[:1])
+
+
 def test_messages_of_the_prompt_are_context(make_tok):
   for template in (CHATML, TAGGED):
     tok = make_tok(template)
