@@ -27,17 +27,22 @@ def test_generate_gives_text_for_each_prompt_and_sample(loaded):
     *loaded, ['ab', 'cd'], n=2, max_new_tokens=5, seed=3, ignore_eos=True
   )
   assert len(answers) == 4
-  again = llm.generate(*loaded, 'cd', max_new_tokens=5, seed=4, ignore_eos=True)
+  # Four rows again: they run the program that is there.
+  again = llm.generate(
+    *loaded, 'cd', n=4, max_new_tokens=5, seed=4, ignore_eos=True
+  )
   assert answers[3].token_ids == again[0].token_ids
   assert answers[3].text == again[0].text
   assert llm.generate(*loaded, []) == []
 
 
 def test_generate_ends_at_a_stop_string(loaded):
-  options = {'max_new_tokens': 40, 'temperature': 1.5, 'ignore_eos': True}
-  [free] = llm.generate(*loaded, 'ab', **options)
+  options = {
+    'n': 4, 'max_new_tokens': 40, 'temperature': 1.5, 'ignore_eos': True,
+  }  # fmt: skip
+  free, *_ = llm.generate(*loaded, 'ab', **options)
   stop = next(c for c in free.text[3:] if c.isprintable() and c != '\ufffd')
-  [cut] = llm.generate(*loaded, 'ab', stop=[stop], **options)
+  cut, *_ = llm.generate(*loaded, 'ab', stop=[stop], **options)
   assert cut.text == free.text[: free.text.index(stop)]
   assert cut.finish_reason == 'stop'
   assert cut.token_ids == free.token_ids[: len(cut.token_ids)]
@@ -45,7 +50,9 @@ def test_generate_ends_at_a_stop_string(loaded):
 
 def test_score_equals_the_kept_logprobs(loaded):
   model, params, tokenizer = loaded
-  [answer] = llm.generate(*loaded, 'ab', max_new_tokens=6, ignore_eos=True)
+  answer, *_ = llm.generate(
+    *loaded, 'ab', n=4, max_new_tokens=6, ignore_eos=True
+  )
   tokens = tokenizer.encode('ab') + answer.token_ids
   from llm.decode.score import score
 

@@ -10,6 +10,8 @@ import pytest
 
 from llm.losses import common, language
 
+cross_entropy_loss = jax.jit(language.cross_entropy_loss)
+
 
 def _case(seed=0, shape=(2, 3), vocab=5):
   rng = np.random.default_rng(seed)
@@ -25,7 +27,7 @@ def test_cross_entropy_golden():
   logits = jnp.log(jnp.array([[[1.0, 2.0, 5.0], [7.0, 7.0, 7.0]]]))
   targets = jnp.array([[1, 0]])
   weights = jnp.array([[2.0, 0.5]])
-  loss_sum, weight_sum, metrics = language.cross_entropy_loss(
+  loss_sum, weight_sum, metrics = cross_entropy_loss(
     logits, targets, weights
   )
   expected = 2.0 * math.log(4.0) + 0.5 * math.log(3.0)
@@ -46,21 +48,19 @@ def test_weight_zero_is_a_dropped_row():
   logits, targets, weights = _case(shape=(4, 3))
   weights = weights.at[2].set(0.0)
   kept = jnp.array([0, 1, 3])
-  masked = language.cross_entropy_loss(logits, targets, weights)
-  dropped = language.cross_entropy_loss(
+  masked = cross_entropy_loss(logits, targets, weights)
+  dropped = cross_entropy_loss(
     logits[kept], targets[kept], weights[kept]
   )
   for a, b in zip(jax.tree.leaves(masked), jax.tree.leaves(dropped)):
     np.testing.assert_allclose(a, b, rtol=1e-6)
-  grads = jax.grad(
-    lambda x: language.cross_entropy_loss(x, targets, weights)[0]
-  )
+  grads = jax.grad(lambda x: cross_entropy_loss(x, targets, weights)[0])
   assert not np.any(np.asarray(grads(logits)[2]))
 
 
 def test_weight_zero_drops_an_impossible_target():
   logits = jnp.array([[0.0, -jnp.inf], [0.0, 0.0]])
-  loss_sum, weight_sum, _ = language.cross_entropy_loss(
+  loss_sum, weight_sum, _ = cross_entropy_loss(
     logits, jnp.array([1, 1]), jnp.array([0.0, 1.0])
   )
   np.testing.assert_allclose(loss_sum, math.log(2.0), rtol=1e-6)
@@ -69,9 +69,9 @@ def test_weight_zero_drops_an_impossible_target():
 
 def test_sums_add_up_over_parts():
   logits, targets, weights = _case(shape=(4, 3))
-  whole = language.cross_entropy_loss(logits, targets, weights)
+  whole = cross_entropy_loss(logits, targets, weights)
   parts = [
-    language.cross_entropy_loss(logits[i : i + 1], targets[i : i + 1], w)
+    cross_entropy_loss(logits[i : i + 1], targets[i : i + 1], w)
     for i, w in enumerate(jnp.split(weights, 4))
   ]
   added = jax.tree.map(lambda *xs: sum(xs), *parts)
@@ -83,7 +83,7 @@ def test_gradient_is_softmax_minus_one_hot():
   logits, targets, weights = _case()
 
   def loss(x):
-    return language.cross_entropy_loss(x, targets, weights)[0]
+    return cross_entropy_loss(x, targets, weights)[0]
 
   expected = weights[..., None] * (
     jax.nn.softmax(logits) - jax.nn.one_hot(targets, logits.shape[-1])
