@@ -37,6 +37,7 @@ _FREE = {
     'steps',
     'log_every',
     'eval_every',
+    'eval_first',
     'checkpoint_every',
     'keep',
     'best',
@@ -135,12 +136,14 @@ def train(
     rate = make_schedule(config.optim, schedule.steps)
 
     def on_row(row):
-      row['lr'] = float(rate(row['step'] - 1))
+      if 'loss' in row:
+        row['lr'] = float(rate(row['step'] - 1))
       if is_writer():
         write(row)
       training_report.tell_evaluation(row, bar.console)
-      text = f'loss {row["loss"]:.3f}'
-      bar.update(task, completed=row['step'], description=text)
+      if 'loss' in row:
+        text = f'loss {row["loss"]:.3f}'
+        bar.update(task, completed=row['step'], description=text)
 
     def should_stop():
       checkpoints.check()  # a save that failed ends the run at once
@@ -207,6 +210,7 @@ def _schedule(train) -> loop.Schedule:
     eval_every=train.eval_every,
     save_every=train.checkpoint_every,
     max_bad_steps=train.max_bad_steps,
+    eval_first=train.eval_first,
   )
 
 
@@ -241,7 +245,7 @@ def _first_state(config, workdir, trainee, tx, recipe, checkpoints):
     shardings,
   )
   restored = checkpoints.restore(abstract)
-  step = restored.step if restored else 0
+  step = restored.step if restored else -1  # not even an evaluation first
   writers.truncate_metrics(workdir, step)
   if restored is None:
     return jax.jit(make, out_shardings=shardings)(trainee.params)

@@ -85,6 +85,7 @@ def _train():
   train.microbatch_size = 0  # rows of one forward and backward; 0: all
   train.log_every = 1
   train.eval_every = 0  # 0: at the end only
+  train.eval_first = False  # True: before the first step, too
   train.checkpoint_every = 0  # 0: at the end only
   train.keep = 3  # newest checkpoints
   train.best = 'eval_loss'  # the lowest is kept besides; '': none

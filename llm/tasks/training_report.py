@@ -26,12 +26,13 @@ def tell_evaluation(row: dict[str, Any], console) -> None:
   }
   if not scores:
     return
+  trained = f'loss {row["loss"]:.4f}; ' if 'loss' in row else ''
   text = ', '.join(
     f'{name.removeprefix("eval_")} {value:.4g}'
     for name, value in scores.items()
   )
   console.print(
-    f'step {row["step"]:,}: loss {row["loss"]:.4f}; held out: {text}',
+    f'step {row["step"]:,}: {trained}held out: {text}',
     highlight=False,
     soft_wrap=True,
   )
@@ -46,6 +47,8 @@ def tell_samples(rows: list[dict[str, Any]], console) -> None:
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
   """The run in numbers: its first and last losses, rates and evaluations."""
+  evaluated = [row for row in rows if 'eval_loss' in row]
+  rows = [row for row in rows if 'loss' in row]
   if not rows:
     return {}
   last = rows[-_RATE_ROWS:]
@@ -57,7 +60,6 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
     'tokens': sum(row['tokens'] for row in rows),
     'tokens_per_s': rates[len(rates) // 2],
   }
-  evaluated = [row for row in rows if 'eval_loss' in row]
   if evaluated:
     result['best_eval_loss'] = min(row['eval_loss'] for row in evaluated)
     result |= {k: v for k, v in evaluated[-1].items() if k.startswith('eval_')}
@@ -84,8 +86,9 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(figsize=(6, 3.5), layout='constrained')
-  steps = [row['step'] for row in rows]
-  losses = [row['loss'] for row in rows]
+  trained = [row for row in rows if 'loss' in row]
+  steps = [row['step'] for row in trained]
+  losses = [row['loss'] for row in trained]
   axes.plot(steps, losses, lw=0.6, alpha=0.4, color='tab:blue')
   axes.plot(steps, _smooth(losses), color='tab:blue', label='training')
   held = [(r['step'], r['eval_loss']) for r in rows if 'eval_loss' in r]

@@ -28,6 +28,7 @@ class Schedule:
     eval_every: `evaluate` is called.
     save_every: `save` is called.
     max_bad_steps: steps in a row without a finite gradient that end the run.
+    eval_first: `evaluate` is called before the first step, too.
   """
 
   steps: int
@@ -35,6 +36,7 @@ class Schedule:
   eval_every: int = 0
   save_every: int = 0
   max_bad_steps: int = 10
+  eval_first: bool = False
 
   def logs(self, step: int) -> bool:
     """True where the step's metrics become a row."""
@@ -76,7 +78,8 @@ def fit(
     on_row: gets one dict per logged step: `step`, `loss`, `tokens`,
       `tokens_per_s`, the step's other metrics, those of `draw` and `evaluate`,
       and the seconds that the host spent on data, evaluation and saving
-      since the row before (`data_s`, `eval_s`, `save_s`).
+      since the row before (`data_s`, `eval_s`, `save_s`). An evaluation before
+      the first step has a row of its own, with `step` 0 and no loss.
     evaluate: metrics of the state, under the names that the row shall have.
     save: keeps the state; gets the newest metrics of `evaluate` (or {}).
     should_stop: asked after each step; True saves and returns early.
@@ -91,6 +94,10 @@ def fit(
   next_key = jax.jit(step_key)
   log = _Log(schedule, on_row)
   step = int(state.step)
+  if evaluate is not None and schedule.eval_first and step == 0:
+    with log.timing('eval_s', apart=True):
+      scores = evaluate(state)
+    log.begin(scores)
   while step < schedule.steps:
     with log.timing('data_s'):
       batch, about = draw(state)
@@ -154,6 +161,10 @@ class _Log:
     spent = time.perf_counter() - began
     self._seconds[name] = self._seconds.get(name, 0.0) + spent
     self._apart += spent if apart else 0.0
+
+  def begin(self, scores: Mapping[str, float]) -> None:
+    """Hands over the row of the evaluation before the first step."""
+    self._on_row({'step': 0, **scores, **self._take_seconds()})
 
   def hold(self, step: int, metrics: Mapping, about: Mapping) -> None:
     """Keeps a step's metrics until they are fetched."""

@@ -78,6 +78,21 @@ def test_evaluation_and_saving_at_their_steps_and_at_the_end():
   ]
 
 
+def test_an_evaluation_before_the_first_step_has_a_row_of_its_own():
+  def evaluate(state):
+    return {'eval_loss': float(state.params)}
+
+  schedule = Schedule(steps=2, eval_first=True)
+  rows = _run(schedule, evaluate=evaluate)['rows']
+  assert [(r['step'], r.get('eval_loss')) for r in rows] == [
+    (0, 0.0),
+    (1, None),
+    (2, -2.0),
+  ]
+  assert set(rows[0]) == {'step', 'eval_loss', 'eval_s'}
+  assert not any('eval_loss' in r for r in _run(schedule)['rows'])
+
+
 def test_stops_when_asked_and_saves_what_it_has():
   answers = iter([False, False, True])
   seen = _run(Schedule(steps=10), should_stop=lambda: next(answers))
