@@ -76,6 +76,7 @@ def make_source(
   seed: int,
   prefetch: int = 2,
   pad_id: int = 0,
+  group: int = 1,
 ) -> Source:
   """Batches without end.
 
@@ -95,10 +96,13 @@ def make_source(
     seed: of the order.
     prefetch: batches made ahead in a thread; 0 makes them when asked.
     pad_id: token of the padding.
+    group: so many examples after each other share a row: 2 for pairs. A row
+      then has up to group · max_length tokens.
 
   Returns:
-    a `Source`. A batch has `tokens`, `segment_ids`, `positions`: int32[B, T]
-    and `loss_mask`: bool[B, T] (see `packing.pack_documents`). Its stats are
+    a `Source`. A batch has the arrays of `fill_rows` and, for group > 1,
+    `examples`: int32[B, S], the index of the example in each segment, -1 for
+    none, where S is the most examples that any row has. Its stats are
     'epoch' (how many epochs are done after it, a float), 'examples', 'tokens'
     (without padding), 'loss_tokens' and 'efficiency' (tokens / (B · T)).
 
@@ -113,7 +117,7 @@ def make_source(
       raise UserError(f'{name}={value}: use 1 or more')
   if seed < 0:
     raise UserError(f'data.seed={seed}: use 0 or more')
-  rows = _Rows(examples, max_length, packing, shuffle, seed, pad_id)
+  rows = _Rows(examples, max_length, packing, shuffle, seed, pad_id, group)
   return Source(rows, batch_size, prefetch)
 
 
@@ -124,6 +128,7 @@ def eval_batches(
   max_length: int,
   packing: bool = False,
   pad_id: int = 0,
+  group: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Every example once, in batches as those of `make_source`.
 
@@ -133,15 +138,17 @@ def eval_batches(
   """
   if batch_size < 1:
     raise UserError(f'train.batch_size={batch_size}: use 1 or more')
-  lengths = examples.lengths
-  _check_lengths(lengths, max_length)
-  members = [[i] for i in range(len(examples))]
+  _check_lengths(examples.lengths, max_length)
+  lengths = _group_lengths(examples, group)
+  units = [[i] for i in range(len(lengths))]
   if packing:
-    members = packing_lib.best_fit(lengths, max_length)
-  for start in range(0, len(members), batch_size):
-    chosen = members[start : start + batch_size]
-    chosen = chosen + [[]] * (batch_size - len(chosen))
-    yield fill_rows(examples, chosen, max_length, packing, pad_id)
+    units = packing_lib.best_fit(lengths, group * max_length)
+  segments = group * max(map(len, units))
+  for start in range(0, len(units), batch_size):
+    chosen = [_expand(row, group) for row in units[start : start + batch_size]]
+    chosen += [[]] * (batch_size - len(chosen))
+    batch = fill_rows(examples, chosen, group * max_length, packing, pad_id)
+    yield batch | _example_ids(chosen, segments, group)
 
 
 def fill_rows(
@@ -161,7 +168,9 @@ def fill_rows(
     pad_id: token of the padding.
 
   Returns:
-    `tokens`, `segment_ids`, `positions`: int32[B, T]; `loss_mask`: bool[B, T].
+    `tokens`, `segment_ids` (1, 2, … in a row, 0 for padding), `positions` (from
+    0 in each segment): int32[B, T]; `loss_mask`: bool[B, T], the tokens to
+    predict.
   """
   length = max_length
   if not packing:
@@ -212,14 +221,17 @@ class _Rows:
   Row i is row i % per_epoch of epoch i // per_epoch, as (i, its examples).
   """
 
-  def __init__(self, examples, max_length, packing, shuffle, seed, pad_id):
+  def __init__(
+    self, examples, max_length, packing, shuffle, seed, pad_id, group
+  ):
     if not len(examples):
       raise UserError('data.path: there are no examples')
+    _check_lengths(examples.lengths, max_length)
+    max_length *= group
     self.examples, self.max_length, self.packing = examples, max_length, packing
-    self.pad_id = pad_id
+    self.pad_id, self.group = pad_id, group
     self._shuffle, self._seed = shuffle, seed
-    lengths = examples.lengths
-    _check_lengths(lengths, max_length)
+    lengths = _group_lengths(examples, group)
     self._packs, self._decreasing = None, -lengths
     if packing and shuffle:
       # The rows by rank in the order of length: which example has which rank
@@ -227,7 +239,8 @@ class _Rows:
       self._packs = packing_lib.best_fit(np.sort(lengths)[::-1], max_length)
     elif packing:
       self._packs = packing_lib.next_fit(lengths.tolist(), max_length)
-    self.per_epoch = len(self._packs) if packing else len(examples)
+    self.per_epoch = len(self._packs) if packing else len(lengths)
+    self.segments = group * (max(map(len, self._packs)) if packing else 1)
     self.identity = {
       'digest': examples.digest,
       'max_length': max_length,
@@ -256,16 +269,17 @@ class _Rows:
     rng = np.random.default_rng((self._seed, epoch))
     if not self.packing:
       return None, rng.permutation(self.per_epoch).tolist()
-    order = rng.permutation(len(self.examples))
+    order = rng.permutation(len(self._decreasing))
     order = order[np.argsort(self._decreasing[order], kind='stable')]
     return order, rng.permutation(self.per_epoch).tolist()
 
 
 def _make_batch(rows: _Rows, chosen: list[tuple[int, list[int]]]):
-  members = [indices for _, indices in chosen]
+  members = [_expand(units, rows.group) for _, units in chosen]
   batch = fill_rows(
     rows.examples, members, rows.max_length, rows.packing, rows.pad_id
   )
+  batch |= _example_ids(members, rows.segments, rows.group)
   tokens = int(np.count_nonzero(batch['segment_ids']))
   stats = {
     'epoch': (chosen[-1][0] + 1) / rows.per_epoch,
@@ -275,6 +289,30 @@ def _make_batch(rows: _Rows, chosen: list[tuple[int, list[int]]]):
     'efficiency': tokens / batch['tokens'].size,
   }
   return batch, stats
+
+
+def _group_lengths(examples: Examples, group: int) -> np.ndarray:
+  """Tokens of each group of examples after each other."""
+  if len(examples) % group:
+    raise ValueError(
+      f'{len(examples)} examples do not divide into groups of {group}'
+    )
+  return examples.lengths.reshape(-1, group).sum(axis=1)
+
+
+def _expand(units: list[int], group: int) -> list[int]:
+  """The examples of groups: [3] -> [6, 7] for pairs."""
+  return [unit * group + i for unit in units for i in range(group)]
+
+
+def _example_ids(members, segments: int, group: int) -> dict[str, np.ndarray]:
+  """Which example is in which segment, where examples belong together."""
+  if group == 1:
+    return {}
+  ids = np.full((len(members), segments), -1, np.int32)
+  for row, indices in enumerate(members):
+    ids[row, : len(indices)] = indices
+  return {'examples': ids}
 
 
 def _check_lengths(lengths: np.ndarray, max_length: int) -> None:
