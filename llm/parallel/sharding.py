@@ -55,8 +55,10 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
   A leaf belongs to the parameter whose path its own contains. It lies as that
   parameter does where it has its shape (moments, moving averages); where it
-  lacks one axis (Adafactor's factors), without that axis. Leaves of another
-  shape (blocks of 8-bit moments) are split over fsdp along their first axis.
+  lacks one axis (Adafactor's factors), without that axis; where an axis has
+  another length (scales of 8-bit moments, one per block of D), along the axes
+  that still divide. Leaves of another rank (scales of all values in a row) are
+  split over fsdp along their first axis.
   Everything else (counts, keys) is whole on each device.
 
   Args:
@@ -151,6 +153,13 @@ def _mirrored(shape, param_shape, spec, mesh: Mesh) -> PartitionSpec:
   for axis in range(len(param_shape)):
     if shape == (*param_shape[:axis], *param_shape[axis + 1 :]):
       return PartitionSpec(*spec[:axis], *spec[axis + 1 :])
+  if len(shape) == len(param_shape):
+    return PartitionSpec(
+      *[
+        name if name and size % mesh.shape[name] == 0 else None
+        for size, name in zip(shape, spec, strict=True)
+      ]
+    )
   size = mesh.shape['fsdp']
   whole = all(part is None for part in spec)
   if whole or size == 1 or not shape or shape[0] % size:
