@@ -68,7 +68,7 @@ def read_peft(path: str, config: ModelConfig) -> tuple[LoraConfig, Any]:
       and is not supported, a tensor without a place in the model or of another
       shape, a projection that is targeted and has no tensors.
   """
-  _check_model(config)
+  check_model(config)
   if not os.path.isdir(path):
     raise UserError(f'{path}: no such folder: give a folder saved by PEFT')
   raw = read_json(os.path.join(path, CONFIG))
@@ -119,7 +119,7 @@ def save_peft(
   Raises:
     UserError: a model or a dtype that the format cannot express.
   """
-  _check_model(model_config)
+  check_model(model_config)
   adapters = dict(lora_lib.items(lora_lib.unstack(lora, model_config)))
   arrays = {}
   for place in (p for p in paths(model_config) if p in adapters):
@@ -171,7 +171,8 @@ def save_peft(
   write_json(path, CONFIG, raw)
 
 
-def _check_model(config: ModelConfig) -> None:
+def check_model(config: ModelConfig) -> None:
+  """Refuses a model whose adapters PEFT's format cannot express."""
   if config.model_type == 'phi3':
     raise UserError(
       "model_type='phi3': its checkpoints fuse q, k and v (qkv_proj) and gate "

@@ -118,6 +118,21 @@ class Checkpoints:
     """The steps that have a checkpoint, damaged ones too, oldest first."""
     return sorted(self._paths())
 
+  def newest_step(self) -> int | None:
+    """The step that `restore` would read, but for damage inside of files.
+
+    Raises:
+      UserError: it has another identity.
+    """
+    self.wait()
+    records = self._records()
+    if not records:
+      return None
+    step = max(records)
+    found = records[step]['identity']
+    self._refuse_other(self._paths()[step], found, self._identity, 'run')
+    return step
+
   def best_step(self) -> int | None:
     """The step of the best checkpoint by the metric, of equals the first."""
     self.wait()

@@ -1,11 +1,13 @@
 """What every run does, whatever its task: dispatch, records, metrics."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
+import pathlib
 import platform
 import subprocess
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
 import jax
 import ml_collections
@@ -49,9 +51,30 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     remedy = config_args.hint(str(name), TASKS)
     raise UserError(f'config.task={name!r}: no such task{remedy}')
   enable_compilation_cache()
-  if workdir:
-    prepare_workdir(config, workdir)
-  task(config, workdir)
+  with _recorded(config, workdir):
+    task(config, workdir)
+
+
+@contextlib.contextmanager
+def _recorded(config, workdir: str | None) -> Iterator[None]:
+  """Prepares the workdir; its records stay as they were if a task refuses.
+
+  A mistyped command must not change what is known of the run that is there.
+  """
+  if not workdir:
+    yield
+    return
+  before = {}
+  for name in ('config.json', 'run.json'):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+      before[name] = pathlib.Path(workdir, name).read_bytes()
+  prepare_workdir(config, workdir)
+  try:
+    yield
+  except UserError:
+    for name, content in before.items():
+      pathlib.Path(workdir, name).write_bytes(content)
+    raise
 
 
 def enable_compilation_cache() -> None:

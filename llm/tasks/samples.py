@@ -3,21 +3,34 @@
 import json
 import os
 
-from llm.decode.generate import generate
+from llm.decode.generate import generate, length_limit
 from llm.decode.sampling_params import SamplingParams
-from llm.errors import UserError
+from llm.errors import RunError, UserError
 from llm.models.transformer import Transformer
-from llm.tasks.trainee import Trainee
+from llm.tasks.trainee import Blueprint, Trainee
 from llm.text import chat
 
 
-def check_fields(sample, trainee: Trainee) -> None:
+def check_fields(sample, blueprint: Blueprint) -> None:
   """Refuses settings and prompts that could not be continued."""
   settings(sample)
-  if sample.chat and not trainee.blueprint.tokenizer.chat_templates:
+  tok, limit = blueprint.tokenizer, length_limit(blueprint.config)
+  if sample.chat and not tok.chat_templates:
     raise UserError(
       'sample.chat=True: the tokenizer has no chat template; set it to False'
     )
+  for prompt in sample.prompts:
+    where = f'sample.prompts: {prompt!r}'
+    if not isinstance(prompt, str):
+      raise UserError(f'{where}: use texts only')
+    tokens = len(_encode(tok, prompt, sample.chat))
+    if not tokens:
+      raise UserError(f'{where} has no token: leave it out')
+    if tokens + sample.max_new_tokens > limit:
+      raise UserError(
+        f'{where}: its {tokens} tokens and sample.max_new_tokens='
+        f'{sample.max_new_tokens} exceed the {limit} that the model takes'
+      )
 
 
 def settings(sample) -> SamplingParams:
@@ -48,6 +61,9 @@ def write_samples(
 
   Returns:
     The rows: `step`, `prompt`, `text`, `finish_reason`.
+
+  Raises:
+    RunError: the file cannot be written.
   """
   blueprint = trainee.blueprint
   tok = blueprint.tokenizer
@@ -69,8 +85,13 @@ def write_samples(
     for prompt, answer in zip(sample.prompts, answers, strict=True)
   ]
   path = os.path.join(workdir, 'samples.jsonl')
-  with open(path, 'a', encoding='utf-8') as file:
-    file.writelines(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
+  try:
+    with open(path, 'a', encoding='utf-8') as file:
+      file.writelines(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
+  except OSError as error:
+    raise RunError(
+      f'{path}: {error.strerror}; mend this and start the same command again'
+    ) from error
   return rows
 
 

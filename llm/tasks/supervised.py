@@ -37,6 +37,10 @@ def run(config, workdir: str | None) -> dict[str, float]:
     raise UserError(
       f'loss.name={config.loss.name!r}: use one of {", ".join(LOSSES)}'
     )
+  if not 0.0 <= config.loss.neftune_alpha < math.inf:
+    raise UserError(
+      f'loss.neftune_alpha={config.loss.neftune_alpha}: use 0 (none) or more'
+    )
   mesh = make_mesh(config.mesh)
   microbatches = check_batch(
     config.train.batch_size, config.train.microbatch_size, mesh
@@ -48,8 +52,18 @@ def run(config, workdir: str | None) -> dict[str, float]:
   )
   blueprint = draw_blueprint(config)
   examples, held_out = _load(config, blueprint)
+  identity = {'examples': examples.digest}
+  source = pipeline.make_source(
+    examples,
+    batch_size=config.train.batch_size,
+    max_length=data.max_length,
+    packing=data.packing,
+    shuffle=data.shuffle,
+    seed=data.seed,
+  )
+  training.check_run(config, workdir, blueprint, identity)
   trainee = build_trainee(config, blueprint, mesh)
-  recipe = _make_recipe(config, trainee, examples, held_out)
+  recipe = _make_recipe(config, trainee, source, held_out, identity)
   return training.train(config, workdir, trainee, recipe, microbatches)
 
 
@@ -97,17 +111,13 @@ def _load(config, blueprint: Blueprint) -> tuple[Examples, Examples | None]:
 
 
 def _make_recipe(
-  config, trainee: Trainee, examples: Examples, held_out: Examples | None
+  config,
+  trainee: Trainee,
+  source: pipeline.Source,
+  held_out: Examples | None,
+  identity: dict[str, Any],
 ) -> training.Recipe:
   data, train = config.data, config.train
-  source = pipeline.make_source(
-    examples,
-    batch_size=train.batch_size,
-    max_length=data.max_length,
-    packing=data.packing,
-    shuffle=data.shuffle,
-    seed=data.seed,
-  )
 
   def draw(state):
     batch, stats = next(source)
@@ -117,7 +127,6 @@ def _make_recipe(
     batch = curriculum.shorten(batch, length)
     return shard_batch(batch, trainee.mesh), stats
 
-  identity = {'examples': examples.digest}
   return training.Recipe(
     loss_fn=make_training_loss(trainee, config.loss.neftune_alpha),
     draw=draw,

@@ -140,6 +140,25 @@ def fresh_config(shape, tokenizer: Tokenizer) -> ModelConfig:
   )
 
 
+def trained_shapes(config, blueprint: Blueprint) -> Any:
+  """The tree that `build_trainee` will train, as shapes; nothing is computed.
+
+  Raises:
+    UserError: `lora.targets` does not fit the model.
+  """
+  model_config, lora = blueprint.config, blueprint.lora
+  key = jax.random.key(0)
+
+  def make():
+    scan = config.model.scan_layers
+    base = init_params(model_config, key, jnp.float32, scan)
+    if lora is None:
+      return base
+    return lora_lib.init_lora(lora, model_config, base, key)
+
+  return jax.eval_shape(make)
+
+
 def build_trainee(config, blueprint: Blueprint, mesh) -> Trainee:
   """Reads or draws the weights, straight to the devices of the mesh.
 
@@ -234,6 +253,8 @@ def _check_shape(shape, config: ModelConfig) -> None:
 
 
 def _lora_config(lora) -> LoraConfig | None:
+  if lora.rank < 0:
+    raise UserError(f'lora.rank={lora.rank}: use 0 (no adapters) or more')
   if lora.rank == 0:
     for name in ('dora', 'rslora', 'export'):
       if lora[name]:

@@ -15,14 +15,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm.checkpoints import hf, peft
 from llm.checkpoints.train_state import Checkpoints
-from llm.errors import UserError
+from llm.errors import RunError, UserError
+from llm.models.remat import REMAT
 from llm.parallel.distributed import is_writer
 from llm.parallel.sharding import state_shardings
-from llm.tasks import report, samples, training_report, writers
+from llm.tasks import exports, report, samples, training_report, writers
 from llm.tasks import run as run_lib
-from llm.tasks.trainee import Trainee
+from llm.tasks.trainee import Blueprint, Trainee, trained_shapes
 from llm.train import loop
 from llm.train.optim import make_optimizer
 from llm.train.schedules import make_schedule
@@ -48,6 +48,8 @@ _FREE = {
   'data': ('path', 'eval_path'),  # the contents count: Recipe.identity
   'lora': ('export',),
 }
+# What `train.best` may name, and which of two values is the better one.
+_BEST = {'eval_loss': 'min', 'eval_perplexity': 'min', 'eval_accuracy': 'max'}
 _FREE_GROUPS = ('mesh', 'sample', 'log', 'export', 'model', 'tokenizer')
 
 
@@ -85,6 +87,14 @@ def check_fields(config, workdir: str | None) -> str:
     raise UserError(
       f'train.ema_decay={train.ema_decay}: use a decay in [0, 1), 0 for none'
     )
+  if train.best and train.best not in _BEST:
+    raise UserError(
+      f"train.best={train.best!r}: use '' (none) or {', '.join(_BEST)}"
+    )
+  if train.remat not in REMAT:
+    raise UserError(
+      f'train.remat={train.remat!r}: use one of {", ".join(REMAT)}'
+    )
   if config.seed < 0:
     raise UserError(f'seed={config.seed}: use 0 or more')
   if workdir is None:
@@ -93,6 +103,35 @@ def check_fields(config, workdir: str | None) -> str:
       '--workdir=runs/NAME'
     )
   return workdir
+
+
+def check_run(
+  config, workdir: str, blueprint: Blueprint, identity: dict[str, Any]
+) -> None:
+  """Refuses, before the weights are read, what would end the run later on.
+
+  Args:
+    config: of `training_fields`.
+    workdir: of the run.
+    blueprint: the model.
+    identity: as the `Recipe` will have it.
+
+  Raises:
+    UserError: a field, an export folder or the workdir's checkpoint does not
+      fit this run.
+  """
+  writers.check_fields(config.log)
+  samples.check_fields(config.sample, blueprint)
+  exports.check_fields(config, blueprint, workdir)
+  shapes = trained_shapes(config, blueprint)
+  make_optimizer(config.optim, config.train.steps, shapes)
+  with _open_checkpoints(config, workdir, blueprint, identity) as checkpoints:
+    done = checkpoints.newest_step() or 0
+  if done > config.train.steps:
+    raise UserError(
+      f'train.steps={config.train.steps}: the run in {workdir} has done {done} '
+      'already; use as many or more, or another workdir'
+    )
 
 
 def train(
@@ -115,18 +154,12 @@ def train(
     RunError: the run diverges or cannot be saved.
     SystemExit: a signal asked for the end; the state was saved.
   """
-  samples.check_fields(config.sample, trainee)
   schedule = _schedule(config.train)
   tx = make_optimizer(config.optim, schedule.steps, trainee.params)
   began = time.perf_counter()
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
-      Checkpoints(
-        os.path.join(workdir, 'checkpoints'),
-        keep=config.train.keep,
-        best=(config.train.best, 'min') if config.train.best else None,
-        identity=run_identity(config, trainee, recipe),
-      )
+      _open_checkpoints(config, workdir, trainee.blueprint, recipe.identity)
     )
     state = _first_state(config, workdir, trainee, tx, recipe, checkpoints)
     start = int(state.step)
@@ -179,7 +212,13 @@ def train(
       'saved: the same command goes on from there'
     )
     sys.exit(143 if stop.received == 'SIGTERM' else 130)
-  return _finish(config, workdir, trainee, state, time.perf_counter() - began)
+  try:
+    return _finish(config, workdir, trainee, state, time.perf_counter() - began)
+  except OSError as error:
+    raise RunError(
+      f'{error.filename or workdir}: {error.strerror or error}; the trained '
+      'state is saved: mend this and start the same command again'
+    ) from error
 
 
 def averaged(state: TrainState) -> Any:
@@ -187,7 +226,9 @@ def averaged(state: TrainState) -> Any:
   return state.params if state.ema is None else state.ema
 
 
-def run_identity(config, trainee: Trainee, recipe: Recipe) -> dict[str, Any]:
+def run_identity(
+  config, blueprint: Blueprint, identity: dict[str, Any]
+) -> dict[str, Any]:
   """All that decides the result of a run, as JSON can hold it."""
   fields = config.to_dict()
   kept = {}
@@ -198,9 +239,20 @@ def run_identity(config, trainee: Trainee, recipe: Recipe) -> dict[str, Any]:
       free = _FREE.get(name, ())
       value = {k: v for k, v in value.items() if k not in free}
     kept[name] = value
-  blueprint = trainee.blueprint
-  model = dataclasses.asdict(blueprint.config) | {'weights': blueprint.weights}
-  return {'model': model, 'config': kept, **recipe.identity}
+  model = dataclasses.asdict(blueprint.config)
+  model['weights'] = blueprint.weights
+  model['scan_layers'] = config.model.scan_layers
+  return {'model': model, 'config': kept, **identity}
+
+
+def _open_checkpoints(config, workdir, blueprint, identity) -> Checkpoints:
+  best = config.train.best
+  return Checkpoints(
+    os.path.join(workdir, 'checkpoints'),
+    keep=config.train.keep,
+    best=(best, _BEST[best]) if best else None,
+    identity=run_identity(config, blueprint, identity),
+  )
 
 
 def _schedule(train) -> loop.Schedule:
@@ -246,27 +298,22 @@ def _first_state(config, workdir, trainee, tx, recipe, checkpoints):
   )
   restored = checkpoints.restore(abstract)
   step = restored.step if restored else -1  # not even an evaluation first
-  writers.truncate_metrics(workdir, step)
+  if is_writer():
+    writers.truncate_rows(workdir, step)
   if restored is None:
     return jax.jit(make, out_shardings=shardings)(trainee.params)
   recipe.seek(restored.data_state)
-  report.tell(f'goes on from the checkpoint of step {step}')
+  if step < config.train.steps:
+    report.tell(f'goes on from the checkpoint of step {step}')
+  else:
+    report.tell(f'all {step} steps are done: nothing to train')
   return restored.state
 
 
 def _finish(config, workdir, trainee, state, seconds) -> dict[str, float]:
   """Exports, and writes what a person looks at first."""
   params = averaged(state)
-  if config.export is not None:
-    merged = jax.device_get(trainee.merged(params))
-    blueprint = trainee.blueprint
-    hf.save_hf(
-      config.export, blueprint.config, merged, tokenizer=blueprint.tokenizer
-    )
-    report.tell(f'exported to {config.export}')
-  if config.lora.export is not None:
-    _export_adapters(config.lora.export, trainee, params)
-    report.tell(f'adapters exported to {config.lora.export}')
+  exports.write(config, trainee, params)
   rows = training_report.read_rows(workdir)
   result = training_report.summarise(rows)
   result['parameters'] = int(
@@ -279,18 +326,3 @@ def _finish(config, workdir, trainee, state, seconds) -> dict[str, float]:
     training_report.draw(rows, os.path.join(workdir, 'loss.png'))
   training_report.print_result(result, workdir)
   return result
-
-
-def _export_adapters(folder, trainee, params):
-  config = trainee.blueprint.config
-  if trainee.model.scan_layers:
-    from llm.models import lora
-
-    params = lora.unstack(params, config)
-  peft.save_peft(
-    folder,
-    trainee.blueprint.lora,
-    config,
-    jax.device_get(params),
-    base_model=trainee.blueprint.path,
-  )

@@ -6,6 +6,7 @@ and where one of them fails, the run goes on without it.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import importlib.util
 import json
 import os
 import time
@@ -23,6 +24,21 @@ from llm.tasks import run
 
 Row = Mapping[str, Any]
 _WANDB_MODES = ('online', 'offline', 'disabled')
+
+
+def check_fields(log) -> None:
+  """Refuses what `open_writers` would, but for a failing connection."""
+  if log.tensorboard and importlib.util.find_spec('tensorboard') is None:
+    raise _missing('log.tensorboard=True', 'tensorboard')
+  wandb = log.wandb
+  if wandb.project is None:
+    return
+  if wandb.mode not in _WANDB_MODES:
+    raise UserError(
+      f'log.wandb.mode={wandb.mode!r}: must be one of {_WANDB_MODES}'
+    )
+  if importlib.util.find_spec('wandb') is None:
+    raise _missing(f'log.wandb.project={wandb.project!r}', 'wandb')
 
 
 @contextlib.contextmanager
@@ -46,6 +62,7 @@ def open_writers(
       cannot be reached; before the first row.
     RunError: by the function: `metrics.jsonl` cannot be written.
   """
+  check_fields(config.log)
   copies = {}
   if jax.process_index() == 0:
     if config.log.tensorboard:
@@ -83,23 +100,28 @@ def open_writers(
       attempt(name, 'close')
 
 
-def truncate_metrics(workdir: str, step: int) -> None:
-  """Cuts the rows after `step` from `metrics.jsonl`, all or none of them.
+def truncate_rows(workdir: str, step: int) -> None:
+  """Cuts the rows after `step` from `metrics.jsonl` and `samples.jsonl`.
 
-  A run that goes on from a checkpoint writes them again. The last line may be
-  half of one, where the run was killed as it wrote it; it goes too.
+  A run that goes on from a checkpoint writes them again. A file is cut whole
+  or not at all. Its last line may be half of one, where the run was killed as
+  it wrote it; it goes too.
 
   Raises:
     UserError: another line is no JSON object.
   """
-  path = os.path.join(workdir, 'metrics.jsonl')
+  for name in ('metrics.jsonl', 'samples.jsonl'):
+    _truncate(os.path.join(workdir, name), step)
+
+
+def _truncate(path: str, step: int) -> None:
   try:
-    with open(path, encoding='utf-8') as file:
-      text = file.read()
+    with open(path, 'rb') as file:
+      content = file.read()
   except FileNotFoundError:
     return
   kept = []
-  lines = text.splitlines()
+  lines = content.removesuffix(b'\n').split(b'\n') if content else []
   for number, line in enumerate(lines, 1):
     try:
       row = json.loads(line)
@@ -107,15 +129,15 @@ def truncate_metrics(workdir: str, step: int) -> None:
     except (ValueError, AttributeError):
       if number < len(lines):
         raise UserError(
-          f'{path}, line {number}: not a row of metrics; remove it'
+          f'{path}, line {number}: not a row of this run; remove it'
         ) from None
       keep = False
     if keep:
-      kept.append(line + '\n')
-  new = ''.join(kept)
-  if new != text:
+      kept.append(line + b'\n')
+  new = b''.join(kept)
+  if new != content:
     partial = f'{path}.partial'
-    with open(partial, 'w', encoding='utf-8') as file:
+    with open(partial, 'wb') as file:
       file.write(new)
       file.flush()
       os.fsync(file.fileno())
@@ -126,12 +148,10 @@ class _TensorBoard:
   """Scalars as events; 40 us a row, written by a thread of its own."""
 
   def __init__(self, folder: str):
-    try:
-      # Of `tensorboard` itself: no other framework is imported.
-      from tensorboard.compat.proto import event_pb2, summary_pb2
-      from tensorboard.summary.writer import event_file_writer
-    except ImportError:
-      raise _missing('log.tensorboard=True', 'tensorboard') from None
+    # Of `tensorboard` itself: no other framework is imported.
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer import event_file_writer
+
     self._event, self._summary = event_pb2, summary_pb2
     self._file = event_file_writer.EventFileWriter(folder, flush_secs=10)
     self._began = False
@@ -159,15 +179,9 @@ class _WandB:
   """A run of Weights & Biases, the same one after a resume."""
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+    import wandb
+
     fields = config.log.wandb
-    if fields.mode not in _WANDB_MODES:
-      raise UserError(
-        f'log.wandb.mode={fields.mode!r}: must be one of {_WANDB_MODES}'
-      )
-    try:
-      import wandb
-    except ImportError:
-      raise _missing(f'log.wandb.project={fields.project!r}', 'wandb') from None
     try:
       self._run = wandb.init(
         project=fields.project,

@@ -135,8 +135,8 @@ def _give_up(state, step, save, schedule):
     f'gradient (train.max_bad_steps={schedule.max_bad_steps}); the parameters '
     'are those before them'
     + (' and were saved' if save is not None else '')
-    + ': use a smaller optim.lr, a longer optim.warmup_steps or a smaller '
-    'optim.clip_norm'
+    + ': start anew, in another workdir, with a smaller optim.lr, a longer '
+    'optim.warmup_steps or a smaller optim.clip_norm'
   )
 
 

@@ -1,3 +1,4 @@
+import importlib.machinery
 import json
 import sys
 import types
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm.errors import RunError, UserError
-from llm.tasks.writers import open_writers, truncate_metrics
+from llm.tasks.writers import open_writers, truncate_rows
 
 
 def make_config(tensorboard=False, **wandb):
@@ -26,6 +27,7 @@ def read_rows(folder):
 def wandb(monkeypatch):
   """A stand-in that notes what it is asked to do."""
   module = types.ModuleType('wandb')
+  module.__spec__ = importlib.machinery.ModuleSpec('wandb', None)
   module.calls = []
   module.fails = set()
 
@@ -180,18 +182,18 @@ def line(step):
 def test_rows_after_the_restored_step_are_cut(tmp_path, before, step, after):
   path = tmp_path / 'metrics.jsonl'
   path.write_text(before)
-  truncate_metrics(str(tmp_path), step)
+  truncate_rows(str(tmp_path), step)
   assert path.read_text() == after
   assert list(tmp_path.iterdir()) == [path]
 
 
 def test_without_metrics_there_is_nothing_to_cut(tmp_path):
-  truncate_metrics(str(tmp_path), 3)
+  truncate_rows(str(tmp_path), 3)
   assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_line_in_the_middle_is_refused(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text(line(1) + '{"st\n' + line(2))
   with pytest.raises(UserError, match='metrics.jsonl, line 2: not a row'):
-    truncate_metrics(str(tmp_path), 1)
+    truncate_rows(str(tmp_path), 1)
   assert (tmp_path / 'metrics.jsonl').read_text().count('\n') == 3

@@ -1,0 +1,127 @@
+"""What a training run leaves for others: a model folder, adapters.
+
+The folders are checked before the weights are read: a run of days does not
+find at its end that it may not write them.
+"""
+
+import os
+from typing import Any
+
+import jax
+
+from llm.checkpoints import hf, peft
+from llm.checkpoints.folder import read_json, weight_files
+from llm.errors import UserError
+from llm.models import lora as lora_lib
+from llm.models.hf_config import to_hf
+from llm.tasks import report
+from llm.tasks.trainee import Blueprint, Trainee
+
+_ADAPTERS = ('adapter_config.json', 'adapter_model.safetensors')
+
+
+def check_fields(config, blueprint: Blueprint, workdir: str) -> None:
+  """Refuses folders and formats that could not be written at the end.
+
+  A folder may be new, empty, or hold an earlier export of this model.
+
+  Raises:
+    UserError: `export` or `lora.export` cannot be written, is in use, holds
+      something else, or the model cannot be expressed in its format.
+  """
+  fields = {'export': config.export, 'lora.export': config.lora.export}
+  taken = {'the workdir': workdir, 'model.path': config.model.path}
+  for field, path in fields.items():
+    if path is None:
+      continue
+    if not path:
+      raise UserError(f"{field}='': name a folder, or leave it unset")
+    where = f'{field}={path!r}'
+    for name, other in taken.items():
+      if other is not None and os.path.realpath(other) == os.path.realpath(
+        path
+      ):
+        raise UserError(f'{where}: is {name} too; name a folder of its own')
+    taken[field] = path
+    _check_writable(where, path)
+  if config.export is not None:
+    _check_model_folder(config.export, to_hf(blueprint.config))
+  if config.lora.export is not None:
+    peft.check_model(blueprint.config)
+    _check_adapter_folder(config.lora.export)
+
+
+def write(config, trainee: Trainee, params: Any) -> None:
+  """Writes what `export` and `lora.export` ask for.
+
+  Args:
+    config: of the run.
+    trainee: the model.
+    params: what was trained.
+
+  Raises:
+    OSError: the disk is full, or a folder cannot be written any more.
+  """
+  blueprint = trainee.blueprint
+  if config.export is not None:
+    merged = jax.device_get(trainee.merged(params))
+    hf.save_hf(
+      config.export, blueprint.config, merged, tokenizer=blueprint.tokenizer
+    )
+    report.tell(f'exported to {config.export}')
+  if config.lora.export is not None:
+    if trainee.model.scan_layers:
+      params = lora_lib.unstack(params, blueprint.config)
+    peft.save_peft(
+      config.lora.export,
+      blueprint.lora,
+      blueprint.config,
+      jax.device_get(params),
+      base_model=blueprint.path,
+    )
+    report.tell(f'adapters exported to {config.lora.export}')
+
+
+def _check_writable(where: str, path: str) -> None:
+  """Refuses what is no folder, or cannot become one; makes nothing."""
+  if os.path.lexists(path) and not os.path.isdir(path):
+    raise UserError(f'{where}: is a file; name a folder')
+  parent = os.path.abspath(path)
+  while not os.path.lexists(parent):
+    parent = os.path.dirname(parent)
+  if not os.path.isdir(parent):
+    raise UserError(f'{where}: {parent} is not a folder')
+  if not os.access(parent, os.W_OK | os.X_OK):
+    raise UserError(
+      f'{where}: {parent} may not be written; name another folder'
+    )
+
+
+def _check_model_folder(path: str, ours: dict[str, Any]) -> None:
+  if not os.path.isdir(path) or not os.listdir(path):
+    return
+  if not weight_files(path):
+    raise UserError(_foreign('export', path))
+  there = os.path.join(path, 'config.json')
+  if not os.path.exists(there):  # an export that was killed
+    return
+  config = read_json(there)
+  for name in ours:
+    if config.get(name) != ours[name]:
+      raise UserError(
+        f'export={path!r}: holds another model, whose {name} is '
+        f'{config.get(name)!r} and not {ours[name]!r}; name a new folder'
+      )
+
+
+def _check_adapter_folder(path: str) -> None:
+  names = os.listdir(path) if os.path.isdir(path) else []
+  if names and not set(names) & set(_ADAPTERS):
+    raise UserError(_foreign('lora.export', path))
+
+
+def _foreign(field: str, path: str) -> str:
+  return (
+    f'{field}={path!r}: is not empty and holds no earlier export '
+    f'({sorted(os.listdir(path))[0]}, …); name a new folder'
+  )
