@@ -49,12 +49,12 @@ def _adapted(x: jax.Array, y: jax.Array, adapter: dict) -> jax.Array:
 
   Args:
     x: float[B, ..., D], the map's input.
-    y: float[B, ..., F], its output without the adapter and the bias.
-    adapter: a float[R, D], b float[F, R] and, where they are wanted, scale
-      float32[F]; keys typed[B] and rate float32[] of the dropout on `x`.
+    y: float[B, ..., *F], its output without the adapter and the bias.
+    adapter: a float[R, D], b float[*F, R] and, where they are wanted, scale
+      float32[*F]; keys typed[B] and rate float32[] of the dropout on `x`.
 
   Returns:
-    float[B, ..., F] in the dtype of y.
+    float[B, ..., *F] in the dtype of y.
   """
   if 'keys' in adapter:
     keep = 1.0 - adapter['rate']
@@ -98,9 +98,7 @@ class Linear(nn.Module):
       kernel.astype(self.dtype).reshape(*self.out_shape, -1),
     )
     if self.has_variable('lora', 'adapter'):
-      y = y.reshape(*batch_shape, -1)
       y = _adapted(x, y, self.get_variable('lora', 'adapter'))
-      y = y.reshape(*batch_shape, *self.out_shape)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, self.out_shape)
       y = y + bias.astype(self.dtype).reshape(

@@ -291,7 +291,7 @@ def _split(linear: str, kernel: jax.Array) -> dict[str, jax.Array]:
 
 
 def _join(linear: str, parts: dict[str, Any], kernel: jax.Array) -> jax.Array:
-  """[out, C] of each projection -> [all out, C] in the kernel's order."""
+  """[out, C] of each projection -> [*F, C], F the kernel's axes of outputs."""
   if linear == 'qkv':
     kv_heads, slots, width = kernel.shape[:3]
     heads = (slots - 2, 1, 1)
@@ -299,10 +299,9 @@ def _join(linear: str, parts: dict[str, Any], kernel: jax.Array) -> jax.Array:
       part.reshape(kv_heads, count, width, -1)
       for part, count in zip((parts[n] for n in 'qkv'), heads, strict=True)
     ]
-    joined = jnp.concatenate(parts, axis=1)
-    return joined.reshape(kv_heads * slots * width, -1)
+    return jnp.concatenate(parts, axis=1)
   if linear == 'gate_up':
-    return jnp.concatenate([parts['gate'], parts['up']])
+    return jnp.stack([parts['gate'], parts['up']])
   return parts[linear]
 
 
@@ -335,7 +334,7 @@ def _entry(
     start += rank
   entry = {'a': a, 'b': _join(linear, b, kernel)}
   if config.dora:
-    entry['scale'] = _join(linear, factors, kernel)[:, 0]
+    entry['scale'] = _join(linear, factors, kernel)[..., 0]
   return entry
 
 
