@@ -126,24 +126,24 @@ def chunked_logprobs_and_entropy(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _loss_sums(hidden, table, targets, weights, cap, block):
   """(loss sum, correct sum), without any gradient."""
-  table = _operand(table, hidden.dtype)
+  table = as_operand(table, hidden.dtype)
 
   def one(_, x):
     h, t, w = x
-    nll, hits = _losses(_stats(_logits(h, table, cap), t), w)
+    nll, hits = _losses(_stats(block_logits(h, table, cap), t), w)
     return None, ((nll * w).sum(), (hits * w).sum())
 
-  xs = _split((hidden, targets, weights), targets.shape, block)
+  xs = split_tokens((hidden, targets, weights), targets.shape, block)
   _, (loss, correct) = lax.scan(one, None, xs)
   return loss.sum(), correct.sum()
 
 
 def _loss_sums_fwd(hidden, table, targets, weights, cap, block):
-  operand = _operand(table, hidden.dtype)
+  operand = as_operand(table, hidden.dtype)
 
   def one(table_grad, x):
     h, t, w = x
-    logits = _logits(h, operand, cap)
+    logits = block_logits(h, operand, cap)
     stats = _stats(logits, t)
     top, total, _, _ = stats
     grad = jnp.exp(logits - top[..., None]) * (w / total)[..., None]
@@ -151,7 +151,7 @@ def _loss_sums_fwd(hidden, table, targets, weights, cap, block):
     h_grad, add = _products(grad, logits, h, operand, cap)
     return table_grad + add, (h_grad, *_losses(stats, w))
 
-  xs = _split((hidden, targets, weights), targets.shape, block)
+  xs = split_tokens((hidden, targets, weights), targets.shape, block)
   start = jnp.zeros(table.shape, jnp.float32)
   table_grad, each = lax.scan(one, start, xs)
   hidden_grad, nll, hits = (_join(x, targets.shape) for x in each)
@@ -183,11 +183,11 @@ def _logprobs(hidden, table, targets, settings):
 
 def _logprobs_fwd(hidden, table, targets, settings):
   cap, temperature, block, with_entropy = settings
-  operand = _operand(table, hidden.dtype)
+  operand = as_operand(table, hidden.dtype)
 
   def one(_, x):
     h, t = x
-    logits = _logits(h, operand, cap) / temperature
+    logits = block_logits(h, operand, cap) / temperature
     top, total, target, _ = _stats(logits, t)
     log_total = top + jnp.log(total)
     entropy = None
@@ -195,7 +195,7 @@ def _logprobs_fwd(hidden, table, targets, settings):
       entropy = jnp.log(total) - _mean_below(logits - top[..., None], total)
     return None, (target - log_total, entropy, log_total)
 
-  xs = _split((hidden, targets), targets.shape, block)
+  xs = split_tokens((hidden, targets), targets.shape, block)
   _, out = lax.scan(one, None, xs)
   out = jax.tree.map(lambda x: _join(x, targets.shape), out)
   logprobs, entropy, log_total = out
@@ -206,11 +206,11 @@ def _logprobs_fwd(hidden, table, targets, settings):
 def _logprobs_bwd(settings, residuals, cotangents):
   cap, temperature, block, with_entropy = settings
   hidden, table, targets, entropy, log_total = residuals
-  operand = _operand(table, hidden.dtype)
+  operand = as_operand(table, hidden.dtype)
 
   def one(table_grad, x):
     h, t, entropy, log_total, (by_logprob, by_entropy) = x
-    capped = _logits(h, operand, cap)
+    capped = block_logits(h, operand, cap)
     logprobs = capped / temperature - log_total[..., None]
     grad = -jnp.exp(logprobs) * by_logprob[..., None]
     grad = grad + jnp.where(_is(t, capped), by_logprob[..., None], 0.0)
@@ -222,7 +222,7 @@ def _logprobs_bwd(settings, residuals, cotangents):
     return table_grad + add, h_grad
 
   xs = (hidden, targets, entropy, log_total, cotangents)
-  xs = _split(xs, targets.shape, block)
+  xs = split_tokens(xs, targets.shape, block)
   start = jnp.zeros(table.shape, jnp.float32)
   table_grad, hidden_grad = lax.scan(one, start, xs)
   hidden_grad = _join(hidden_grad, targets.shape).astype(hidden.dtype)
@@ -232,11 +232,11 @@ def _logprobs_bwd(settings, residuals, cotangents):
 _logprobs.defvjp(_logprobs_fwd, _logprobs_bwd)
 
 
-def _logits(h, table, cap):
+def block_logits(h, table, cap):
   """float32[..., V] of a block."""
   logits = jnp.einsum(
     '...d,vd->...v',
-    _operand(h, h.dtype),
+    as_operand(h, h.dtype),
     table,
     preferred_element_type=jnp.float32,
   )
@@ -291,7 +291,7 @@ def _products(grad, capped, h, table, cap):
   if cap is not None:
     grad = grad * (1.0 - jnp.square(capped / cap))
   grad = grad.astype(table.dtype)
-  h = _operand(h, h.dtype).reshape(-1, h.shape[-1])
+  h = as_operand(h, h.dtype).reshape(-1, h.shape[-1])
   h_grad = jnp.einsum(
     '...v,vd->...d', grad, table, preferred_element_type=jnp.float32
   )
@@ -304,7 +304,7 @@ def _products(grad, capped, h, table, cap):
   return h_grad, table_grad
 
 
-def _operand(x, dtype):
+def as_operand(x, dtype):
   """x as an operand of products: in `dtype`, but in float32 on a CPU.
 
   XLA:CPU multiplies bfloat16 30 times slower than float32.
@@ -312,7 +312,7 @@ def _operand(x, dtype):
   return x.astype(jnp.float32 if jax.default_backend() == 'cpu' else dtype)
 
 
-def _split(xs, shape, block):
+def split_tokens(xs, shape, block):
   """Cuts the last token axis: [..., T, *] -> [blocks, ..., T / blocks, *].
 
   Args:
@@ -336,7 +336,7 @@ def _split(xs, shape, block):
 
 
 def _join(x, shape):
-  """The inverse of `_split` for one array; `shape` is the tokens'."""
+  """The inverse of `split_tokens` for one array; `shape` is the tokens'."""
   axis = len(shape) - 1
   x = jnp.moveaxis(x, 0, axis)
   x = x.reshape(*shape[:-1], -1, *x.shape[axis + 2 :])
