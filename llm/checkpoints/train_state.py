@@ -12,7 +12,6 @@ from concurrent import futures
 import contextlib
 import dataclasses
 import json
-import logging
 import math
 import os
 import re
@@ -23,7 +22,7 @@ import warnings
 import jax
 import orbax.checkpoint as ocp
 
-from llm.checkpoints import leaves, sealed
+from llm.checkpoints import leaves, quiet, sealed
 from llm.errors import RunError, UserError
 
 # `.replaced` is a step between its old and its new folder's renaming.
@@ -96,7 +95,7 @@ class Checkpoints:
     self._identity = json.loads(sealed.to_json(identity))
     self._damaged = set()
     self._pending = None
-    logging.getLogger('absl').addFilter(_is_news)
+    quiet.hush()
     self._saver = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler())
     )
@@ -369,11 +368,6 @@ class Checkpoints:
       f'{error}; checkpoints there that are whole: {others}; mend this and '
       'start the same command again'
     )
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-  """Drops Orbax's three tracebacks of an error that reaches the caller."""
-  return not ('orbax' in record.pathname and record.exc_info)
 
 
 def _remove(path: str) -> None:

@@ -1,0 +1,37 @@
+"""Keeps to one error what the libraries below print dozens of times."""
+
+from collections.abc import Callable
+import dataclasses
+import logging
+import sys
+
+
+def hush() -> None:
+  """From now on a failed save is not printed by Orbax and its threads too.
+
+  All of it is about an error that reaches the caller: Orbax logs tracebacks,
+  and of the arrays that fail after the first one, TensorStore's threads report
+  to an event loop that is closed by then, or their futures complain that
+  nobody asked for their errors.
+  """
+  logging.getLogger('absl').addFilter(_is_news)
+  logging.getLogger('asyncio').addFilter(_was_awaited)
+  if not isinstance(sys.excepthook, _Excepthook):
+    sys.excepthook = _Excepthook(sys.excepthook)
+
+
+@dataclasses.dataclass
+class _Excepthook:
+  before: Callable[..., None]
+
+  def __call__(self, kind, error, traceback) -> None:
+    if kind is not RuntimeError or str(error) != 'Event loop is closed':
+      self.before(kind, error, traceback)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  return not ('orbax' in record.pathname and record.exc_info)
+
+
+def _was_awaited(record: logging.LogRecord) -> bool:
+  return 'exception was never retrieved' not in record.getMessage()
