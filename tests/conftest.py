@@ -36,6 +36,11 @@ def pytest_ignore_collect(collection_path, config):
   return True if folder and folder[0] in _left_out() else None
 
 
+def pytest_make_parametrize_id(val, argname):
+  """Names a file by its argument: gzip's bytes hold the time of day."""
+  return argname if isinstance(val, bytes) else None
+
+
 def pytest_terminal_summary(terminalreporter):
   for folder, reason in _left_out().items():
     terminalreporter.write_line(f'not run: tests/{folder}: {reason}')
@@ -47,6 +52,28 @@ def cache_folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('cache')
   os.environ['LLM_CACHE_DIR'] = str(folder)
   return folder
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compiled_programs(tmp_path_factory):
+  """One folder of compiled programs for all processes of this test run.
+
+  Compiling is most of the time that the tests take. The folder is empty at
+  first: nothing is kept from one run of the tests to the next.
+  """
+  import jax
+
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent  # what the workers have in common
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder / 'programs')
+  jax.config.update('jax_compilation_cache_dir', str(folder / 'programs'))
+  for name, value in (
+    ('jax_persistent_cache_min_compile_time_secs', 0),
+    ('jax_persistent_cache_min_entry_size_bytes', -1),
+  ):
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The command line, in this process where nothing depends on a fresh one."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -36,12 +37,6 @@ def config_file(tmp_path):
   path = tmp_path / 'config.py'
   path.write_text(CONFIG)
   return path
-
-
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch):
-  # It would stay on for all later tests of this process.
-  monkeypatch.setattr('llm.tasks.run.enable_compilation_cache', lambda: None)
 
 
 def call(*args):
@@ -135,8 +130,12 @@ def get_config(arg=None):
 
 
 def test_a_fresh_start_is_light_and_keeps_what_it_compiles(
-  tmp_path, cache_folder
+  tmp_path, monkeypatch
 ):
+  for name in list(os.environ):
+    if name.startswith(('JAX_COMPILATION_CACHE', 'JAX_PERSISTENT_CACHE')):
+      monkeypatch.delenv(name)
+  monkeypatch.setenv('LLM_CACHE_DIR', str(tmp_path / 'cache'))
   path = tmp_path / 'config.py'
   path.write_text(LAZY)
   done = subprocess.run(
@@ -146,4 +145,4 @@ def test_a_fresh_start_is_light_and_keeps_what_it_compiles(
     cwd=tmp_path,  # the project need not be the current folder
   )
   assert (done.returncode, done.stdout) == (0, '[]\n'), done.stderr
-  assert any((cache_folder / 'xla').iterdir())
+  assert any((tmp_path / 'cache' / 'xla').iterdir())

@@ -87,7 +87,7 @@ def test_folders_that_hold_no_model(refuse, copy):
 def test_a_bad_row_leaves_the_output_of_earlier_rows(
   refuse, run_task, model_folder, write_rows, tmp_path
 ):
-  options = ('sampling.max_new_tokens=12', 'batch_size=1')
+  options = ('sampling.max_new_tokens=12', 'batch_size=2')
   good = [{'prompt': 'a'}, {'prompt': 'b'}]
   path = write_rows(*good)
   rows = run_task('generate', f'prompts_file={path}', *options)
