@@ -1,0 +1,100 @@
+"""How a training run ends, and what the same command does then."""
+
+import json
+import math
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from llm import api, config_args
+from llm.errors import RunError
+from llm.tasks import run, training_report
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def start(model_folder, write_rows, tmp_path, monkeypatch):
+  """start('train.steps=4', …) runs it and returns the rows of its metrics."""
+  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  rows = [{'prompt': 'ab', 'completion': f'c{i}'} for i in range(8)]
+  path = write_rows(*rows)
+  workdir = tmp_path / 'run'
+
+  def start(*changes):
+    config = config_args.load_config(str(ROOT / 'configs' / 'sft.py'))
+    fields = {
+      'model.path': model_folder,
+      'data.path': path,
+      'data.max_length': 16,
+      'train.batch_size': 2,
+      'optim.warmup_steps': 0,
+      'optim.lr': 1e-3,
+      'optim.schedule': 'constant',
+      'export': tmp_path / 'out',
+    }
+    fields |= dict(change.split('=', 1) for change in changes)
+    args = [f'--config.{name}={value}' for name, value in fields.items()]
+    config_args.override_config(config, args)
+    run.run_task(config, str(workdir))
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+  return start
+
+
+def exported(tmp_path):
+  return (tmp_path / 'out' / 'model.safetensors').read_bytes()
+
+
+def test_a_finished_run_is_exported_again_or_prolonged(start, tmp_path, capsys):
+  rows = start('train.steps=3')
+  assert [row['step'] for row in rows] == [1, 2, 3]
+  first = exported(tmp_path)
+  shutil.rmtree(tmp_path / 'out')
+  capsys.readouterr()
+  assert start('train.steps=3') == rows
+  assert 'all 3 steps are done: nothing to train' in capsys.readouterr().err
+  assert exported(tmp_path) == first
+  longer = start('train.steps=5')
+  assert longer[:3] == rows and [row['step'] for row in longer[3:]] == [4, 5]
+  assert 'goes on from the checkpoint of step 3' in capsys.readouterr().err
+  assert exported(tmp_path) != first
+  result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+  assert result['steps'] == 5 and result['loss'] == longer[-1]['loss']
+
+
+def test_a_run_that_diverges_stops_with_its_last_good_state(
+  start, tmp_path, model_folder
+):
+  diverging = ('optim.lr=1e38', 'train.steps=9', 'train.max_bad_steps=3')
+  for again in range(2):  # the same command stops again, at once
+    with pytest.raises(RunError) as caught:
+      start(*diverging, 'optim.clip_norm=0.0')
+    message = str(caught.value)
+    assert 'had no finite gradient (train.max_bad_steps=3)' in message
+    assert (
+      'were saved: start anew, in another workdir, with a smaller' in message
+    )
+  lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  assert math.isfinite(rows[0]['loss'])
+  assert rows[-1]['skipped'] >= 3 and rows[-1]['step'] < 9
+  assert (tmp_path / 'run' / 'checkpoints').is_dir()
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_full_disk_at_the_export_is_one_message(start, tmp_path, monkeypatch):
+  def fail(*args, **kwargs):
+    raise OSError(28, 'No space left on device', 'model.safetensors')
+
+  with monkeypatch.context() as patch:
+    patch.setattr('llm.checkpoints.hf.save_hf', fail)
+    with pytest.raises(RunError, match='model.safetensors: No space left'):
+      start('train.steps=2')
+  rows = start('train.steps=2')
+  assert len(rows) == 2
+  model, params, _ = api.load(str(tmp_path / 'out'))
+  assert all(np.isfinite(x).all() for x in params['final_norm'].values())
