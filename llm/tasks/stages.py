@@ -4,6 +4,10 @@ A stage builds into `.NAME.partial` and is renamed to `NAME` when it is done,
 so a killed run leaves no half-made folder that looks finished. `stage.json`
 in it says from which settings it was made; a stage with other settings is
 made anew.
+
+A stage that takes long enough to be cut off, training, builds in place: its
+folder is there from the start, with a `stage.json` that lacks the summary until
+the stage is done, and a build that was killed goes on with what it left.
 """
 
 from collections.abc import Callable
@@ -12,6 +16,8 @@ import json
 import pathlib
 import shutil
 from typing import Any
+
+from llm.tasks import run as run_lib
 
 RECORD = 'stage.json'
 
@@ -38,6 +44,8 @@ def run_stage(
   name: str,
   inputs: dict[str, Any],
   build: Callable[[pathlib.Path], dict[str, Any]],
+  *,
+  in_place: bool = False,
 ) -> Stage:
   """Makes the stage `name` unless it is there, made from equal `inputs`.
 
@@ -47,6 +55,9 @@ def run_stage(
     inputs: all settings that decide the result, as JSON can hold them.
     build: writes the stage's files into the folder it is given and returns a
       summary, as JSON can hold it.
+    in_place: `build` gets the stage's own folder, with what a killed build
+      from equal `inputs` left in it; what was made from others is removed
+      first.
   """
   workdir = pathlib.Path(workdir)
   folder, partial = workdir / name, workdir / f'.{name}.partial'
@@ -54,11 +65,11 @@ def run_stage(
   record = _read_record(folder)
   if record and record['inputs'] == inputs:
     return Stage(folder, inputs, record['summary'], skipped=True)
+  if in_place:
+    return _build_in_place(folder, inputs, build)
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
-  record = {'inputs': inputs, 'summary': build(partial)}
-  text = json.dumps(record, indent=2) + '\n'
-  (partial / RECORD).write_text(text, encoding='utf-8')
+  summary = _write_record(partial, inputs, build(partial))
   if folder.exists():
     # A directory cannot be replaced in one step; killed between these two,
     # the stage is missing and will be made again.
@@ -69,13 +80,36 @@ def run_stage(
     shutil.rmtree(stale)
   else:
     partial.rename(folder)
-  summary = json.loads(text)['summary']
   return Stage(folder, inputs, summary, skipped=False)
 
 
+def _build_in_place(folder: pathlib.Path, inputs, build) -> Stage:
+  record = _load_json(folder / RECORD)
+  if record is None or record.get('inputs') != inputs or 'summary' in record:
+    # The record first: killed in between, what is left must not look done.
+    (folder / RECORD).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    run_lib.write_json(str(folder / RECORD), {'inputs': inputs})
+  summary = _write_record(folder, inputs, build(folder))
+  return Stage(folder, inputs, summary, skipped=False)
+
+
+def _write_record(folder: pathlib.Path, inputs, summary) -> dict:
+  """Marks a folder as done; returns the summary as it will be read back."""
+  run_lib.write_json(
+    str(folder / RECORD), {'inputs': inputs, 'summary': summary}
+  )
+  return _load_json(folder / RECORD)['summary']
+
+
 def _read_record(folder: pathlib.Path) -> dict | None:
+  record = _load_json(folder / RECORD)
+  return record if record and {'inputs', 'summary'} <= set(record) else None
+
+
+def _load_json(path: pathlib.Path) -> Any:
   try:
-    record = json.loads((folder / RECORD).read_text(encoding='utf-8'))
+    return json.loads(path.read_text(encoding='utf-8'))
   except (FileNotFoundError, NotADirectoryError, ValueError):
     return None
-  return record if {'inputs', 'summary'} <= set(record) else None

@@ -1,5 +1,7 @@
 """A stage is there whole or not at all, and made once per set of settings."""
 
+import contextlib
+
 import pytest
 
 from llm.tasks.stages import run_stage
@@ -62,3 +64,35 @@ def test_a_folder_without_its_record_is_made_again(tmp_path):
   run_stage(tmp_path, 'one', {}, _builder([]))
   (tmp_path / 'one' / 'stage.json').write_text('{"inputs"')
   assert not run_stage(tmp_path, 'one', {}, _builder([])).skipped
+
+
+def test_a_build_in_place_goes_on_from_what_was_left(tmp_path):
+  def build(folder):
+    half = folder / 'half.txt'
+    if not half.exists():
+      half.write_text('half')
+      raise KeyboardInterrupt
+    return {'went_on': half.read_text()}
+
+  with pytest.raises(KeyboardInterrupt):
+    run_stage(tmp_path, 'one', {'a': (1,)}, build, in_place=True)
+  stage = run_stage(tmp_path, 'one', {'a': (1,)}, build, in_place=True)
+  assert (stage.summary, stage.skipped) == ({'went_on': 'half'}, False)
+  assert run_stage(tmp_path, 'one', {'a': (1,)}, build, in_place=True).skipped
+
+
+@pytest.mark.parametrize('is_done', (False, True))
+def test_other_settings_begin_in_an_empty_folder(tmp_path, is_done):
+  def build(folder):
+    (folder / 'left.txt').write_text('left')
+    if not is_done:
+      raise KeyboardInterrupt
+    return {}
+
+  def empty(folder):
+    return {'files': sorted(path.name for path in folder.iterdir())}
+
+  with contextlib.suppress(KeyboardInterrupt):
+    run_stage(tmp_path, 'one', {'a': 1}, build, in_place=True)
+  stage = run_stage(tmp_path, 'one', {'a': 2}, empty, in_place=True)
+  assert stage.summary == {'files': ['stage.json']}
