@@ -15,8 +15,11 @@ ALLOWED = {
   'losses': set(),
   'text': set(),
   'checkpoints': {'models'},
+  'data': {'text'},
   'decode': {'models', 'losses'},
+  'parallel': set(),
   'sweeps': {'config_args'},
+  'train': set(),
 }
 TOP = {'tasks', 'serve', 'sweeps'}
 # Of the extras: a plain installation has none of them.

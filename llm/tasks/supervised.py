@@ -9,7 +9,7 @@ import jax
 from llm.data import curriculum, dataset, pipeline
 from llm.data.examples import Examples, check_vocabulary
 from llm.errors import UserError
-from llm.parallel.mesh import check_batch, make_mesh
+from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import shard_batch
 from llm.tasks import report, training
 from llm.tasks import run as run_lib
@@ -146,7 +146,7 @@ def make_evaluate(
   the share where the most probable token is the right one,
   `eval_perplexity` = exp(eval_loss).
   """
-  eval_step = jax.jit(make_eval_step(make_loss(trainee)))
+  eval_step = on_mesh(jax.jit(make_eval_step(make_loss(trainee))), trainee.mesh)
   key = jax.random.key(0)  # nothing is drawn
 
   def evaluate(params):

@@ -19,6 +19,7 @@ from llm.checkpoints.train_state import Checkpoints
 from llm.errors import RunError, UserError
 from llm.models.remat import REMAT
 from llm.parallel.distributed import is_writer
+from llm.parallel.mesh import on_mesh
 from llm.parallel.sharding import state_shardings
 from llm.tasks import exports, report, samples, training_report, writers
 from llm.tasks import run as run_lib
@@ -161,7 +162,9 @@ def train(
     checkpoints = stack.enter_context(
       _open_checkpoints(config, workdir, trainee.blueprint, recipe.identity)
     )
-    state = _first_state(config, workdir, trainee, tx, recipe, checkpoints)
+    state, shardings = _first_state(
+      config, workdir, trainee, tx, recipe, checkpoints
+    )
     start = int(state.step)
     write = stack.enter_context(writers.open_writers(config, workdir))
     bar = stack.enter_context(report.progress_bar('steps'))
@@ -182,18 +185,19 @@ def train(
       checkpoints.check()  # a save that failed ends the run at once
       return bool(stop)
 
+    step = make_train_step(
+      recipe.loss_fn,
+      tx,
+      microbatches=microbatches,
+      clip_norm=config.optim.clip_norm,
+      ema_decay=config.train.ema_decay,
+    )
     stop = stack.enter_context(stop_on_signal())
     state = loop.fit(
       state,
-      jax.jit(
-        make_train_step(
-          recipe.loss_fn,
-          tx,
-          microbatches=microbatches,
-          clip_norm=config.optim.clip_norm,
-          ema_decay=config.train.ema_decay,
-        ),
-        donate_argnums=0,
+      on_mesh(
+        jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        trainee.mesh,
       ),
       recipe.draw,
       schedule,
@@ -285,7 +289,7 @@ def _make_evaluate(config, workdir, trainee, recipe, console):
 
 
 def _first_state(config, workdir, trainee, tx, recipe, checkpoints):
-  """The newest checkpoint's state, or that before the first step."""
+  """(state, its shardings): the newest checkpoint's, or a fresh one's."""
   key = jax.random.fold_in(jax.random.key(config.seed), 2)
   ema = config.train.ema_decay > 0.0
   make = lambda params: init_state(params, tx, key, ema=ema)
@@ -301,13 +305,13 @@ def _first_state(config, workdir, trainee, tx, recipe, checkpoints):
   if is_writer():
     writers.truncate_rows(workdir, step)
   if restored is None:
-    return jax.jit(make, out_shardings=shardings)(trainee.params)
+    return jax.jit(make, out_shardings=shardings)(trainee.params), shardings
   recipe.seek(restored.data_state)
   if step < config.train.steps:
     report.tell(f'goes on from the checkpoint of step {step}')
   else:
     report.tell(f'all {step} steps are done: nothing to train')
-  return restored.state
+  return restored.state, shardings
 
 
 def _finish(config, workdir, trainee, state, seconds) -> dict[str, float]:
