@@ -20,6 +20,7 @@ Then talk to it:
 from ml_collections import config_dict
 
 from llm.config_args import parse_arg
+from llm.tasks.training_fields import training_fields
 
 
 def get_config(arg=None):
@@ -35,6 +36,7 @@ def get_config(arg=None):
   world.max_operand = 4 if small else 9  # of the sums a + b
   world.sum_exposures = 12 if small else 24  # written and asked, per sum
   world.held_out = 0.1  # share of facts that are never written
+  world.quizzes = True  # what is asked is part of the texts too, as prose
 
   config.tokenizer = config_dict.ConfigDict()
   config.tokenizer.vocab_size = 384 if small else 512
@@ -51,22 +53,27 @@ def get_config(arg=None):
   config.data = config_dict.ConfigDict()
   config.data.max_length = 192  # tokens of a packed row
 
-  config.train = config_dict.ConfigDict()
-  config.train.steps = 100 if small else 550
-  config.train.batch_size = 4 if small else 6  # rows
-
-  optim = config.optim = config_dict.ConfigDict()
-  optim.name = 'adamw'
-  optim.lr = 0.01 if small else 0.003
-  optim.schedule = 'linear'
-  optim.warmup_steps = 20
-  optim.weight_decay = 0.1
-  optim.b1 = 0.9
-  optim.b2 = 0.95
-  optim.clip_norm = 1.0
+  config.pretrain = _training('pretrain', steps=80 if small else 450)
+  config.pretrain.optim.lr = 0.01 if small else 0.003
+  config.sft = _training('sft', steps=40 if small else 60)
+  config.sft.optim.lr = 0.003 if small else 0.001
 
   config.exam = config_dict.ConfigDict()
   config.exam.batch_size = 128 if small else 64  # rows answered together
   config.exam.max_new_tokens = 16  # of an answer
   config.exam.text_tokens = 16 if small else 64  # of a free text
   return config
+
+
+def _training(task, steps):
+  """What a training stage has of its own; the rest is as in training_fields."""
+  stage = config_dict.ConfigDict()
+  stage.steps = steps
+  stage.batch_size = 8  # rows
+  stage.checkpoint_every = 100  # steps
+  stage.optim = training_fields(task).optim
+  stage.optim.schedule = 'linear'
+  stage.optim.warmup_steps = 20
+  stage.optim.weight_decay = 0.1
+  stage.optim.b2 = 0.95
+  return stage

@@ -1,18 +1,21 @@
 """The exam of a world: every question asked, every answer marked."""
 
 from collections.abc import Sequence
+import dataclasses
 import json
 import pathlib
-from typing import Any
 
 import jax
 import ml_collections
 from rich import console as rich_console
+from rich import markup
 from rich import table as rich_table
 
+from llm import api
 from llm.data.worlds import corpus as corpus_lib
 from llm.data.worlds import world as world_lib
 from llm.data.worlds.corpus import Question
+from llm.models.transformer import init_params
 from llm.tasks import bandwidth, loading, report
 from llm.tasks import requests as requests_lib
 from llm.tasks.answers import generate_rows, make_rows, plan_decoding
@@ -28,6 +31,7 @@ GROUPS = (
   'sums: written',
   'sums: never written',
 )
+MODELS = ('untrained', 'pretrained', 'tuned')
 TEXTS = 3  # free texts, each begun with the name of a popular person
 
 
@@ -47,10 +51,13 @@ def hold_exam(
   world: world_lib.World,
   model_folder: pathlib.Path,
   *,
-  untrained: Any,
+  pretrained: pathlib.Path,
   settings: ml_collections.ConfigDict,
 ) -> dict:
   """Asks a saved model about every fact, greedily, and marks its answers.
+
+  For contrast the same questions go to a fresh model of the same shape, and
+  to the model before it was tuned.
 
   The answers come from the code of `configs/generate.py`, with both phases
   timed. Writes `questions.jsonl`, `answers.jsonl` (in the form
@@ -60,15 +67,16 @@ def hold_exam(
     folder: for the files.
     world: the ledger.
     model_folder: a Hugging Face folder.
-    untrained: parameters of the same shape before training, for contrast.
+    pretrained: the folder of the model before it was tuned.
     settings: `batch_size`; `max_new_tokens` of an answer and `text_tokens` of
       a free text.
 
   Returns:
-    `questions` (how many), `groups` (name: questions, right, untrained),
-    `texts` (what the model goes on to write about popular people), `phases`
-    (the lines of the table of both phases) and `result`, the shares of right
-    answers and the speeds by short names.
+    `questions` (how many), `groups` (name: questions, and how many of them each
+    of `MODELS` answered right), `texts` (what the pretrained model goes on to
+    write about popular people), `phases` (the lines of the table of both
+    phases) and `result`, the shares of right answers and the speeds by short
+    names.
   """
   questions = corpus_lib.write_exam(world)
   _write_jsonl(
@@ -81,20 +89,28 @@ def hold_exam(
   )
   config = _generate_config(folder, model_folder, settings)
   source = loading.open_model(config)
-  trained = loading.load_weights(config, source)
+  tuned = loading.load_weights(config, source)
   phases = report.Phases()
-  rows = _generate(config, trained, phases)
+  rows = _generate(config, tuned, phases)
   _write_jsonl(folder / 'answers.jsonl', rows)
-  # Placed as the trained ones are, or everything would be compiled again.
-  places = jax.tree.map(lambda x: x.sharding, trained.params)
-  fresh = loading.Loaded(
-    source, trained.model, jax.device_put(untrained, places)
-  )
-  before = [row['text'] for row in _generate(config, fresh, report.Phases())]
-  answers = [row['text'] for row in rows]
-  marks = _mark(questions, answers, before)
+  answers = {'tuned': [row['text'] for row in rows]}
+  others = {
+    'untrained': init_params(source.config, jax.random.key(world.seed)),
+    'pretrained': api.read_params(
+      str(pretrained), source.config, loading.DTYPES[config.dtype]
+    ),
+  }
+  # Placed as the tuned ones are, or everything would be compiled again.
+  places = jax.tree.map(lambda x: x.sharding, tuned.params)
+  for name, params in others.items():
+    other = dataclasses.replace(tuned, params=jax.device_put(params, places))
+    rows = _generate(config, other, report.Phases())
+    answers[name] = [row['text'] for row in rows]
+  marks = _mark(questions, answers)
   _write_jsonl(folder / 'marks.jsonl', marks)
-  texts = zip(world.people, answers[len(questions) :], strict=False)
+  # Free text is what the pretrained model does; the tuned one only answers.
+  texts = answers['pretrained'][len(questions) :]
+  texts = zip(world.people, texts, strict=False)
   return {
     'questions': len(questions),
     'groups': _count(marks),
@@ -111,24 +127,30 @@ def print_report(exam: Stage) -> None:
   console.print()
   marks = _read_jsonl(exam.folder / 'marks.jsonl')
   table = rich_table.Table('right answers', box=None, pad_edge=False)
-  for name in ('trained', 'untrained', 'questions'):
+  for name in (*MODELS, 'questions'):
     table.add_column(name, justify='right')
   for name, group in exam.summary['groups'].items():
     total = group['questions']
-    shares = [f'{group[key] / total:.0%}' for key in ('right', 'untrained')]
+    shares = [f'{group[key] / total:.0%}' for key in MODELS]
     table.add_row(name, *shares, str(total))
   console.print(table)
   console.print()
   examples = rich_table.Table(
-    'question', 'answer', 'truth', box=None, pad_edge=False
+    'question', 'answer', 'truth', 'before tuning', box=None, pad_edge=False
   )
   for i, group in enumerate(exam.summary['groups']):
     found = [mark for mark in marks if mark['group'] == group]
     mark = found[7 * i % len(found)]  # of another relation in each group
-    style = 'green' if mark['right'] else 'red'
-    answer = mark['answer'].replace('[', r'\[')
+    style = 'green' if mark['right']['tuned'] else 'red'
+    answer, before = (
+      markup.escape(report.printable(mark['answers'][name]))
+      for name in ('tuned', 'pretrained')
+    )
     examples.add_row(
-      mark['question'], f'[{style}]{answer}[/{style}]', mark['truth']
+      mark['question'],
+      f'[{style}]{answer}[/{style}]',
+      mark['truth'],
+      f'[dim]{before}[/dim]',
     )
   console.print(examples)
   for text in exam.summary['texts']:
@@ -137,23 +159,26 @@ def print_report(exam: Stage) -> None:
 
 
 def _mark(
-  questions: list[Question], answers: list[str], untrained: list[str]
+  questions: list[Question], answers: dict[str, list[str]]
 ) -> list[dict]:
   """One row per question; what follows the answers to questions is ignored."""
-  return [
-    {
-      'question': question.text,
-      'truth': question.answer,
-      'answer': answer.strip(),
-      'right': corpus_lib.is_right(question, answer),
-      'untrained': corpus_lib.is_right(question, other),
-      'group': group_of(question.fact),
-      'fact': vars(question.fact),
-    }
-    for question, answer, other in zip(
-      questions, answers, untrained, strict=False
+  marks = []
+  for i, question in enumerate(questions):
+    given = {name: answers[name][i] for name in MODELS}
+    marks.append(
+      {
+        'question': question.text,
+        'truth': question.answer,
+        'answers': {name: text.strip() for name, text in given.items()},
+        'right': {
+          name: corpus_lib.is_right(question, text)
+          for name, text in given.items()
+        },
+        'group': group_of(question.fact),
+        'fact': vars(question.fact),
+      }
     )
-  ]
+  return marks
 
 
 def _generate(config, loaded, phases: report.Phases) -> list[dict]:
@@ -208,14 +233,13 @@ def _count(marks: list[dict]) -> dict[str, dict[str, int]]:
     if found:
       groups[name] = {
         'questions': len(found),
-        'right': sum(mark['right'] for mark in found),
-        'untrained': sum(mark['untrained'] for mark in found),
+        **{key: sum(mark['right'][key] for mark in found) for key in MODELS},
       }
   return groups
 
 
 def _shares(marks: list[dict]) -> dict[str, float]:
-  """Shares of right answers about all that was written, and before training."""
+  """Shares of right answers about all that was written, of each model."""
   shares = {}
   for name, is_sum in (('facts', False), ('sums', True)):
     found = [
@@ -224,8 +248,9 @@ def _shares(marks: list[dict]) -> dict[str, float]:
       if (mark['fact']['relation'] == world_lib.SUM) == is_sum
       and mark['fact']['stated']
     ]
-    for key in ('right', 'untrained') if found else ():
-      shares[f'{name}_{key}'] = sum(m[key] for m in found) / len(found)
+    for key in MODELS if found else ():
+      right = sum(mark['right'][key] for mark in found)
+      shares[f'{name}_{key}'] = right / len(found)
   return shares
 
 

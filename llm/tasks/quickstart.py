@@ -1,39 +1,37 @@
 """The run `quickstart`: world, tokenizer, model and exam, from nothing.
 
-Five stages, each a folder of the workdir (see `llm.tasks.stages`):
-  corpus     the world's ledger and its documents
+Six stages, each a folder of the workdir (see `llm.tasks.stages`):
+  corpus     the world's ledger, and what is written about it
   tokenizer  a SentencePiece model with a chat template
-  train      the parameters; `metrics.jsonl` in the workdir
-  model      the same as a Hugging Face folder
+  pretrain   a run of `configs/pretrain.py` on the texts
+  sft        a run of `configs/sft.py` on the dialogues, from that model
+  model      the result, a Hugging Face folder
   exam       questions, answers and their marks
 """
 
+import functools
 import json
 import pathlib
-import time
+import shutil
 
 import jax
 import ml_collections
 import numpy as np
 from rich import console as rich_console
 
-from llm.checkpoints import hf
-from llm.data import packing
 from llm.data.worlds import corpus as corpus_lib
 from llm.data.worlds import world as world_lib
 from llm.errors import UserError
-from llm.losses import language
-from llm.models.config import ModelConfig
-from llm.models.transformer import Transformer, init_params
-from llm.tasks import exam, report
+from llm.tasks import exam, supervised, training_report
 from llm.tasks import run as run_lib
 from llm.tasks.stages import Stage, run_stage
-from llm.text import chat, training
-from llm.text.tokenizer import Tokenizer, load_tokenizer
-from llm.train import optim, step
-from llm.train import state as state_lib
+from llm.tasks.training_fields import training_fields
+from llm.text import training as tokenizer_training
+from llm.text.tokenizer import load_tokenizer
+from llm.train import optim
 
 DEFAULT_WORKDIR = 'runs/quickstart'
+TEXTS, DIALOGUES = 'texts.jsonl', 'dialogues.jsonl'  # of the corpus
 # "<s> Question: … Answer: …</s>", so that a chat and a text typed in the same
 # form have the same tokens.
 CHAT_TEMPLATE = """{{ bos_token }}
@@ -65,9 +63,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     run_lib.prepare_workdir(config, workdir)
   # What a later stage would refuse is refused before any work.
   _check(config)
-  optim.make_optimizer(config.optim, config.train.steps)
   world = _build_world(config)
-  trained, model = _make_model(config, world, pathlib.Path(workdir))
+  pretrained, tuned, model = _make_model(config, world, pathlib.Path(workdir))
   marks = run_stage(
     workdir,
     'exam',
@@ -76,31 +73,37 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
       folder,
       world,
       model.folder,
-      untrained=_fresh_params(config, load_tokenizer(model.folder)),
+      pretrained=pretrained.folder / 'model',
       settings=config.exam,
     ),
   )
   _tell(marks, 'all {questions} questions that the ledger can answer')
   exam.print_report(marks)
-  result = {
-    'loss': trained.summary['loss'],
-    'train_s': trained.summary['seconds'],
-    **marks.summary['result'],
-  }
-  run_lib.write_result(str(workdir), result)
+  result = {}
+  for stage in (pretrained, tuned):
+    for key in ('loss', 'seconds'):
+      result[f'{stage.folder.name}_{key}'] = stage.summary[key]
+  run_lib.write_result(str(workdir), result | marks.summary['result'])
 
 
 def _make_model(
   config: ml_collections.ConfigDict,
   world: world_lib.World,
   workdir: pathlib.Path,
-) -> tuple[Stage, Stage]:
-  """The stages up to the Hugging Face folder; returns the last two."""
+) -> tuple[Stage, Stage, Stage]:
+  """The stages up to the Hugging Face folder; returns the last three."""
   inputs = {'seed': config.seed, 'world': config.world.to_dict()}
   corpus = run_stage(
-    workdir, 'corpus', inputs, lambda folder: _write_corpus(folder, world)
+    workdir,
+    'corpus',
+    inputs,
+    lambda folder: _write_corpus(folder, world, config.world.quizzes),
   )
-  _tell(corpus, '{documents:,} documents about {people} people and {sums} sums')
+  _tell(
+    corpus,
+    '{texts:,} texts and {dialogues:,} dialogues about {people} people and '
+    '{sums} sums',
+  )
 
   inputs |= {'tokenizer': config.tokenizer.to_dict()}
   tokenizer = run_stage(
@@ -111,37 +114,55 @@ def _make_model(
   )
   _tell(tokenizer, '{vocab_size} tokens of {characters:.1f} characters')
 
-  fields = ('model', 'data', 'train', 'optim')
-  inputs |= {name: config[name].to_dict() for name in fields}
-  trained = run_stage(
-    workdir,
-    'train',
-    inputs,
-    lambda folder: _train(folder, config, corpus, tokenizer, workdir),
-  )
-  _tell(
-    trained,
-    '{parameters:,} parameters, {tokens:,} tokens in {seconds:.0f} s, '
-    'loss {first_loss:.2f} to {loss:.2f} nats',
-  )
+  stages = []
+  for kind, groups in (('pretrain', ('model', 'data')), ('sft', ())):
+    inputs |= {name: config[name].to_dict() for name in (*groups, kind)}
+    fields = training_config(config, kind)
+    build = functools.partial(_train, fields, workdir, kind)
+    stage = run_stage(workdir, kind, inputs, build, in_place=True)
+    _tell(
+      stage,
+      '{parameters:,} parameters, {tokens:,} tokens in {seconds:.0f} s, '
+      'loss {first_loss:.2f} to {loss:.2f} nats',
+    )
+    stages.append(stage)
 
   model = run_stage(
-    workdir,
-    'model',
-    inputs,
-    lambda folder: _export(folder, config, tokenizer, trained),
+    workdir, 'model', inputs, functools.partial(_copy_model, stages[-1])
   )
   _tell(model, 'a folder for transformers and configs/generate.py')
-  return trained, model
+  return *stages, model
+
+
+def training_config(
+  config: ml_collections.ConfigDict, kind: str
+) -> ml_collections.ConfigDict:
+  """The config of a training stage, but for its paths.
+
+  Args:
+    config: see `configs/quickstart.py`.
+    kind: 'pretrain' or 'sft', the name of the stage and of its run.
+  """
+  fields, stage = training_fields(kind), config[kind]
+  fields.seed = fields.data.seed = config.seed
+  fields.data.max_length = config.data.max_length
+  for name in ('steps', 'batch_size', 'checkpoint_every'):
+    fields.train[name] = stage[name]
+  fields.train.keep = 1
+  fields.optim = stage.optim
+  fields.loss.name = 'cross_entropy'
+  fields.loss.neftune_alpha = 0.0
+  if kind == 'pretrain':
+    fields.model.update(config.model)
+  return fields
 
 
 def _check(config) -> None:
   if config.seed < 0:
     raise UserError(f'seed={config.seed}: use 0 or more')
-  for group in ('model', 'data', 'train', 'exam'):
-    for name, value in config[group].items():
-      if value < 1:
-        raise UserError(f'{group}.{name}={value}: use 1 or more')
+  _check_positive(config.model, 'model')
+  _check_positive(config.data, 'data')
+  _check_positive(config.exam, 'exam')
   model = config.model
   if model.num_heads % model.num_kv_heads:
     raise UserError(
@@ -153,6 +174,29 @@ def _check(config) -> None:
       f'model.head_dim={model.head_dim}: use an even number, for RoPE turns '
       'pairs'
     )
+  if config.data.max_length > model.max_length:
+    raise UserError(
+      f'data.max_length={config.data.max_length}: use at most '
+      f'model.max_length={model.max_length}'
+    )
+  for kind in ('pretrain', 'sft'):
+    stage = config[kind]
+    _check_positive(stage, kind)
+    if stage.batch_size % jax.device_count():
+      raise UserError(
+        f'{kind}.batch_size={stage.batch_size}: use a multiple of the '
+        f'{jax.device_count()} devices'
+      )
+    try:
+      optim.make_optimizer(stage.optim, stage.steps)
+    except UserError as error:
+      raise UserError(f'{kind}: {error}') from None
+
+
+def _check_positive(group, name: str) -> None:
+  for key, value in group.items():
+    if isinstance(value, int) and value < 1:
+      raise UserError(f'{name}.{key}={value}: use 1 or more')
 
 
 def _build_world(config) -> world_lib.World:
@@ -165,21 +209,31 @@ def _build_world(config) -> world_lib.World:
   )
 
 
-def _write_corpus(folder: pathlib.Path, world: world_lib.World) -> dict:
-  documents = corpus_lib.write_corpus(world)
-  _write_jsonl(folder / 'documents.jsonl', (d.to_json() for d in documents))
+def _write_corpus(
+  folder: pathlib.Path, world: world_lib.World, quizzes: bool
+) -> dict:
+  rows = [document.to_json() for document in corpus_lib.write_corpus(world)]
+  dialogues = [row for row in rows if 'messages' in row]
+  texts = [row for row in rows if 'text' in row]
+  if quizzes:
+    texts += [{'text': _quiz(row['messages'])} for row in dialogues]
+  _write_jsonl(folder / TEXTS, texts)
+  _write_jsonl(folder / DIALOGUES, dialogues)
   _write_jsonl(folder / 'ledger.jsonl', map(vars, world.facts))
   sums = sum(fact.relation == world_lib.SUM for fact in world.facts)
   return {
-    'documents': len(documents),
+    'texts': len(texts),
+    'dialogues': len(dialogues),
     'people': len(world.people),
     'sums': sums,
   }
 
 
 def _train_tokenizer(folder: pathlib.Path, corpus: Stage, settings) -> dict:
-  texts = [_plain_text(row) for row in _read_documents(corpus)]
-  model = training.train_sentencepiece(texts, settings.vocab_size)
+  texts = [row['text'] for row in _read_jsonl(corpus.folder / TEXTS)]
+  dialogues = _read_jsonl(corpus.folder / DIALOGUES)
+  texts += [_chat(row['messages']) for row in dialogues]
+  model = tokenizer_training.train_sentencepiece(texts, settings.vocab_size)
   (folder / 'tokenizer.model').write_bytes(model)
   run_lib.write_json(
     str(folder / 'tokenizer_config.json'),
@@ -203,152 +257,50 @@ def _train_tokenizer(folder: pathlib.Path, corpus: Stage, settings) -> dict:
 
 
 def _train(
-  folder: pathlib.Path,
-  config: ml_collections.ConfigDict,
-  corpus: Stage,
-  tokenizer: Stage,
+  fields: ml_collections.ConfigDict,
   workdir: pathlib.Path,
+  kind: str,
+  folder: pathlib.Path,
 ) -> dict:
-  """Trains from scratch; writes `params.npz` and the run's metrics."""
-  tok = load_tokenizer(tokenizer.folder)
-  documents = [_encode(tok, row) for row in _read_documents(corpus)]
-  batches = packing.packed_batches(
-    documents,
-    config.data.max_length,
-    config.train.batch_size,
-    config.seed,
-  )
-  tx = optim.make_optimizer(config.optim, config.train.steps)
-  schedule = optim.make_schedule(config.optim, config.train.steps)
-  state = state_lib.init_state(
-    _fresh_params(config, tok), tx, jax.random.key(config.seed)
-  )
-  advance = jax.jit(
-    step.make_train_step(
-      _make_loss(_model_config(config, tok)),
-      tx,
-      clip_norm=config.optim.clip_norm,
-    ),
-    donate_argnums=0,
-  )
-  (workdir / 'metrics.jsonl').unlink(missing_ok=True)
-  rows = []
-  began = last = time.perf_counter()
-  with report.progress_bar('steps') as bar:
-    task = bar.add_task('training', total=config.train.steps)
-    for done in range(config.train.steps):
-      rng = state_lib.step_key(state)
-      state, metrics = advance(state, next(batches), rng)
-      metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-      now = time.perf_counter()
-      row = {'step': done + 1, 'loss': metrics.pop('loss')}
-      row['tokens'] = int(metrics.pop('weight'))
-      row['tokens_per_s'] = row['tokens'] / (now - last)
-      row |= {'lr': float(schedule(done)), **metrics}
-      last = now
-      run_lib.append_metrics(str(workdir), row)
-      rows.append(row)
-      bar.update(task, advance=1, description=f'loss {row["loss"]:.3f}')
-  np.savez(folder / 'params.npz', **_flatten(jax.device_get(state.params)))
-  last_rows = rows[-min(20, len(rows)) :]
+  """Runs the training task in the stage's folder; sets `fields`' paths."""
+  if kind == 'pretrain':
+    fields.tokenizer.path = str(workdir / 'tokenizer')
+    fields.data.path = str(workdir / 'corpus' / TEXTS)
+  else:
+    fields.model.path = str(workdir / 'pretrain' / 'model')
+    fields.data.path = str(workdir / 'corpus' / DIALOGUES)
+  fields.export = str(folder / 'model')
+  result = supervised.run(fields, str(folder))
+  rows = training_report.read_rows(str(folder))
   return {
-    'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
-    'tokens': sum(row['tokens'] for row in rows),
-    'seconds': last - began,
+    'parameters': result['parameters'],
+    'tokens': result['tokens'],
+    # Of all steps, of which this process may have done the last ones only.
+    'seconds': sum(row['tokens'] / row['tokens_per_s'] for row in rows),
     'first_loss': rows[0]['loss'],
-    'loss': float(np.mean([row['loss'] for row in last_rows])),
+    'loss': float(np.mean([row['loss'] for row in rows[-20:]])),
   }
 
 
-def _make_loss(config: ModelConfig):
-  model = Transformer(config)
-
-  def loss_fn(params, frozen, batch, keys):
-    del frozen, keys  # all is trained, nothing is drawn
-    targets, weights = language.next_token_targets(
-      batch['tokens'], batch['loss_mask'], batch['segment_ids']
-    )
-    logits, _ = model.apply(
-      {'params': params},
-      batch['tokens'],
-      positions=batch['positions'],
-      segment_ids=batch['segment_ids'],
-    )
-    loss_sum, weight_sum, sums = language.cross_entropy_loss(
-      logits, targets, weights
-    )
-    return loss_sum, weight_sum, {'accuracy': sums['correct']}
-
-  return loss_fn
-
-
-def _export(
-  folder: pathlib.Path,
-  config: ml_collections.ConfigDict,
-  tokenizer: Stage,
-  trained: Stage,
-) -> dict:
-  tok = load_tokenizer(tokenizer.folder)
-  with np.load(trained.folder / 'params.npz') as arrays:
-    params = _unflatten(dict(arrays))
-  hf.save_hf(str(folder), _model_config(config, tok), params, tokenizer=tok)
+def _copy_model(tuned: Stage, folder: pathlib.Path) -> dict:
+  shutil.copytree(tuned.folder / 'model', folder, dirs_exist_ok=True)
   return {}
 
 
-def _model_config(config, tok: Tokenizer) -> ModelConfig:
-  return ModelConfig(
-    vocab_size=tok.vocab_size,
-    tie_embeddings=True,
-    bos_id=tok.bos_id,
-    eos_ids=tok.eos_ids,
-    **config.model.to_dict(),
-  )
+def _quiz(messages: list[dict]) -> str:
+  """The same questions and answers as running text: "How old is …? 45. …"."""
+  stops = {'user': '', 'assistant': '.'}
+  return ' '.join(m['content'] + stops[m['role']] for m in messages)
 
 
-def _fresh_params(config, tok: Tokenizer):
-  rng = jax.random.fold_in(jax.random.key(config.seed), 0)
-  return init_params(_model_config(config, tok), rng)
-
-
-def _encode(tok: Tokenizer, row: dict) -> list[int]:
-  """A document's ids: BOS, the text, EOS; for a dialogue as in a chat."""
-  if 'text' in row:
-    return [*tok.encode(row['text']), *tok.eos_ids[:1]]
-  return chat.encode(tok, row['messages'], add_generation_prompt=False)
-
-
-def _plain_text(row: dict) -> str:
-  if 'text' in row:
-    return row['text']
+def _chat(messages: list[dict]) -> str:
+  """The words of the chat template."""
   names = {'user': 'Question', 'assistant': 'Answer'}
-  return ' '.join(
-    f'{names[m["role"]]}: {m["content"]}' for m in row['messages']
-  )
+  return ' '.join(f'{names[m["role"]]}: {m["content"]}' for m in messages)
 
 
-def _flatten(tree: dict, prefix: str = '') -> dict[str, np.ndarray]:
-  out = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      out |= _flatten(value, f'{prefix}{key}/')
-    else:
-      out[prefix + key] = value
-  return out
-
-
-def _unflatten(flat: dict[str, np.ndarray]) -> dict:
-  tree = {}
-  for name, value in flat.items():
-    *path, last = name.split('/')
-    node = tree
-    for key in path:
-      node = node.setdefault(key, {})
-    node[last] = value
-  return tree
-
-
-def _read_documents(corpus: Stage) -> list[dict]:
-  with open(corpus.folder / 'documents.jsonl', encoding='utf-8') as file:
+def _read_jsonl(path: pathlib.Path) -> list[dict]:
+  with path.open(encoding='utf-8') as file:
     return [json.loads(line) for line in file]
 
 

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import optax
 
-from llm.data.packing import pack_documents
+from llm.data import packing, pipeline
+from llm.data.examples import Example, from_list
 from llm.losses.chunked import chunked_cross_entropy_loss
 from llm.losses.language import cross_entropy_loss, next_token_targets
 from llm.models.transformer import Transformer, init_params, stack_layers
@@ -33,8 +34,11 @@ def keep_gradient():
 def batch():
   rng = np.random.default_rng(0)
   lengths = rng.integers(3, 40, 80)
-  documents = [rng.integers(1, 96, n).tolist() for n in lengths]
-  rows = {k: v[:ROWS] for k, v in pack_documents(documents, LENGTH).items()}
+  documents = from_list(
+    Example(rng.integers(1, 96, n), np.ones(n, bool)) for n in lengths
+  )
+  members = packing.next_fit(lengths, LENGTH)[:ROWS]
+  rows = pipeline.fill_rows(documents, members, LENGTH, packing=True)
   rows['loss_mask'] &= rng.random((ROWS, LENGTH)) < 0.7
   return rows
 

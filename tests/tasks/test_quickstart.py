@@ -14,10 +14,10 @@ from llm.data.worlds import world as world_lib
 from llm.errors import UserError
 from llm.tasks import exam, quickstart
 from llm.tasks import run as run_lib
-from llm.text import chat
+from llm.text import chat, chat_mask
 
 ROOT = pathlib.Path(__file__).parents[2]
-STAGES = ('corpus', 'tokenizer', 'train', 'model', 'exam')
+STAGES = ('corpus', 'tokenizer', 'pretrain', 'sft', 'model', 'exam')
 STEPS = 12
 
 
@@ -33,9 +33,13 @@ def _config(*overrides):
     'model.hidden_dim=32',
     'model.num_layers=1',
     'model.num_heads=1',
-    f'train.steps={STEPS}',
-    'train.batch_size=4',
-    'optim.warmup_steps=2',
+    f'pretrain.steps={STEPS}',
+    'pretrain.batch_size=2',
+    'pretrain.checkpoint_every=2',
+    'pretrain.optim.warmup_steps=2',
+    'sft.steps=4',
+    'sft.batch_size=2',
+    'sft.optim.warmup_steps=1',
     'exam.batch_size=32',
     'exam.max_new_tokens=4',
     'exam.text_tokens=4',
@@ -49,9 +53,9 @@ def _rows(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _params(workdir):
-  with np.load(workdir / 'train' / 'params.npz') as arrays:
-    return dict(arrays)
+def _params(folder):
+  _, params, _ = llm.api.load(str(folder))
+  return jax.tree.leaves(params)
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +80,7 @@ def test_every_stage_leaves_its_folder(workdir):
 
 
 def test_metrics_have_one_row_per_step(workdir):
-  rows = _rows(workdir / 'metrics.jsonl')
+  rows = _rows(workdir / 'pretrain' / 'metrics.jsonl')
   assert [row['step'] for row in rows] == list(range(1, STEPS + 1))
   fields = {'step', 'loss', 'tokens', 'tokens_per_s', 'lr', 'grad_norm'}
   assert all(fields <= set(row) for row in rows)
@@ -86,15 +90,16 @@ def test_metrics_have_one_row_per_step(workdir):
   # Linear warmup over 2 steps to 0.01, then a line that reaches 0 at the end.
   expected = [0.005, 0.01, *(0.01 * (1 - i / 10) for i in range(10))]
   np.testing.assert_allclose([row['lr'] for row in rows], expected, rtol=1e-5)
+  tuning = _rows(workdir / 'sft' / 'metrics.jsonl')
+  assert [row['step'] for row in tuning] == [1, 2, 3, 4]
 
 
-def test_exported_folder_holds_what_was_trained(workdir):
-  model, params, tok = llm.api.load(str(workdir / 'model'))
-  flat = quickstart._flatten(params)
-  trained = _params(workdir)
-  assert set(flat) == set(trained)
-  for name, value in trained.items():
-    np.testing.assert_array_equal(flat[name], value)
+def test_the_model_is_the_tuned_one(workdir):
+  weights = 'model.safetensors'
+  tuned = (workdir / 'sft' / 'model' / weights).read_bytes()
+  assert (workdir / 'model' / weights).read_bytes() == tuned
+  assert (workdir / 'pretrain' / 'model' / weights).read_bytes() != tuned
+  model, _, tok = llm.api.load(str(workdir / 'model'))
   assert model.config.eos_ids == tok.eos_ids == (2,)
   messages = [{'role': 'user', 'content': 'What is 1 + 1?'}]
   assert chat.encode(tok, messages) == tok.encode(
@@ -102,18 +107,42 @@ def test_exported_folder_holds_what_was_trained(workdir):
   )
 
 
-def test_dialogues_are_encoded_as_in_a_chat(workdir):
+def test_tuning_begins_with_the_pretrained_model(workdir):
+  # With a rate of 0 the stage would export what it was given.
+  before = _params(workdir / 'pretrain' / 'model')
+  after = _params(workdir / 'model')
+  moved = max(float(abs(a - b).max()) for a, b in zip(after, before))
+  assert 0 < moved < 4 * 0.01  # four steps of at most about the rate
+  config = quickstart.training_config(_config(), 'sft')
+  assert (config.task, config.train.steps, config.optim.lr) == ('sft', 4, 0.003)
+
+
+def test_only_answers_are_learned_in_tuning(workdir):
   _, _, tok = llm.api.load(str(workdir / 'model'))
-  documents = _rows(workdir / 'corpus' / 'documents.jsonl')
-  dialogue = next(row for row in documents if 'messages' in row)
-  ids = quickstart._encode(tok, dialogue)
-  assert ids[0] == tok.bos_id and ids[-1] == tok.eos_ids[0]
-  prompt = chat.encode(tok, dialogue['messages'][:1])
-  assert ids[: len(prompt)] == prompt
-  text = next(row for row in documents if 'text' in row)
-  ids = quickstart._encode(tok, text)
-  assert tok.decode(ids) == text['text']
-  assert (ids[0], ids[-1]) == (1, 2)
+  dialogue = _rows(workdir / 'corpus' / 'dialogues.jsonl')[0]['messages']
+  ids, mask = chat_mask.encode_with_mask(tok, dialogue)
+  said, part = [], []
+  for id, learned in zip(ids, mask):
+    if learned:
+      part.append(id)
+    elif part:
+      said, part = [*said, part], []
+  said.append(part)
+  assert all(part[-1] == tok.eos_ids[0] for part in said)
+  answers = [m['content'] for m in dialogue if m['role'] == 'assistant']
+  assert [tok.decode(part).strip() for part in said] == answers
+
+
+def test_the_texts_have_quizzes_if_asked(workdir, tmp_path):
+  dialogues = _rows(workdir / 'corpus' / 'dialogues.jsonl')
+  texts = [row['text'] for row in _rows(workdir / 'corpus' / 'texts.jsonl')]
+  question, answer = (m['content'] for m in dialogues[0]['messages'][:2])
+  assert sum(text.startswith(f'{question} {answer}.') for text in texts)
+  world = world_lib.build_world(0, 3, max_operand=2, sum_exposures=4)
+  quickstart._write_corpus(tmp_path, world, quizzes=False)
+  fewer = [row['text'] for row in _rows(tmp_path / 'texts.jsonl')]
+  assert fewer == texts[: len(texts) - len(dialogues)]
+  assert not any('?' in text for text in fewer)
 
 
 def test_marks_follow_the_ledger(workdir):
@@ -124,13 +153,16 @@ def test_marks_follow_the_ledger(workdir):
   for mark, answer, fact in zip(marks, answers, world.facts):
     assert mark['truth'] == fact.object
     assert mark['question'] in answer['prompt']
-    assert mark['answer'] == answer['text'].strip()
-    assert mark['right'] == (mark['answer'].rstrip('.') == fact.object)
+    assert mark['answers']['tuned'] == answer['text'].strip()
+    for name in ('untrained', 'pretrained', 'tuned'):
+      said = mark['answers'][name].rstrip('.')
+      assert mark['right'][name] == (said == fact.object)
     assert {'prefill_s', 'decode_s'} <= set(answer['timing'])
   result = json.loads((workdir / 'result.json').read_text())
   written = [m for m in marks if m['fact']['stated']]
   sums = [m['right'] for m in written if m['fact']['relation'] == 'sum']
-  assert result['sums_right'] == np.mean(sums)
+  for name in ('untrained', 'pretrained', 'tuned'):
+    assert result[f'sums_{name}'] == np.mean([right[name] for right in sums])
   assert min(result['prefill_tokens_per_s'], result['decode_tokens_per_s']) > 0
 
 
@@ -153,52 +185,71 @@ def test_a_second_run_repeats_nothing(workdir, capsys):
   assert capsys.readouterr().out.count('(done before)') == len(STAGES)
 
 
-def test_a_killed_training_starts_again_and_ends_the_same(
-  workdir, tmp_path, monkeypatch, no_exam
+@pytest.mark.parametrize('kind', ('pretrain', 'sft'))
+def test_a_killed_training_goes_on_and_ends_the_same(
+  kind, workdir, tmp_path, monkeypatch, capsys, no_exam
 ):
   append = run_lib.append_metrics
 
   def dies(folder, row):
     append(folder, row)
-    if row['step'] == 3:
+    if folder.endswith(kind) and row['step'] == 4:
       raise KeyboardInterrupt
 
+  if kind == 'sft':  # what was done before it does not matter here
+    for stage in STAGES[:3]:
+      shutil.copytree(workdir / stage, tmp_path / stage)
+  config = _config('sft.checkpoint_every=2')
+  record = tmp_path / kind / 'stage.json'
   monkeypatch.setattr(run_lib, 'append_metrics', dies)
   with pytest.raises(KeyboardInterrupt):
-    quickstart.run(_config(), str(tmp_path))
-  assert not (tmp_path / 'train').exists()
+    quickstart.run(config, str(tmp_path))
+  assert 'summary' not in json.loads(record.read_text())
   monkeypatch.setattr(run_lib, 'append_metrics', append)
-  quickstart.run(_config(), str(tmp_path))
-  assert len(_rows(tmp_path / 'metrics.jsonl')) == STEPS
-  expected = _params(workdir)
-  for name, value in _params(tmp_path).items():
-    np.testing.assert_array_equal(value, expected[name])
+  quickstart.run(config, str(tmp_path))
+  assert 'goes on from the checkpoint of step' in capsys.readouterr().err
+  assert 'summary' in json.loads(record.read_text())
+  rows = _rows(tmp_path / kind / 'metrics.jsonl')
+  assert [row['step'] for row in rows] == list(range(1, len(rows) + 1))
+  assert len(rows) == {'pretrain': STEPS, 'sft': 4}[kind]
+  for ours, unbroken in zip(
+    _params(tmp_path / 'model'), _params(workdir / 'model'), strict=True
+  ):
+    np.testing.assert_array_equal(ours, unbroken)
 
 
 @pytest.fixture
 def no_training(workdir, monkeypatch):
-  """Takes the trained parameters from `workdir`; lists the rates asked for."""
+  """Takes what is trained from `workdir`; lists the rates asked for."""
   rates = []
 
-  def train(folder, config, *_):
-    rates.append(config.optim.lr)
-    shutil.copy(workdir / 'train' / 'params.npz', folder)
-    return json.loads((workdir / 'train' / 'stage.json').read_text())['summary']
+  def train(fields, _, kind, folder):
+    rates.append((kind, fields.optim.lr))
+    shutil.copytree(workdir / kind / 'model', folder / 'model')
+    return json.loads((workdir / kind / 'stage.json').read_text())['summary']
 
   monkeypatch.setattr(quickstart, '_train', train)
   return rates
 
 
+@pytest.mark.parametrize(
+  ('override', 'skipped'),
+  (
+    ('pretrain.optim.lr=0.02', {'corpus', 'tokenizer'}),
+    ('sft.optim.lr=0.02', {'corpus', 'tokenizer', 'pretrain'}),
+  ),
+)
 def test_other_settings_repeat_only_what_depends_on_them(
-  tmp_path, capsys, no_training, no_exam
+  override, skipped, tmp_path, capsys, no_training, no_exam
 ):
   quickstart.run(_config(), str(tmp_path))
+  assert no_training == [('pretrain', 0.01), ('sft', 0.003)]
   capsys.readouterr()
-  quickstart.run(_config('optim.lr=0.02'), str(tmp_path))
+  quickstart.run(_config(override), str(tmp_path))
   lines = capsys.readouterr().out.splitlines()
-  skipped = {line.split()[0] for line in lines if '(done before)' in line}
-  assert skipped == {'corpus', 'tokenizer'}
-  assert no_training == [0.01, 0.02]
+  done = {line.split()[0] for line in lines if '(done before)' in line}
+  assert done == skipped
+  assert 0.02 in dict(no_training).values()
 
 
 def test_without_a_workdir_it_takes_its_own(
@@ -208,7 +259,7 @@ def test_without_a_workdir_it_takes_its_own(
   quickstart.run(_config(), None)
   folder = tmp_path / 'runs' / 'quickstart'
   config = json.loads((folder / 'config.json').read_text())
-  assert config['train']['steps'] == STEPS
+  assert config['pretrain']['steps'] == STEPS
   assert (folder / 'model' / 'config.json').is_file()
 
 
@@ -217,10 +268,11 @@ def test_without_a_workdir_it_takes_its_own(
   (
     ('world.size=1', 'world.size=1'),
     ('tokenizer.vocab_size=200', 'tokenizer.vocab_size=200'),
-    ('optim.name=sgdd', "optim.name='sgdd'"),
-    ('train.batch_size=10000', 'train.batch_size=10000'),
-    ('data.max_length=8', 'data.max_length=8'),
-    ('train.steps=0', 'train.steps=0'),
+    ('sft.optim.name=sgdd', "sft: optim.name='sgdd'"),
+    ('pretrain.optim.lr=-1.0', 'pretrain: optim.lr=-1.0'),
+    ('pretrain.batch_size=0', 'pretrain.batch_size=0'),
+    ('data.max_length=300', 'data.max_length=300'),
+    ('sft.steps=0', 'sft.steps=0'),
     ('exam.batch_size=0', 'exam.batch_size=0'),
     ('model.num_kv_heads=3', 'model.num_kv_heads=3'),
     ('model.head_dim=7', 'model.head_dim=7'),
@@ -230,20 +282,3 @@ def test_without_a_workdir_it_takes_its_own(
 def test_bad_settings_are_refused_by_name(tmp_path, override, message):
   with pytest.raises(UserError, match=message):
     quickstart.run(_config(override), str(tmp_path))
-
-
-def test_loss_of_a_packed_row_is_that_of_its_documents(workdir):
-  # Packing with segments and positions must not change what is learned.
-  model, params, tok = llm.api.load(str(workdir / 'model'))
-  loss_fn = jax.jit(quickstart._make_loss(model.config))
-  documents = [
-    tok.encode(text) for text in ('1 + 1 = 2.', 'What is 2?', '0 makes 0')
-  ]
-  pack = quickstart.packing.pack_documents
-  packed = loss_fn(params, {}, pack(documents, 64), None)
-  single = [
-    loss_fn(params, {}, pack([document], 64), None)
-    for document in documents
-  ]
-  np.testing.assert_allclose(packed[0], sum(s[0] for s in single), rtol=1e-5)
-  assert float(packed[1]) == sum(len(d) - 1 for d in documents)
