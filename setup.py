@@ -37,6 +37,7 @@ EXTRAS = {
   ],
   'dev': [
     'pytest',  # runs tests/
+    'pytest-xdist',  # in two processes: compiling takes one core each
     'ruff',  # lint and format
   ],
   # The independent implementations that tests/parity compares with.
