@@ -1,0 +1,243 @@
+"""Runs that are killed and started again, by real processes."""
+
+from concurrent import futures
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from llm.checkpoints import sealed
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS, EVERY = 24, 4
+SHARED = {
+  'train.steps': STEPS,
+  'train.checkpoint_every': EVERY,
+  'train.eval_every': 6,
+  'train.log_every': 1,
+  'data.max_length': 32,
+  'optim.lr': 1e-2,
+  'optim.warmup_steps': 5,
+}
+# launch.py, and what befalls it DELAY seconds after row AT of its metrics.
+LAUNCH = """
+import os, resource, signal, sys, threading
+import launch
+from llm.tasks import run, training_report
+
+training_report.draw = lambda rows, path: None  # slow
+event, at, delay = sys.argv.pop(1).split(',')
+append = run.append_metrics
+
+def happen():
+  if event == 'full':
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+  else:
+    os.kill(os.getpid(), getattr(signal, event))
+
+def counted(workdir, row):
+  append(workdir, row)
+  if row['step'] == int(at):
+    threading.Timer(float(delay), happen).start()
+
+run.append_metrics = counted
+sys.exit(launch.main(sys.argv))
+"""
+
+
+class Run:
+  """One kind of training, with a workdir for each way that it goes."""
+
+  def __init__(self, kind, fields, folder):
+    fields = SHARED | fields
+    self.args = [f'--config=configs/{kind}.py']
+    self.args += [f'--config.{name}={value}' for name, value in fields.items()]
+    self.folder = folder
+
+  def start(self, name, event='none', at=0, delay=0.0):
+    """Runs to its end, whatever that is; returns (status, stderr)."""
+    done = subprocess.run(
+      [sys.executable, '-c', LAUNCH, f'{event},{at},{delay}', *self.args]
+      + [f'--workdir={self.folder / name}'],
+      cwd=ROOT,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+      capture_output=True,
+      text=True,
+    )
+    return done.returncode, done.stderr
+
+  def saved(self, name):
+    """The steps that have a checkpoint."""
+    folder = self.folder / name / 'checkpoints'
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+
+  def rows(self, name, file='metrics.jsonl'):
+    """Rows without the times."""
+    path = self.folder / name / file
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+      {k: v for k, v in row.items() if not k.endswith('_s')} for row in rows
+    ]
+
+  def state(self, name):
+    """(leaf name -> array, record) of the last checkpoint."""
+    path = self.folder / name / 'checkpoints' / str(STEPS)
+    return ocp.PyTreeCheckpointer().restore(path / 'state'), sealed.verify(path)
+
+  def compare(self):
+    """Checks that 'broken' has become what 'whole' is, bit for bit."""
+    assert self.rows('broken') == self.rows('whole')
+    assert [row['step'] for row in self.rows('whole')] == [*range(1, STEPS + 1)]
+    whole, record = self.state('whole')
+    broken, other = self.state('broken')
+    assert other == record  # the place in the data, metrics, shapes
+    assert set(broken) == set(whole)
+    for leaf, array in whole.items():
+      assert np.asarray(broken[leaf]).dtype == np.asarray(array).dtype
+      assert np.asarray(broken[leaf]).tobytes() == np.asarray(array).tobytes()
+
+
+def moments(seed):
+  """Two random steps, the second one later, each with a random delay."""
+  rng = np.random.default_rng(seed)
+  for first, last in ((EVERY + 1, 10), (13, 18)):
+    step = int(rng.integers(first, last + 1))
+    yield {'at': step, 'delay': round(rng.uniform(0.0, 0.03), 4)}
+
+
+def kill_twice(run, seed):
+  """The whole run, and another one killed twice."""
+  status, message = run.start('whole')
+  assert status == 0, message
+  for moment in moments(seed):
+    status, message = run.start('broken', 'SIGKILL', **moment)
+    assert status == -9, message
+    assert STEPS not in run.saved('broken')
+    assert len(run.rows('broken')) >= moment['at']
+
+
+def finish(run):
+  status, message = run.start('broken')
+  assert status == 0, message
+  assert 'goes on from the checkpoint of step' in message
+  run.compare()
+  return message
+
+
+def pretraining(folder):
+  """Killed; then the disk is full; then a checkpoint is cut short."""
+  text = '\n'.join(f'line {i}, and its square {i * i}.' for i in range(60))
+  (folder / 'text.txt').write_text(text)
+  shape = {'embed_dim': 32, 'hidden_dim': 16, 'num_layers': 1, 'num_heads': 2}
+  shape |= {'num_kv_heads': 1, 'head_dim': 8}
+  run = Run(
+    'pretrain',
+    {f'model.{name}': value for name, value in shape.items()}
+    | {
+      'data.path': folder / 'text.txt',
+      'tokenizer.path': 'bytes',
+      'data.eval_fraction': 0.1,
+      'train.batch_size': 4,
+      'train.ema_decay': 0.9,
+      'sample.prompts': "('line 7',)",
+      'sample.max_new_tokens': 3,
+    },
+    folder,
+  )
+  kill_twice(run, 1)
+  # A full disk, which every larger file meets.
+  status, message = run.start('broken', 'full', at=18)
+  assert status == 1
+  assert 'Traceback' not in message and message.count('\nerror: ') == 1
+  before = run.saved('broken')
+  assert len(before) > 1
+  assert f'the checkpoint of step {before[-1] + EVERY} was not saved' in message
+  kept = ', '.join(map(str, before))
+  assert f'checkpoints there that are whole: {kept}; mend this' in message
+  # What was written is cut short afterwards.
+  newest = run.folder / 'broken' / 'checkpoints' / str(before[-1])
+  largest = max(newest.rglob('*'), key=lambda path: path.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[:-1])
+  message = finish(run)
+  assert f'damaged checkpoint passed over, step {before[-2]} is used' in message
+  assert f'{newest}: {largest.relative_to(newest)}: ' in message
+  samples = run.rows('broken', 'samples.jsonl')
+  assert samples == run.rows('whole', 'samples.jsonl')
+  assert [row['step'] for row in samples] == [6, 12, 18, 24]
+
+
+def fine_tuning(folder, model_folder):
+  """Packed rows in several epochs, with noise; a signal after the kills."""
+  chat = [
+    {
+      'messages': [
+        {'role': 'user', 'content': 'Say ' + 'a' * (i % 5)},
+        {'role': 'assistant', 'content': 'b' * (1 + i % 7)},
+      ]
+    }
+    for i in range(16)
+  ]
+  lines = '\n'.join(map(json.dumps, chat))
+  (folder / 'chat.jsonl').write_text(lines)
+  run = Run(
+    'sft',
+    {
+      'model.path': model_folder,
+      'data.path': folder / 'chat.jsonl',
+      'data.eval_fraction': 0.2,
+      'train.batch_size': 2,
+      'loss.neftune_alpha': 5.0,
+    },
+    folder,
+  )
+  kill_twice(run, 2)
+  status, message = run.start('broken', 'SIGTERM', at=19)
+  assert status == 143
+  stopped = run.saved('broken')[-1]
+  assert 'SIGTERM: saves and stops' in message
+  assert f'stopped by SIGTERM after step {stopped}, which was saved' in message
+  assert 19 < stopped < STEPS
+  message = finish(run)
+  assert f'goes on from the checkpoint of step {stopped}' in message
+  assert run.rows('whole')[-1]['epoch'] > 3
+
+
+def adapters(folder, model_folder):
+  """Dropout on the adapters' input, rows in buckets of length."""
+  rows = [{'prompt': 'abc', 'completion': f'd{i:03}'} for i in range(20)]
+  (folder / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  run = Run(
+    'lora',
+    {
+      'model.path': model_folder,
+      'data.path': folder / 'rows.jsonl',
+      'data.packing': False,
+      'train.batch_size': 4,
+      'lora.rank': 2,
+      'lora.dropout': 0.3,
+    },
+    folder,
+  )
+  kill_twice(run, 3)
+  finish(run)
+
+
+# The test reads arrays as they are, for whichever devices.
+@pytest.mark.filterwarnings('ignore:Sharding info not provided')
+def test_broken_runs_become_the_unbroken_ones(tmp_path, model_folder):
+  folders = [tmp_path / name for name in ('pretrain', 'sft', 'lora')]
+  for folder in folders:
+    folder.mkdir()
+  with futures.ThreadPoolExecutor(3) as pool:
+    runs = [
+      pool.submit(pretraining, folders[0]),
+      pool.submit(fine_tuning, folders[1], model_folder),
+      pool.submit(adapters, folders[2], model_folder),
+    ]
+    for run in runs:
+      run.result()
