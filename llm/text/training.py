@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 import io
+import json
+import os
+import pathlib
 import re
 
 from llm.errors import UserError
@@ -51,3 +54,33 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
       f'tokenizer.vocab_size={vocab_size}: these texts need {remedy}'
     ) from None
   return model.getvalue()
+
+
+def save_sentencepiece(
+  folder: str | os.PathLike, model: bytes, chat_template: str | None = None
+) -> None:
+  """Writes a tokenizer folder as Llama 2's, for `load_tokenizer`.
+
+  Texts get a BOS and no EOS.
+
+  Args:
+    folder: is made where it does not exist.
+    model: as `train_sentencepiece` returns it.
+    chat_template: jinja2; None: the tokenizer has none.
+  """
+  config = {
+    'tokenizer_class': 'LlamaTokenizer',
+    'bos_token': '<s>',
+    'eos_token': '</s>',
+    'unk_token': '<unk>',
+    'add_bos_token': True,
+    'add_eos_token': False,
+    'legacy': False,
+  }
+  if chat_template is not None:
+    config['chat_template'] = chat_template
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / 'tokenizer.model').write_bytes(model)
+  text = json.dumps(config, indent=2) + '\n'
+  (folder / 'tokenizer_config.json').write_text(text, encoding='utf-8')

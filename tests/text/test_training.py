@@ -3,8 +3,9 @@
 import pytest
 
 from llm.errors import UserError
+from llm.text import chat
 from llm.text.tokenizer import load_tokenizer
-from llm.text.training import train_sentencepiece
+from llm.text.training import save_sentencepiece, train_sentencepiece
 
 TEXTS = ['the cat sat on the mat', 'the hat of the cat is 42'] * 20
 
@@ -44,3 +45,14 @@ def test_a_size_that_cannot_be_is_refused(size, remedy):
   message = f'tokenizer.vocab_size={size}: these texts need {remedy}'
   with pytest.raises(UserError, match=message):
     train_sentencepiece(TEXTS, size)
+
+
+def test_a_saved_folder_has_the_template(tmp_path):
+  template = '{{ bos_token }}{{ messages[0].content }}{{ eos_token }}'
+  model = train_sentencepiece(TEXTS, 290)
+  save_sentencepiece(tmp_path / 'tok', model, template)
+  tok = load_tokenizer(tmp_path / 'tok')
+  ids = chat.encode(tok, [{'role': 'user', 'content': 'the cat'}])
+  assert (ids[0], tok.decode(ids), ids[-1]) == (1, 'the cat', 2)
+  save_sentencepiece(tmp_path / 'plain', model)
+  assert not load_tokenizer(tmp_path / 'plain').chat_templates
