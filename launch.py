@@ -10,6 +10,7 @@ Any field of the config can be set by its full name: --config.a.b=value.
 
 import os
 import sys
+import warnings
 
 from absl import flags
 
@@ -27,6 +28,7 @@ _BAD_PATH = (
 
 def main(argv: list[str]) -> int:
   """Returns the exit status: 0, 1 (a run failed), 2 (bad input) or 130."""
+  warnings.formatwarning = _one_line
   try:
     return _run(argv)
   except UserError as error:
@@ -111,6 +113,11 @@ def _describe(values: flags.FlagValues) -> str:
     config = config_args.load_config(values.config)
     lines.append(f'\nFields of {values.config}:\n\n{config}')
   return '\nFlags:\n' + '\n'.join(lines)
+
+
+def _one_line(message: Warning, *_, **__) -> str:
+  """A warning without the place in the code, which tells a user nothing."""
+  return f'warning: {" ".join(str(message).split())}\n'
 
 
 def _refuse(message: str, status: int = 2) -> int:
