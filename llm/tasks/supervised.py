@@ -177,8 +177,12 @@ def _on_bytes(bar, text: str):
 def _tell(examples: Examples, held_out: Examples | None) -> None:
   """What became of the rows; nothing is dropped silently."""
   counts = examples.counts
+  rows = f'{counts["rows"]:,} rows'
+  if len(counts['shapes']) > 1:  # such as a licence among the data
+    of = (f'{count:,} {name}' for name, count in counts['shapes'].items())
+    rows += f' ({", ".join(of)})'
   parts = [
-    f'{counts["rows"]:,} rows',
+    rows,
     f'{len(examples):,} examples to train on',
   ]
   if held_out is not None:
