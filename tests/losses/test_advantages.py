@@ -7,10 +7,23 @@ import pytest
 
 from llm.losses import policy
 
+group_advantages = jax.jit(
+  policy.group_advantages,
+  static_argnames=('group_size', 'scale', 'ddof', 'eps'),
+)
+rloo_advantages = jax.jit(
+  policy.rloo_advantages, static_argnames=('group_size', 'normalise', 'eps')
+)
+whiten = jax.jit(policy.whiten, static_argnames=('shift_mean', 'eps'))
+token_rewards = jax.jit(
+  policy.token_rewards, static_argnames=('estimator', 'placement')
+)
+gae = jax.jit(policy.gae, static_argnames=('gamma', 'lam'))
+
 
 def test_gae_golden():
   # delta = 1 + 0.5*2 - 1 = 1, then 3 - 2 = 1; A = 1 + 0.25 * 1.
-  advantages, returns = policy.gae(
+  advantages, returns = gae(
     jnp.array([[1.0, 3.0, 100.0]]),
     jnp.array([[1.0, 2.0, 50.0]]),
     jnp.array([[1, 1, 0]]),
@@ -24,10 +37,10 @@ def test_gae_golden():
 def test_gae_passes_over_masked_tokens():
   # A tool's answer in the middle and padding on the left change nothing.
   rewards, values = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[0.5, 1.0, 2.0]])
-  plain = policy.gae(rewards, values, jnp.ones((1, 3)), gamma=0.9, lam=0.8)
+  plain = gae(rewards, values, jnp.ones((1, 3)), gamma=0.9, lam=0.8)
   mask = np.array([[0, 1, 0, 0, 1, 1, 0]])
   spread = lambda x: jnp.full((1, 7), jnp.nan).at[0, mask[0] == 1].set(x[0])
-  wide = policy.gae(
+  wide = gae(
     spread(rewards), spread(values), jnp.asarray(mask), gamma=0.9, lam=0.8
   )
   for a, b in zip(plain, wide):
@@ -41,27 +54,27 @@ def test_gae_limits():
     jnp.asarray(rng.normal(size=(2, 4)), jnp.float32) for _ in range(2)
   )
   mask, last = jnp.ones((2, 4), bool), jnp.array([1.0, -1.0])
-  _, returns = policy.gae(rewards, values, mask, lam=1.0, last_values=last)
+  _, returns = gae(rewards, values, mask, lam=1.0, last_values=last)
   whole = jnp.cumsum(rewards[:, ::-1], axis=1)[:, ::-1] + last[:, None]
   np.testing.assert_allclose(returns, whole, rtol=1e-5)
-  advantages, _ = policy.gae(rewards, values, mask, lam=0.0, last_values=last)
+  advantages, _ = gae(rewards, values, mask, lam=0.0, last_values=last)
   after = jnp.concatenate([values[:, 1:], last[:, None]], axis=1)
   np.testing.assert_allclose(advantages, rewards + after - values, rtol=1e-5)
   with pytest.raises(ValueError, match=r'values has shape \(2, 3\)'):
-    policy.gae(rewards, values[:, :3], mask)
+    gae(rewards, values[:, :3], mask)
 
 
 def test_group_advantages_golden():
   rewards = jnp.array([1.0, 0.0, 0.0, 1.0, 5.0, 5.0, 5.0, 5.0])
   std = np.sqrt(1 / 3)
   signs = np.array([1, -1, -1, 1, 0, 0, 0, 0])
-  found = policy.group_advantages(rewards, 4)
+  found = group_advantages(rewards, 4)
   np.testing.assert_allclose(found, 0.5 * signs / (std + 1e-4), rtol=1e-6)
-  found = policy.group_advantages(rewards, 4, ddof=0, eps=0.0)
+  found = group_advantages(rewards, 4, ddof=0, eps=0.0)
   np.testing.assert_array_equal(found, signs)
-  found = policy.group_advantages(rewards, 4, scale='none')
+  found = group_advantages(rewards, 4, scale='none')
   np.testing.assert_array_equal(found, 0.5 * signs)
-  found = policy.group_advantages(rewards, 4, scale='batch', eps=1.0)
+  found = group_advantages(rewards, 4, scale='batch', eps=1.0)
   np.testing.assert_allclose(
     found, 0.5 * signs / (np.std(rewards, ddof=1) + 1.0), rtol=1e-6
   )
@@ -69,22 +82,20 @@ def test_group_advantages_golden():
 
 def test_rloo_advantages_golden():
   rewards = jnp.array([1.0, 2.0, 6.0, 4.0, 4.0, 4.0])
-  found = policy.rloo_advantages(rewards, 3)
+  found = rloo_advantages(rewards, 3)
   np.testing.assert_array_equal(found, [-3.0, -1.5, 4.5, 0, 0, 0])
-  found = np.asarray(policy.rloo_advantages(rewards, 3, normalise=True))
+  found = np.asarray(rloo_advantages(rewards, 3, normalise=True))
   moments = [found.mean(), found.std(ddof=1)]
   np.testing.assert_allclose(moments, [0, 1], atol=1e-4)
   # RLOO is GRPO without std, times G / (G - 1).
-  grpo = policy.group_advantages(rewards, 3, scale='none')
-  np.testing.assert_allclose(
-    policy.rloo_advantages(rewards, 3), 1.5 * grpo, rtol=1e-6
-  )
+  grpo = group_advantages(rewards, 3, scale='none')
+  np.testing.assert_allclose(rloo_advantages(rewards, 3), 1.5 * grpo, rtol=1e-6)
 
 
 ADVANTAGES = {
-  'group': policy.group_advantages,
-  'none': lambda r, g: policy.group_advantages(r, g, scale='none'),
-  'rloo': policy.rloo_advantages,
+  'group': group_advantages,
+  'none': lambda r, g: group_advantages(r, g, scale='none'),
+  'rloo': rloo_advantages,
 }
 
 
@@ -113,11 +124,11 @@ def test_whiten():
   values = jnp.array([[1.0, 2.0, jnp.nan], [6.0, jnp.inf, jnp.nan]])
   mask = jnp.array([[1, 1, 0], [1, 0, 0]])
   std = np.sqrt(7.0)  # unbiased variance of 1, 2, 6
-  found = policy.whiten(values, mask)
+  found = whiten(values, mask)
   np.testing.assert_allclose(
     found, np.array([[-2, -1, 0], [3, 0, 0]]) / std, rtol=1e-6
   )
-  found = policy.whiten(values, mask, shift_mean=False)
+  found = whiten(values, mask, shift_mean=False)
   expected = np.array([[3 - 2 / std, 3 - 1 / std, 0], [3 + 3 / std, 0, 0]])
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -171,12 +182,12 @@ def test_token_rewards_golden():
   ref = jnp.array([[-1.0, -1.5, jnp.nan, jnp.nan], [0.0, 0.0, 0.0, -1.0]])
   mask = jnp.array([[1, 1, 0, 0], [0, 0, 1, 1]])
   scores = jnp.array([10.0, 20.0])
-  rewards, taken = policy.token_rewards(scores, logp, ref, mask, kl_coef=0.1)
+  rewards, taken = token_rewards(scores, logp, ref, mask, kl_coef=0.1)
   np.testing.assert_allclose(
     rewards, [[-0.1, 9.95, 0, 0], [0, 0, 0, 20.1]], rtol=1e-6
   )
   np.testing.assert_array_equal(taken, mask == 1)
-  rewards, taken = policy.token_rewards(
+  rewards, taken = token_rewards(
     scores, logp, ref, mask, kl_coef=0.1, placement='after'
   )
   # The second row has no later position.
@@ -186,10 +197,10 @@ def test_token_rewards_golden():
   np.testing.assert_array_equal(taken, [[1, 1, 1, 0], [0, 0, 1, 1]])
   whole = policy.sequence_rewards(scores, logp, ref, mask, kl_coef=0.1)
   np.testing.assert_allclose(whole, [9.85, 20.1], rtol=1e-6)
-  none, taken = policy.token_rewards(scores, logp, ref, mask * 0)
+  none, taken = token_rewards(scores, logp, ref, mask * 0)
   assert not np.any(np.asarray(none)) and not np.any(np.asarray(taken))
   with pytest.raises(ValueError, match="placement='eos'"):
-    policy.token_rewards(scores, logp, ref, mask, placement='eos')
+    token_rewards(scores, logp, ref, mask, placement='eos')
 
 
 def test_overlong_penalty():

@@ -10,6 +10,9 @@ import pytest
 
 from llm.losses import distill
 
+generalized_jsd_loss = jax.jit(
+  distill.generalized_jsd_loss, static_argnames=('beta', 'temperature')
+)
 BETAS = (0.0, 0.3, 1.0)
 
 
@@ -33,7 +36,7 @@ def test_golden():
     0.3: 0.3 * kl(t, m) + 0.7 * kl(s, m),
   }
   for beta, value in expected.items():
-    loss, weight, metrics = distill.generalized_jsd_loss(
+    loss, weight, metrics = generalized_jsd_loss(
       student, teacher, jnp.array([2]), beta=beta
     )
     np.testing.assert_allclose(loss, 2 * value, rtol=1e-5)
@@ -41,7 +44,7 @@ def test_golden():
     np.testing.assert_allclose(metrics['forward_kl'], 2 * kl(t, s), rtol=1e-5)
     np.testing.assert_allclose(metrics['reverse_kl'], 2 * kl(s, t), rtol=1e-5)
     assert float(metrics['agreement']) == 0.0  # the student's tie is token 0
-  cold = distill.generalized_jsd_loss(
+  cold = generalized_jsd_loss(
     student, teacher, jnp.array([1]), beta=0.0, temperature=0.5
   )[0]
   np.testing.assert_allclose(cold, kl((0.1, 0.9), s), rtol=1e-5)
@@ -52,7 +55,7 @@ def test_gradient_is_zero_at_the_teacher_and_descends(beta):
   student, teacher, weights = _case()
 
   def loss(s, t):
-    return distill.generalized_jsd_loss(s, t, weights, beta=beta)[0]
+    return generalized_jsd_loss(s, t, weights, beta=beta)[0]
 
   value, grad = jax.value_and_grad(loss)(teacher, teacher)
   np.testing.assert_allclose(value, 0.0, atol=1e-5)
@@ -74,7 +77,7 @@ def test_dropped_positions_and_impossible_tokens(beta):
   broken = student.at[0, 1].set(jnp.nan), teacher.at[1, 2].set(-jnp.inf)
 
   def loss(s, t, w):
-    return distill.generalized_jsd_loss(s, t, w, beta=beta)[0]
+    return generalized_jsd_loss(s, t, w, beta=beta)[0]
 
   plain, grad = jax.value_and_grad(loss)(student, teacher, weights)
   value, dropped = jax.value_and_grad(loss)(*broken, weights)
@@ -104,7 +107,7 @@ def test_chunked_is_the_plain_loss():
   def plain(h, w):
     logits = 2.0 * jnp.tanh(jnp.einsum('btd,vd->btv', h, w) / 2.0)
     other = jnp.einsum('btd,vd->btv', teacher, teacher_table)
-    return distill.generalized_jsd_loss(logits, other, weights, **settings)
+    return generalized_jsd_loss(logits, other, weights, **settings)
 
   def chunked(h, w):
     return distill.chunked_generalized_jsd_loss(
@@ -133,11 +136,11 @@ def test_chunked_is_the_plain_loss():
 def test_wrong_arguments_are_named():
   student, teacher, weights = _case()
   with pytest.raises(ValueError, match='beta=2'):
-    distill.generalized_jsd_loss(student, teacher, weights, beta=2)
+    generalized_jsd_loss(student, teacher, weights, beta=2)
   with pytest.raises(ValueError, match='temperature=0'):
-    distill.generalized_jsd_loss(student, teacher, weights, temperature=0)
+    generalized_jsd_loss(student, teacher, weights, temperature=0)
   with pytest.raises(ValueError, match='same tokens and vocabulary'):
-    distill.generalized_jsd_loss(student[..., :6], teacher, weights)
+    generalized_jsd_loss(student[..., :6], teacher, weights)
   with pytest.raises(ValueError, match='one vocabulary'):
     distill.chunked_generalized_jsd_loss(
       student, jnp.ones((9, 7)), teacher, jnp.ones((8, 7)), weights

@@ -1,5 +1,6 @@
 """Policy losses: numbers by hand, where the gradient is clipped, exact sums."""
 
+import functools
 import math
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from llm.losses import policy
 
 LENGTHS = np.array([3, 1, 5, 2, 4, 5])
-ROWS, T = 6, 5
+ROWS, T = 6, 7
 
 
 def _case(seed=0, spread=0.3):
@@ -25,6 +26,8 @@ def _case(seed=0, spread=0.3):
     'mask': np.arange(T)[None] < LENGTHS[:, None],
     'ref_logprobs': logp + spread * rng.normal(size=shape),
     'entropy': rng.uniform(0, 2, shape),
+    'row_weights': np.ones(ROWS),
+    'group_lengths': policy.group_lengths(LENGTHS, 3),
   }
   return {
     name: jnp.asarray(value, None if name == 'mask' else jnp.float32)
@@ -32,13 +35,12 @@ def _case(seed=0, spread=0.3):
   }
 
 
-GROUP = policy.group_lengths(jnp.asarray(LENGTHS), 3)
 VARIANTS = {
   'grpo': dict(reduction='sequence', kl_coef=0.04),
   'trl': dict(kl_coef=0.1, kl_corrected=True),
   'dr_grpo': dict(reduction='constant', max_length=7),
   'dapo': dict(clip_high=0.28),
-  'dapo_group': dict(reduction='group', clip_high=0.28, group_lengths=GROUP),
+  'dapo_group': dict(reduction='group', clip_high=0.28),
   'gspo': dict(
     reduction='sequence', ratio='sequence', clip_low=0.03, clip_high=0.04
   ),
@@ -47,18 +49,14 @@ VARIANTS = {
 }
 
 
-def _take(value, rows):
-  """Rows of an array of rows; settings stay."""
-  return value if jnp.ndim(value) == 0 else jnp.asarray(value)[rows]
-
-
 def _call(name, case, rows=slice(None), **more):
-  settings = {
-    key: value if isinstance(value, str) else _take(value, rows)
-    for key, value in VARIANTS[name].items()
-  }
-  case = {key: _take(value, rows) for key, value in case.items()}
-  return policy.grpo_loss(**case, **settings, **more)
+  case = {k: None if v is None else v[rows] for k, v in case.items()}
+  return policy.grpo_loss(**case, **VARIANTS[name] | more)
+
+
+def _gradient(name, case):
+  loss = lambda x: _call(name, case | {'logprobs': x})[0]
+  return jax.grad(loss)(case['logprobs'])
 
 
 def _assert_sums_equal(a, b, rtol=1e-5):
@@ -75,39 +73,33 @@ def test_microbatches_permutation_and_padding(name):
   _assert_sums_equal(whole, jax.tree.map(lambda *xs: sum(xs), *parts))
   order = np.array([4, 2, 0, 5, 1, 3])
   _assert_sums_equal(whole, _call(name, case, rows=order))
-  # Two more columns on the left, three on the right, full of NaN.
-  mask = np.pad(case['mask'], ((0, 0), (2, 3)))
-  wide = case | {'mask': jnp.asarray(mask)}
+  # Padded on the left instead of on the right, by what must not be read.
+  shift = lambda x: jnp.roll(x, 2, axis=1)
+  mask = shift(case['mask'])
+  left = case | {'mask': mask}
   for key in ('logprobs', 'old_logprobs', 'ref_logprobs', 'entropy'):
-    filled = np.full(mask.shape, np.nan, np.float32)
-    filled[:, 2 : 2 + T] = case[key]
-    wide[key] = jnp.where(jnp.asarray(mask), filled, jnp.nan)
-  _assert_sums_equal(whole, _call(name, wide))
+    left[key] = jnp.where(mask, shift(case[key]), jnp.nan)
+  _assert_sums_equal(whole, _call(name, left))
 
-  def loss(x, case):
-    return _call(name, case | {'logprobs': x})[0]
-
-  grad = jax.grad(loss)(case['logprobs'], case)
-  wider = jax.grad(loss)(wide['logprobs'], wide)
-  np.testing.assert_allclose(wider[:, 2 : 2 + T], grad, rtol=1e-5, atol=1e-7)
-  assert not np.any(np.asarray(wider)[~mask])
+  right = shift(_gradient(name, case))
+  found = _gradient(name, left)
+  np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-7)
+  assert not np.any(np.asarray(found)[~np.asarray(mask)])
 
 
 @pytest.mark.parametrize('name', VARIANTS)
 def test_rows_of_weight_zero_are_not_there(name):
   case = _case()
-  kept = np.array([0, 2, 3, 5])
+  kept = np.array([0, 3])
   weights = jnp.zeros(ROWS).at[kept].set(1.0)
   broken = case | {
-    key: case[key].at[np.array([1, 4])].set(jnp.nan)
+    key: case[key].at[np.array([1, 2, 4, 5])].set(jnp.nan)
     for key in ('logprobs', 'old_logprobs', 'advantages', 'ref_logprobs')
   }
-  masked = _call(name, broken, row_weights=weights)
-  _assert_sums_equal(masked, _call(name, case, rows=kept))
-  grad = jax.grad(
-    lambda x: _call(name, broken | {'logprobs': x}, row_weights=weights)[0]
-  )(broken['logprobs'])
-  assert np.all(np.isfinite(grad)) and not np.any(np.asarray(grad)[[1, 4]])
+  broken['row_weights'] = weights
+  _assert_sums_equal(_call(name, broken), _call(name, case, rows=kept))
+  grad = np.asarray(_gradient(name, broken))
+  assert np.all(np.isfinite(grad)) and not np.any(grad[[1, 2, 4, 5]])
 
 
 @pytest.mark.parametrize('name', ['trl', 'gspo', 'bonus'])
@@ -151,10 +143,13 @@ def test_clip_gradient_truth_table():
   old, mask = jnp.zeros_like(logp), jnp.ones(logp.shape, bool)
   settings = dict(clip_low=0.2, clip_high=0.3)
 
-  def loss(x, **more):
-    return policy.ppo_policy_loss(x, old, advantages, mask, **settings, **more)
+  @functools.partial(jax.jit, static_argnums=1)
+  def loss(x, dual_clip=None):
+    return policy.ppo_policy_loss(
+      x, old, advantages, mask, dual_clip=dual_clip, **settings
+    )
 
-  grad = jax.grad(lambda x: loss(x, dual_clip=3.0)[0])(logp)[0]
+  grad = jax.grad(lambda x: loss(x, 3.0)[0])(logp)[0]
   expected = np.where(clipped, 0.0, -2.0 * signs * ratios)
   np.testing.assert_allclose(grad, expected, rtol=1e-5)
   # Without the dual clip a bad answer that became likelier is not clipped.
@@ -166,7 +161,7 @@ def test_clip_gradient_truth_table():
   assert float(metrics['clip_fraction']) == 3.0
   np.testing.assert_allclose(metrics['ratio'], ratios.sum(), rtol=1e-5)
   with pytest.raises(ValueError, match='dual_clip=1.3'):
-    loss(logp, dual_clip=1.3)
+    loss(logp, 1.3)
 
 
 def test_values_of_the_clipped_loss():
@@ -207,16 +202,15 @@ def test_on_policy_invariants():
   case = _case()
   advantages = policy.group_advantages(case['advantages'], 3)
   on_policy = case | {'old_logprobs': None, 'advantages': advantages}
-  del on_policy['ref_logprobs']
-  loss, _, metrics = policy.grpo_loss(**on_policy, reduction='sequence')
+  loss, _, metrics = _call('grpo', on_policy, kl_coef=0.0)
   np.testing.assert_allclose(loss, 0.0, atol=1e-5)
   assert float(metrics['clip_fraction']) == float(metrics['old_kl']) == 0.0
-  loss, _, _ = policy.grpo_loss(**on_policy)
+  loss, _, _ = _call('dapo', on_policy)
   assert abs(float(loss)) > 0.1  # unequal lengths
   # At r = 1 the clipped loss has REINFORCE's gradient.
-  by_grpo = jax.grad(
-    lambda x: policy.grpo_loss(**on_policy | {'logprobs': x})[0]
-  )(case['logprobs'])
+  by_grpo = jax.grad(lambda x: _call('dapo', on_policy | {'logprobs': x})[0])(
+    case['logprobs']
+  )
   by_reinforce = jax.grad(
     lambda x: policy.reinforce_loss(x, advantages, case['mask'])[0]
   )(case['logprobs'])
@@ -241,8 +235,9 @@ def test_kl_and_entropy_enter_the_loss():
 def test_a_row_without_tokens_counts_only_by_its_weight():
   case = _case()
   case['mask'] = case['mask'].at[1].set(False)
+  assert float(_call('grpo', case)[1]) == ROWS
+  case['row_weights'] = None
   assert float(_call('grpo', case)[1]) == ROWS - 1
-  assert float(_call('grpo', case, row_weights=jnp.ones(ROWS))[1]) == ROWS
 
 
 def test_wrong_settings_are_named():
@@ -269,8 +264,9 @@ def test_value_loss_golden():
   returns = jnp.array([[2.0, 0.0, 2.0, jnp.inf]])
   mask = jnp.array([[1, 1, 1, 0]])
 
-  def loss(v, **more):
-    return policy.ppo_value_loss(v, old, returns, mask, **more)
+  @functools.partial(jax.jit, static_argnums=1)
+  def loss(v, clip=0.2):
+    return policy.ppo_value_loss(v, old, returns, mask, clip=clip)
 
   value, weight, metrics = loss(values)
   # V is clipped to 0.7, 1.0, 2.0: errors 1 (1.69 clipped), 1, 0.
@@ -280,13 +276,13 @@ def test_value_loss_golden():
   np.testing.assert_allclose(metrics['squared_error'], 2.0)
   grad = jax.grad(lambda v: loss(v)[0])(values)
   np.testing.assert_allclose(grad, [[0.0, 1.0, 0.0, 0.0]], atol=1e-6)
-  np.testing.assert_allclose(loss(values, clip=None)[0], 1.0, rtol=1e-6)
+  np.testing.assert_allclose(loss(values, None)[0], 1.0, rtol=1e-6)
 
 
 def test_rloo_loss_has_the_ratio_of_the_whole_answer():
   logp = jnp.array([[0.1, 0.2, 9.0], [-0.1, 0.0, 0.0]])
   mask = jnp.array([[1, 1, 0], [1, 1, 1]])
-  loss, weight, metrics = policy.rloo_loss(
+  loss, weight, metrics = jax.jit(policy.rloo_loss)(
     logp, jnp.zeros((2, 3)), jnp.array([1.0, -1.0]), mask
   )
   np.testing.assert_allclose(loss, -1.2 + math.exp(-0.1), rtol=1e-6)

@@ -9,12 +9,17 @@ import pytest
 
 from llm.losses import reward
 
+bradley_terry_loss = jax.jit(
+  reward.bradley_terry_loss, static_argnames='center_coef'
+)
+process_reward_loss = jax.jit(reward.process_reward_loss)
+token_classification_loss = jax.jit(reward.token_classification_loss)
 LOG_SIGMOID = lambda x: -math.log1p(math.exp(-x))
 
 
 def test_bradley_terry_golden():
   chosen, rejected = jnp.array([2.0, 0.0]), jnp.array([1.0, 1.0])
-  loss, weight, metrics = reward.bradley_terry_loss(chosen, rejected)
+  loss, weight, metrics = bradley_terry_loss(chosen, rejected)
   expected = -LOG_SIGMOID(1.0) - LOG_SIGMOID(-1.0)
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
   assert float(weight) == 2.0
@@ -25,7 +30,7 @@ def test_bradley_terry_golden():
     'chosen_reward': 2.0,
     'rejected_reward': 2.0,
   }
-  loss, _, _ = reward.bradley_terry_loss(
+  loss, _, _ = bradley_terry_loss(
     chosen, rejected, margin=jnp.array([0.5, 2.0]), center_coef=0.01
   )
   expected = -LOG_SIGMOID(0.5) - LOG_SIGMOID(-3.0) + 0.01 * (9 + 1)
@@ -38,7 +43,7 @@ def test_bradley_terry_signs_ties_and_padding():
   weights = jnp.array([1, 2, 0])
 
   def loss(c, r):
-    return reward.bradley_terry_loss(c, r, weights)[0]
+    return bradley_terry_loss(c, r, weights)[0]
 
   value, (by_chosen, by_rejected) = jax.value_and_grad(loss, (0, 1))(
     chosen, rejected
@@ -48,10 +53,10 @@ def test_bradley_terry_signs_ties_and_padding():
   )
   np.testing.assert_allclose(by_chosen, -by_rejected)
   np.testing.assert_array_equal(np.sign(by_chosen), [-1, -1, 0])
-  metrics = reward.bradley_terry_loss(chosen, rejected, weights)[2]
+  metrics = bradley_terry_loss(chosen, rejected, weights)[2]
   assert float(metrics['reward_accuracy']) == 2.0  # a tie is no hit
   parts = [
-    reward.bradley_terry_loss(chosen[i], rejected[i], weights[i])
+    bradley_terry_loss(chosen[i], rejected[i], weights[i])
     for i in (slice(0, 1), slice(1, 3))
   ]
   np.testing.assert_allclose(parts[0][0] + parts[1][0], value, rtol=1e-6)
@@ -62,9 +67,9 @@ def test_process_reward_is_two_class_classification():
   scores = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
   labels = jnp.asarray(rng.integers(0, 2, (3, 5)))
   marked = jnp.asarray(rng.integers(0, 2, (3, 5)))
-  binary = reward.process_reward_loss(scores, labels, marked)
+  binary = process_reward_loss(scores, labels, marked)
   logits = jnp.stack([jnp.zeros_like(scores), scores], axis=-1)
-  classes = reward.token_classification_loss(
+  classes = token_classification_loss(
     logits, jnp.where(marked == 1, labels, -100)
   )
   np.testing.assert_allclose(binary[0], classes[0], rtol=1e-5)
@@ -76,7 +81,7 @@ def test_process_reward_golden_and_sign():
   scores = jnp.array([[2.0, -1.0, jnp.inf]])
   labels, weights = jnp.array([[1.0, 0.25, 0.0]]), jnp.array([[1, 1, 0]])
   value, grad = jax.value_and_grad(
-    lambda s: reward.process_reward_loss(s, labels, weights)[0]
+    lambda s: process_reward_loss(s, labels, weights)[0]
   )(scores)
   expected = (
     -LOG_SIGMOID(2.0) - 0.25 * LOG_SIGMOID(-1.0) - 0.75 * LOG_SIGMOID(1.0)
@@ -90,11 +95,11 @@ def test_process_reward_golden_and_sign():
 def test_token_classification_drops_what_has_no_label():
   logits = jnp.array([[0.0, math.log(3.0)], [jnp.inf, jnp.nan], [0.0, 0.0]])
   labels = jnp.array([1, -100, 0])
-  loss, weight, metrics = reward.token_classification_loss(logits, labels)
+  loss, weight, metrics = token_classification_loss(logits, labels)
   np.testing.assert_allclose(loss, math.log(4 / 3) + math.log(2), rtol=1e-6)
   assert float(weight) == 2.0
   assert float(metrics['accuracy']) == 2.0
-  grad = jax.grad(lambda x: reward.token_classification_loss(x, labels)[0])
+  grad = jax.grad(lambda x: token_classification_loss(x, labels)[0])
   np.testing.assert_allclose(
     grad(logits), [[0.25, -0.25], [0, 0], [-0.5, 0.5]], atol=1e-6
   )
@@ -109,4 +114,4 @@ def test_reward_is_read_at_the_last_token_on_either_padding_side():
 
 def test_mismatched_shapes_are_named():
   with pytest.raises(ValueError, match=r'margin has shape \(1,\)'):
-    reward.bradley_terry_loss(jnp.ones(2), jnp.ones(2), margin=jnp.ones(1))
+    bradley_terry_loss(jnp.ones(2), jnp.ones(2), margin=jnp.ones(1))
