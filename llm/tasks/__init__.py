@@ -31,8 +31,15 @@ def _supervised(config: ml_collections.ConfigDict, workdir: str | None):
   supervised.run(config, workdir)
 
 
+def _preference(config: ml_collections.ConfigDict, workdir: str | None):
+  from llm.tasks import preference
+
+  preference.run(config, workdir)
+
+
 TASKS = {
   'generate': _generate,
+  'preference': _preference,
   'pretrain': _supervised,
   'quickstart': _quickstart,
   'score': _score,

@@ -67,9 +67,8 @@ def run(config, workdir: str | None) -> dict[str, float]:
   return training.train(config, workdir, trainee, recipe, microbatches)
 
 
-def _load(config, blueprint: Blueprint) -> tuple[Examples, Examples | None]:
-  """The examples to train on and those held out, or None."""
-  data, tok = config.data, blueprint.tokenizer
+def check_data(data, blueprint: Blueprint) -> None:
+  """Refuses fields of `data` that do not fit each other or the model."""
   if data.path is None:
     raise UserError('data.path is not set: give a file (--config.data.path=…)')
   if data.eval_path is not None and data.eval_fraction:
@@ -83,6 +82,12 @@ def _load(config, blueprint: Blueprint) -> tuple[Examples, Examples | None]:
       f'data.max_length={data.max_length}: the model takes {limit} tokens '
       '(model.max_length)'
     )
+
+
+def _load(config, blueprint: Blueprint) -> tuple[Examples, Examples | None]:
+  """The examples to train on and those held out, or None."""
+  data, tok = config.data, blueprint.tokenizer
+  check_data(data, blueprint)
   check_vocabulary(tok, blueprint.config.vocab_size)
   shared = {
     'max_length': data.max_length,
@@ -95,7 +100,7 @@ def _load(config, blueprint: Blueprint) -> tuple[Examples, Examples | None]:
       data.path,
       tok,
       eval_fraction=data.eval_fraction,
-      on_bytes=_on_bytes(bar, 'reading data.path'),
+      on_bytes=on_bytes(bar, 'reading data.path'),
       **shared,
     )
     if data.eval_path is not None:
@@ -103,7 +108,7 @@ def _load(config, blueprint: Blueprint) -> tuple[Examples, Examples | None]:
         data.eval_path,
         tok,
         field='data.eval_path',
-        on_bytes=_on_bytes(bar, 'reading data.eval_path'),
+        on_bytes=on_bytes(bar, 'reading data.eval_path'),
         **shared,
       )
   _tell(examples, held_out)
@@ -169,7 +174,8 @@ def make_evaluate(
   return evaluate
 
 
-def _on_bytes(bar, text: str):
+def on_bytes(bar, text: str):
+  """A callback (bytes done, bytes in all) that moves a bar."""
   task = bar.add_task(text, total=None)
   return lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -1,0 +1,268 @@
+"""The run `preference`: a model that prefers one answer to another."""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm.data import pairs as pairs_lib
+from llm.data import pipeline
+from llm.data.examples import check_vocabulary
+from llm.data.pairs import Pairs
+from llm.errors import UserError
+from llm.parallel.mesh import check_batch, make_mesh, on_mesh
+from llm.parallel.sharding import shard_batch
+from llm.tasks import preference_loss, report, supervised, training
+from llm.tasks import run as run_lib
+from llm.tasks.preference_loss import BASE, FROZEN, PRECOMPUTED, REFERENCES
+from llm.tasks.trainee import Blueprint, Trainee, build_trainee, draw_blueprint
+from llm.train.step import make_eval_step
+
+
+def run(config, workdir: str | None) -> dict[str, float]:
+  """Trains as `configs/preference.py` asks for.
+
+  Returns:
+    The row of `result.json`.
+
+  Raises:
+    UserError: a field, a file or a row is wrong; the message says which.
+  """
+  workdir = training.check_fields(config, workdir)
+  _check_loss(config)
+  mesh = make_mesh(config.mesh)
+  train, data = config.train, config.data
+  microbatches = check_batch(train.batch_size, train.microbatch_size, mesh)
+  if data.curriculum or data.separator:
+    raise UserError(
+      'data.curriculum and data.separator are of texts: leave them unset for '
+      'preference pairs'
+    )
+  blueprint = draw_blueprint(config)
+  examples, held_out = _load(config, blueprint)
+  identity = {'examples': examples.examples.digest}
+  source = pipeline.make_source(
+    examples.examples,
+    batch_size=train.batch_size,
+    max_length=data.max_length,
+    packing=data.packing,
+    shuffle=data.shuffle,
+    seed=data.seed,
+    group=2,
+  )
+  training.check_run(config, workdir, blueprint, identity)
+  trainee = build_trainee(config, blueprint, mesh)
+  trainee = _with_reference(config, trainee)
+  add = _reference_columns(config, trainee, examples)
+  recipe = training.Recipe(
+    loss_fn=preference_loss.make_preference_loss(trainee, config.loss),
+    draw=_make_draw(source, add, mesh),
+    data_state=source.get_state,
+    seek=source.set_state,
+    evaluate=held_out and _make_evaluate(config, trainee, held_out),
+    identity=identity,
+  )
+  return training.train(config, workdir, trainee, recipe, microbatches)
+
+
+def _check_loss(config) -> None:
+  loss = config.loss
+  preference_loss.loss_options(loss)
+  if loss.ld_alpha is not None and not 0.0 <= loss.ld_alpha <= 1.0:
+    raise UserError(f'loss.ld_alpha={loss.ld_alpha}: use a number from 0 to 1')
+  if loss.nll_prompt and loss.name != 'orpo':
+    raise UserError(
+      f'loss.nll_prompt=True: {loss.name} does not read it; orpo does'
+    )
+  if loss.reference not in REFERENCES:
+    raise UserError(
+      f'loss.reference={loss.reference!r}: use one of {", ".join(REFERENCES)}'
+    )
+  if loss.reference == BASE and not config.lora.rank:
+    raise UserError(
+      f"loss.reference='{BASE}' is the model without its adapters: set "
+      f"lora.rank above 0, or use '{PRECOMPUTED}'"
+    )
+
+
+def _load(config, blueprint: Blueprint) -> tuple[Pairs, Pairs | None]:
+  """The pairs to train on and those held out, or None."""
+  data, tok = config.data, blueprint.tokenizer
+  supervised.check_data(data, blueprint)
+  check_vocabulary(tok, blueprint.config.vocab_size)
+  shared = {'max_length': data.max_length, 'overlong': data.overlong}
+  with report.progress_bar() as bar:
+    examples, held_out = pairs_lib.load_pairs(
+      data.path,
+      tok,
+      eval_fraction=data.eval_fraction,
+      on_bytes=supervised.on_bytes(bar, 'reading data.path'),
+      **shared,
+    )
+    if data.eval_path is not None:
+      held_out, _ = pairs_lib.load_pairs(
+        data.eval_path,
+        tok,
+        field='data.eval_path',
+        on_bytes=supervised.on_bytes(bar, 'reading data.eval_path'),
+        **shared,
+      )
+  counts = examples.counts
+  parts = [f'{counts["rows"]:,} rows', f'{len(examples):,} pairs to train on']
+  if held_out is not None:
+    parts.append(f'{len(held_out):,} held out')
+  for name in ('truncated', 'dropped', 'emptied', 'empty', 'equal'):
+    if counts[name]:
+      parts.append(f'{counts[name]:,} {name}')
+  report.tell('data: ' + ', '.join(parts))
+  return examples, held_out
+
+
+def _with_reference(config, trainee: Trainee) -> Trainee:
+  """The trainee, with a copy of its first parameters where it is asked for."""
+  loss = config.loss
+  if loss.reference != FROZEN or not preference_loss.needs_reference(loss.name):
+    return trainee
+  start = trainee.merged(trainee.params)
+  if trainee.model.scan_layers:
+    raise UserError(
+      f"loss.reference='{FROZEN}' with model.scan_layers=True: use "
+      f"'{PRECOMPUTED}'"
+    )
+  copy = jax.tree.map(jnp.copy, start)  # the first ones are donated
+  return dataclasses.replace(
+    trainee, frozen={**trainee.frozen, 'reference': copy}
+  )
+
+
+def _make_draw(source, add, mesh):
+  def draw(state):
+    del state
+    batch, stats = next(source)
+    return shard_batch(add(batch), mesh), stats
+
+  return draw
+
+
+def _reference_columns(config, trainee: Trainee, pairs: Pairs) -> Callable:
+  """Returns `add(batch)`: the columns of a batch that the loss reads besides.
+
+  `tokens_per_pair` float32[B], for means over tokens of the whole batch, and,
+  where the reference is precomputed, `ref_logprobs` float32[B, S].
+  """
+  loss = config.loss
+  table = None
+  if loss.reference == PRECOMPUTED and preference_loss.needs_reference(
+    loss.name
+  ):
+    table = _reference_table(config, trainee, pairs)
+
+  def add(batch):
+    rows = len(batch['tokens'])
+    batch = batch | {
+      'tokens_per_pair': np.full(rows, _tokens_per_pair(batch, loss))
+    }
+    if table is not None:
+      # An empty segment has index -1: it reads the 0 that ends the table.
+      batch['ref_logprobs'] = table[batch['examples']]
+    return batch
+
+  return add
+
+
+def _tokens_per_pair(batch, loss) -> np.float32:
+  """Tokens of the chosen answers (and prompts) by pair, over the batch."""
+  chosen = batch['segment_ids'] % 2 == 1
+  inside = chosen & (batch['positions'] > 0)
+  counted = inside if loss.nll_prompt else inside & batch['loss_mask']
+  pairs = (batch['examples'] >= 0).sum() / 2
+  return np.float32(counted.sum() / max(pairs, 1))
+
+
+def _reference_table(config, trainee: Trainee, pairs: Pairs) -> np.ndarray:
+  """float32[2N + 1]: log-probability of each answer before training, then 0.
+
+  Kept on disk under a name that follows from the pairs, the model and what
+  else decides the numbers, so that it is computed once.
+  """
+  folder = os.path.join(run_lib.cache_dir(), 'reference')
+  path = os.path.join(folder, f'{_reference_key(config, trainee, pairs)}.npy')
+  if os.path.exists(path):
+    return np.load(path)
+  table = np.zeros(len(pairs.examples) + 1, np.float32)
+  step = on_mesh(
+    jax.jit(
+      lambda params, frozen, batch: (
+        preference_loss.score_answers(
+          trainee.model,
+          trainee.variables(params, frozen),
+          batch,
+          config.loss.ld_alpha,
+        ).logprobs
+      )
+    ),
+    trainee.mesh,
+  )
+  with report.progress_bar('answers') as bar:
+    task = bar.add_task('reference', total=len(pairs.examples))
+    for batch in _eval_batches(config, pairs):
+      device = shard_batch(batch, trainee.mesh)
+      logprobs = np.asarray(step(trainee.params, trainee.frozen, device))
+      there = batch['examples'] >= 0
+      table[batch['examples'][there]] = logprobs[there]
+      bar.advance(task, int(there.sum()))
+  os.makedirs(folder, exist_ok=True)
+  partial = f'{path}.{os.getpid()}.npy'
+  np.save(partial, table)
+  os.replace(partial, path)
+  return table
+
+
+def _reference_key(config, trainee: Trainee, pairs: Pairs) -> str:
+  blueprint = trainee.blueprint
+  parts = {
+    'pairs': pairs.examples.digest,
+    'model': repr(blueprint.config),
+    'weights': blueprint.weights or f'fresh with seed {config.seed}',
+    'dtype': config.dtype,
+    'packing': config.data.packing,
+    'max_length': config.data.max_length,
+    'ld_alpha': config.loss.ld_alpha,
+    'version': 1,
+  }
+  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _make_evaluate(config, trainee: Trainee, held_out: Pairs):
+  """Returns `evaluate(trained) -> {eval_loss, eval_reward_accuracy, …}`."""
+  loss_fn = preference_loss.make_preference_loss(trainee, config.loss)
+  eval_step = on_mesh(jax.jit(make_eval_step(loss_fn)), trainee.mesh)
+  add = _reference_columns(config, trainee, held_out)
+  key = jax.random.key(0)  # nothing is drawn
+
+  def evaluate(params: Any) -> dict[str, float]:
+    totals = {}
+    for batch in _eval_batches(config, held_out):
+      batch = shard_batch(add(batch), trainee.mesh)
+      sums = eval_step(params, batch, key, trainee.frozen)
+      totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
+    weight = float(totals.pop('weight'))
+    return {f'eval_{k}': float(v) / weight for k, v in totals.items()}
+
+  return evaluate
+
+
+def _eval_batches(config, pairs: Pairs):
+  return pipeline.eval_batches(
+    pairs.examples,
+    batch_size=config.train.batch_size,
+    max_length=config.data.max_length,
+    packing=config.data.packing,
+    group=2,
+  )
