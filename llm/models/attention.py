@@ -1,5 +1,6 @@
 """Grouped-query attention over segments of keys, with an optional cache."""
 
+import functools
 import math
 from typing import Any
 
@@ -11,12 +12,15 @@ import jax.numpy as jnp
 from llm.models.cache import LayerCache, Segment, extend
 from llm.models.config import ModelConfig
 from llm.models.layers import Linear, RMSNorm, soft_cap
-from llm.models.rope import apply_rope
+from llm.models.rope import rotate
 
 # Longer queries are attended to in blocks, so that scores take
 # [B, N, _QUERY_BLOCK, S] and not [B, N, T, S].
 _QUERY_BLOCK = 512
 _MASKED = -1e30  # finite, so that a row without any key stays finite
+# On a CPU, blocks of this many queries leave out the keys behind them; an
+# accelerator is faster at one large product. Measured: a quarter of the time.
+_CAUSAL_BLOCK = 128
 
 
 def attend(
@@ -42,6 +46,8 @@ def attend(
   """
   if q.shape[1] > _QUERY_BLOCK:
     return _attend_in_blocks(q, segments, scale, cap)
+  if len(segments) == 1 and q.shape[1] > 1 and cap is None:
+    return _attend_to_one(q, segments[0], scale)
   scores = []
   for segment in segments:
     s = jnp.einsum(
@@ -55,6 +61,7 @@ def attend(
   top = scores[0].max(axis=-1, keepdims=True)
   for s in scores[1:]:
     top = jnp.maximum(top, s.max(axis=-1, keepdims=True))
+  top = lax.stop_gradient(top)  # it cancels out
   weights = [jnp.exp(s - top) for s in scores]
   total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
   out = 0.0
@@ -66,6 +73,79 @@ def attend(
       preferred_element_type=jnp.float32,
     )
   return out.astype(q.dtype)
+
+
+def _attend_to_one(q, segment, scale):
+  """`attend` to a single segment, where training spends its time."""
+  k, v = segment.k.astype(q.dtype), segment.v.astype(q.dtype)
+  length, block = q.shape[1], _CAUSAL_BLOCK
+  if not segment.causal or jax.default_backend() != 'cpu' or length <= block:
+    return _softmax_product(q, k, v, segment.mask, scale)
+  mask = jnp.broadcast_to(segment.mask, (segment.mask.shape[0], length, length))
+  out = []
+  for start in range(0, length, block):
+    end = min(start + block, length)
+    own = slice(start, end)
+    out.append(
+      _softmax_product(
+        q[:, own], k[:, :, :end], v[..., :end], mask[:, own, :end], scale
+      )
+    )
+  return jnp.concatenate(out, axis=1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _softmax_product(q, k, v, mask, scale):
+  """softmax(q k' scale) v, with a gradient of few passes over the scores.
+
+  Args:
+    q: float[B, T, K, G, H].
+    k, v: [B, K, S, H] and [B, K, H, S].
+    mask: bool, broadcastable to [B, T, S].
+    scale: factor on the scores.
+
+  Returns:
+    float[B, T, K, G, H].
+  """
+  return _softmax_product_fwd(q, k, v, mask, scale)[0]
+
+
+def _softmax_product_fwd(q, k, v, mask, scale):
+  scores = _product('btkgh,bksh->bkgts', q, k) * scale
+  scores = jnp.where(mask[:, None, None], scores, _MASKED)
+  weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+  total = weights.sum(axis=-1, keepdims=True)
+  # Divided afterwards: H numbers of each query, and not S.
+  out = _product('bkgts,bkhs->bkgth', weights.astype(q.dtype), v) / total
+  residuals = q, k, v, weights, total, out
+  return out.transpose(0, 3, 1, 2, 4).astype(q.dtype), residuals
+
+
+def _softmax_product_bwd(scale, residuals, out_grad):
+  # With p = weights / total and g the gradient of the output, that of the
+  # scores is p (g v' - sum g out), as in FlashAttention (2205.14135); here the
+  # division by the total is made on g.
+  q, k, v, weights, total, out = residuals
+  dtype = q.dtype
+  grad = out_grad.transpose(0, 2, 3, 1, 4) / total
+  mean = (grad * out).sum(axis=-1, keepdims=True)
+  grad = grad.astype(dtype)
+  v_grad = _product('bkgth,bkgts->bkhs', grad, weights.astype(dtype))
+  by_weight = _product('bkgth,bkhs->bkgts', grad, v)
+  scores_grad = (weights * (by_weight - mean) * scale).astype(dtype)
+  q_grad = _product('bkgts,bksh->btkgh', scores_grad, k)
+  # As [H, S], so that q is what has to be transposed, and not the scores.
+  k_grad = _product('btkgh,bkgts->bkhs', q, scores_grad)
+  k_grad = lax.optimization_barrier(k_grad).swapaxes(-1, -2)
+  return q_grad.astype(dtype), k_grad.astype(dtype), v_grad.astype(dtype), None
+
+
+_softmax_product.defvjp(_softmax_product_fwd, _softmax_product_bwd)
+
+
+def _product(subscripts, a, b):
+  """A product with sums in float32."""
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
 
 def _attend_in_blocks(q, segments, scale, cap):
@@ -86,7 +166,10 @@ def _attend_in_blocks(q, segments, scale, cap):
   @jax.checkpoint
   def one(carry, block):
     query, masks = block
-    own = [s.replace(mask=m) for s, m in zip(segments, masks, strict=True)]
+    own = [
+      s.replace(mask=m, causal=False)
+      for s, m in zip(segments, masks, strict=True)
+    ]
     return carry, attend(query, own, scale=scale, cap=cap)
 
   masks = [split(s.mask, 1) for s in segments]
@@ -107,13 +190,12 @@ class Attention(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, positions, rope, entry, call, window, ring):
+  def __call__(self, x, rope, entry, call, window, ring):
     """One layer's attention.
 
     Args:
       x: float[B, T, D].
-      positions: int32[B, T], rotary positions.
-      rope: (inv_freq, attention_factor) as `rope.inverse_frequencies` gives.
+      rope: (cos, sin) of the positions, as `rope.rope_tables` gives.
       entry, call, window, ring: see `cache.extend`.
 
     Returns:
@@ -133,8 +215,8 @@ class Attention(nn.Module):
     k, v = qkv[..., groups, :], qkv[..., groups + 1, :]
     if config.qk_norm:
       q, k = self._normalise(q, 'q_norm'), self._normalise(k, 'k_norm')
-    q = apply_rope(q, positions, *rope)
-    k = apply_rope(k, positions, *rope)
+    q = rotate(q, *rope)
+    k = rotate(k, *rope)
     q = q.reshape(batch, length, config.num_kv_heads, groups, config.head_dim)
     new = LayerCache(k=k.transpose(0, 2, 1, 3), v=v.transpose(0, 2, 3, 1))
     segments, entry = extend(entry, new, call, window, ring)

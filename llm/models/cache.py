@@ -77,11 +77,13 @@ class Segment:
     k: [B, K, S, H].
     v: [B, K, H, S].
     mask: bool, broadcastable to [B, T, S].
+    causal: the mask admits no key s > t; what it would hide is not computed.
   """
 
   k: jax.Array
   v: jax.Array
   mask: jax.Array
+  causal: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass
@@ -241,7 +243,8 @@ def extend(
   if isinstance(entry, tuple):
     return _extend_open(entry, new, call, window, ring)
   steps = new.k.shape[2]
-  own = Segment(new.k, new.v, _self_mask(steps, call.segment_ids, window))
+  mask = _self_mask(steps, call.segment_ids, window)
+  own = Segment(new.k, new.v, mask, causal=True)
   if entry is None:
     return [own], None
   segments = [own]

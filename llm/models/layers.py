@@ -10,6 +10,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from llm.models.placement import keep_rows
@@ -17,6 +18,8 @@ from llm.models.placement import keep_rows
 # XLA:CPU multiplies [out, in] weights by a few columns faster than a few rows
 # by their transpose, as long as the result stays [out, rows].
 _CPU_MAX_COLUMNS = 64
+# Name of the results that are no bare products, for `remat`.
+LINEAR = 'linear'
 
 
 def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -31,8 +34,10 @@ def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
     float[..., *F], in the dtype of x.
   """
   batch_shape, rows = x.shape[:-1], math.prod(x.shape[:-1])
-  if jax.default_backend() != 'cpu' or rows > _CPU_MAX_COLUMNS:
+  if jax.default_backend() != 'cpu':
     return keep_rows(jnp.tensordot(x, kernel, axes=(-1, -1)))
+  if rows > _CPU_MAX_COLUMNS:
+    return checkpoint_name(keep_rows(_many_rows(x, kernel)), LINEAR)
   out_shape = kernel.shape[:-1]
   x = x.reshape(rows, x.shape[-1])
   kernel = kernel.reshape(-1, kernel.shape[-1])
@@ -42,6 +47,32 @@ def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
     # The barrier keeps the transposition out of the product.
     y = lax.optimization_barrier(jnp.einsum('fd,nd->fn', kernel, x)).T
   return keep_rows(y.reshape(*batch_shape, *out_shape))
+
+
+@jax.custom_vjp
+def _many_rows(x, kernel):
+  """x float[..., D], kernel float[*F, D] -> float[..., *F]."""
+  return jnp.tensordot(x, kernel, axes=(-1, -1))
+
+
+def _many_rows_fwd(x, kernel):
+  return _many_rows(x, kernel), (x, kernel)
+
+
+def _many_rows_bwd(residuals, y_grad):
+  x, kernel = residuals
+  batch, out = x.ndim - 1, kernel.ndim - 1
+  x_grad = jnp.tensordot(y_grad, kernel, axes=out)
+  rows = (tuple(range(batch)), tuple(range(batch)))
+  # XLA:CPU copies the transpose of the first operand: the smaller one comes
+  # first, and the barrier keeps XLA from turning the product around.
+  if kernel.size > kernel.shape[-1] ** 2:
+    kernel_grad = lax.optimization_barrier(jnp.tensordot(x, y_grad, axes=rows))
+    return x_grad, jnp.moveaxis(kernel_grad, 0, -1)
+  return x_grad, jnp.tensordot(y_grad, x, axes=rows)
+
+
+_many_rows.defvjp(_many_rows_fwd, _many_rows_bwd)
 
 
 def _adapted(x: jax.Array, y: jax.Array, adapter: dict) -> jax.Array:

@@ -11,6 +11,7 @@ R is the number of rotated features of a head: `int(H * partial_rotary_factor)`.
 import math
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -75,14 +76,46 @@ def apply_rope(
   Returns:
     float[B, T, heads, H] in the dtype of `x`.
   """
+  return rotate(x, *rope_tables(positions, inv_freq, attention_factor))
+
+
+def rope_tables(
+  positions: jax.Array, inv_freq: jax.Array, attention_factor: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+  """cos and sin of every position's angles, for `rotate`.
+
+  Args:
+    positions: int32[B, T].
+    inv_freq: float32[R/2], or [B, R/2], or [B, T, R/2].
+    attention_factor: multiplies both (YaRN, LongRoPE).
+
+  Returns:
+    float32[B, T, R/2], twice.
+  """
   if inv_freq.ndim == 1:
     inv_freq = inv_freq[None, None, :]
   elif inv_freq.ndim == 2:
     inv_freq = inv_freq[:, None, :]
-  angles = positions.astype(jnp.float32)[..., None] * inv_freq  # [B, T, R/2]
-  cos = (jnp.cos(angles) * attention_factor)[:, :, None, :]
-  sin = (jnp.sin(angles) * attention_factor)[:, :, None, :]
-  half = inv_freq.shape[-1]
+  angles = positions.astype(jnp.float32)[..., None] * inv_freq
+  tables = (
+    jnp.cos(angles) * attention_factor,
+    jnp.sin(angles) * attention_factor,
+  )
+  # Behind the barrier they are made once. XLA would make them again for every
+  # head of every layer, in the loops that rotate: half of attention's time in
+  # training.
+  return lax.optimization_barrier(tables)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Rotates the pairs (i, i + R/2) of each head; see `apply_rope`.
+
+  Args:
+    x: float[B, T, heads, H].
+    cos, sin: float32[B, T, R/2], as `rope_tables` gives them.
+  """
+  half = cos.shape[-1]
+  cos, sin = cos[:, :, None, :], sin[:, :, None, :]
   first = x[..., :half].astype(jnp.float32)
   second = x[..., half : 2 * half].astype(jnp.float32)
   rotated = jnp.concatenate(

@@ -19,7 +19,7 @@ from llm.models.layers import GatedMLP, RMSNorm, linear, soft_cap
 from llm.models.moe import MoE
 from llm.models.placement import keep_rows
 from llm.models.remat import rematerialised
-from llm.models.rope import inverse_frequencies
+from llm.models.rope import inverse_frequencies, rope_tables
 
 
 class Block(nn.Module):
@@ -30,7 +30,7 @@ class Block(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, positions, rope, entry, call, window, ring):
+  def __call__(self, x, rope, entry, call, window, ring):
     """Returns (x float[B, T, D], changed cache entry); see `Attention`."""
     config = self.config
     out_scale = 0.02 / math.sqrt(2 * config.num_layers)
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
     h = norm('pre_attention_norm')(x) if config.pre_norm else x
     h, entry = Attention(config, out_scale, self.dtype, name='attn')(
-      h, positions, rope, entry, call, window, ring
+      h, rope, entry, call, window, ring
     )
     x = x + (norm('post_attention_norm')(h) if config.post_norm else h)
     h = norm('pre_mlp_norm')(x) if config.pre_norm else x
@@ -64,7 +64,7 @@ class Block(nn.Module):
     return x + (norm('post_mlp_norm')(h) if config.post_norm else h), entry
 
 
-_STATIC = (7,)  # the arguments of Block's call that are no arrays: ring
+_STATIC = (6,)  # the arguments of Block's call that are no arrays: ring
 
 
 class _ScanBody(nn.Module):
@@ -78,7 +78,7 @@ class _ScanBody(nn.Module):
 
   @nn.compact
   def __call__(self, x, entry, is_local, shared):
-    positions, ropes, call, count = shared
+    ropes, call, count = shared
     config = self.config
     if is_local is None:  # all layers are of one kind
       kind = config.layer_types[0]
@@ -94,7 +94,7 @@ class _ScanBody(nn.Module):
       Block, self.remat, static_argnums=_STATIC, prevent_cse=False
     )
     return block(config, self.moe, self.dtype, name='block')(
-      x, positions, rope, entry, call, window, self.ring
+      x, rope, entry, call, window, self.ring
     )
 
 
@@ -219,8 +219,11 @@ class Transformer(nn.Module):
     if rope_length is None:
       rope_length = _rope_length(positions, segment_ids, lengths, start, count)
     ropes = {
-      kind: inverse_frequencies(
-        config.layer_rope(kind), config.head_dim, rope_length
+      kind: rope_tables(
+        positions,
+        *inverse_frequencies(
+          config.layer_rope(kind), config.head_dim, rope_length
+        ),
       )
       for kind in sorted(set(config.layer_types))
     }
@@ -231,9 +234,9 @@ class Transformer(nn.Module):
     if config.embed_scale is not None:
       x = x * jnp.asarray(config.embed_scale, x.dtype)
     if self.scan_layers:
-      x, entries = self._run_scanned(x, positions, ropes, cache, call, count)
+      x, entries = self._run_scanned(x, ropes, cache, call, count)
     else:
-      x, entries = self._run_unrolled(x, positions, ropes, cache, call, count)
+      x, entries = self._run_unrolled(x, ropes, cache, call, count)
     return self.final_norm(x), _updated(cache, entries, call)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
@@ -245,7 +248,7 @@ class Transformer(nn.Module):
     out = linear(hidden.astype(self.dtype), kernel.astype(self.dtype))
     return soft_cap(out.astype(jnp.float32), self.config.final_soft_cap)
 
-  def _run_unrolled(self, x, positions, ropes, cache, call, count):
+  def _run_unrolled(self, x, ropes, cache, call, count):
     config = self.config
     rings = cache_lib.cache_rings(config)
     entries = []
@@ -254,11 +257,11 @@ class Transformer(nn.Module):
     ):
       window, ring = _window(config, kind), rings[i]
       entry = _entry(cache, i, count)
-      x, entry = block(x, positions, ropes[kind], entry, call, window, ring)
+      x, entry = block(x, ropes[kind], entry, call, window, ring)
       entries.append(entry)
     return x, tuple(entries)
 
-  def _run_scanned(self, x, positions, ropes, cache, call, count):
+  def _run_scanned(self, x, ropes, cache, call, count):
     kinds = self.config.layer_types
     is_local = None
     if len(set(kinds)) > 1:
@@ -268,7 +271,7 @@ class Transformer(nn.Module):
       entry = (cache.prefix, cache.recent)
     elif cache is not None:
       entry = cache.layers
-    shared = (positions, ropes, call, count)
+    shared = (ropes, call, count)
     return self.layers(x, entry, is_local, shared)
 
 
