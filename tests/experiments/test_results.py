@@ -12,7 +12,11 @@ from experiments.inference_speed import measure as speed_measure
 from experiments.inference_speed import opponents
 from experiments.kv_cache import analyze as kv_cache
 from experiments.kv_cache import measure as kv_measure
+from experiments.real_text import analyze as real_text
+from experiments.real_text import measure as real_measure
+from experiments.real_text import ngrams
 from llm import config_args
+from llm.errors import UserError
 from llm.sweeps import report, sweep
 
 ROOT = pathlib.Path(__file__).parents[2] / 'experiments'
@@ -38,7 +42,8 @@ def test_the_readme_has_the_command_and_the_figure(folder):
 
 
 @pytest.mark.parametrize(
-  'name, count', [('inference_speed', 6), ('kv_cache', 46)]
+  'name, count',
+  [('inference_speed', 6), ('kv_cache', 46), ('real_text', 12)],
 )
 def test_every_run_is_accepted(name, count, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT.parent)
@@ -146,3 +151,53 @@ def test_llama_cpp_gets_rotated_pairs_side_by_side():
   rows = np.arange(8)[:, None]
   moved = opponents._interleave(rows, 2)
   assert moved[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_n_grams_mix_with_shorter_ones_as_by_hand():
+  train = np.frombuffer(b'ababac', np.uint8)
+  held_out = np.frombuffer(b'ab', np.uint8)
+  # One byte: 6 seen, 3 kinds. p(a) = (3 + 3/256) / 9, p(b) = (2 + 3/256) / 9.
+  a, b = (3 + 3 / 256) / 9, (2 + 3 / 256) / 9
+  # After c nothing was seen, so a stays; after a: b twice, c once, 2 kinds.
+  after = (2 + 2 * b) / (3 + 2)
+  np.testing.assert_allclose(
+    ngrams.held_out_losses(train, held_out, 2),
+    [-np.log([a, b]).mean(), -np.log([a, after]).mean()],
+  )
+  np.testing.assert_allclose(ngrams.entropy(held_out), np.log(2))
+
+
+def test_n_grams_find_an_order_that_is_there():
+  text = np.tile(np.arange(50, 60, dtype=np.uint8), 40)
+  losses = ngrams.held_out_losses(text[:300], text[300:], 3)
+  assert abs(losses[0] - np.log(10)) < 0.1 and losses[1] < 0.1
+  assert losses[2] < losses[1]
+
+
+def test_a_rise_within_the_first_epoch_is_found():
+  falling = {'steps_per_epoch': 20, 'pretrained.curve.0': 3.0}
+  falling |= {'pretrained.curve.10': 2.0, 'pretrained.curve.20': 1.9}
+  # Later ones may rise; columns are in no order.
+  falling |= {'pretrained.curve.100': 3.0, 'pretrained.curve.30': 2.5}
+  assert real_text.largest_rise(falling) == pytest.approx(-0.1)
+  assert real_text.largest_rise(falling | {'pretrained.curve.5': 1.0}) == 1.0
+
+
+def test_the_readme_has_the_goals_and_the_points_of_an_epoch():
+  text = (ROOT / 'real_text' / 'README.md').read_text(encoding='utf-8')
+  text = ' '.join(text.split())
+  assert f'at most {real_text.LOSS_GOAL} nats per byte' in text
+  assert f'at least {100 * real_text.EOS_GOAL:.0f}% of the answers' in text
+  steps = 990 // real_measure.BATCH
+  assert steps % real_measure.EVAL_EVERY == 0
+  assert 1 + steps // real_measure.EVAL_EVERY == 7 and 'each of seven' in text
+
+
+def test_real_text_says_what_it_needs(tmp_path, monkeypatch):
+  config = config_args.load_config(f'{ROOT}/real_text/config.py')
+  monkeypatch.delenv('LLM_DATA', raising=False)
+  with pytest.raises(UserError, match='LLM_DATA is not set'):
+    real_measure.run(config, str(tmp_path))
+  config.part = 'letters'
+  with pytest.raises(UserError, match="part='letters': use one of bytes, inst"):
+    real_measure.run(config, str(tmp_path))
