@@ -268,9 +268,10 @@ def grpo_loss(
   if ref is not None:
     ref = lax.stop_gradient(ref)
     metrics |= {f'kl_{k}': kl_estimate(logprobs, ref, k) for k in ESTIMATORS}
-    limits = dict(log_ratio_limit=log_ratio_limit, limit=kl_limit)
-    kl = kl_estimate(logprobs, ref, kl_estimator, **limits)
-    losses = losses + kl_coef * (kl * r if kl_corrected else kl)
+    if not _is_zero(kl_coef):  # 0 · inf would be a NaN
+      limits = dict(log_ratio_limit=log_ratio_limit, limit=kl_limit)
+      kl = kl_estimate(logprobs, ref, kl_estimator, **limits)
+      losses = losses + kl_coef * (kl * r if kl_corrected else kl)
   if entropy is not None:
     metrics['entropy'] = entropy
     losses = losses - entropy_coef * entropy
@@ -346,11 +347,15 @@ def _log_ratio(log_r, mask, ratio, limit):
   return log_r if limit is None else jnp.clip(log_r, -limit, limit)
 
 
+def _is_zero(coef):
+  """Whether a coefficient is a plain 0, not an array that may change."""
+  return isinstance(coef, (int, float)) and coef == 0
+
+
 def _check_settings(ratio, kl_coef, ref_logprobs, entropy_coef, entropy):
   if ratio not in RATIOS:
     raise ValueError(f'ratio={ratio!r} must be one of {RATIOS}')
-  static = isinstance(kl_coef, (int, float))
-  if ref_logprobs is None and not (static and kl_coef == 0):
+  if ref_logprobs is None and not _is_zero(kl_coef):
     raise ValueError(f'kl_coef={kl_coef} needs ref_logprobs')
   if entropy is None and entropy_coef:
     raise ValueError(f'entropy_coef={entropy_coef} needs entropy')

@@ -232,6 +232,14 @@ def test_kl_and_entropy_enter_the_loss():
   np.testing.assert_allclose(metrics['entropy'], entropy, rtol=1e-5)
 
 
+def test_without_a_coefficient_an_impossible_reference_is_harmless():
+  case = _case()
+  plain = _call('dapo', case)[0]
+  case['ref_logprobs'] = case['ref_logprobs'].at[0, 0].set(-jnp.inf)
+  np.testing.assert_array_equal(_call('dapo', case)[0], plain)
+  assert np.all(np.isfinite(_gradient('dapo', case)))
+
+
 def test_a_row_without_tokens_counts_only_by_its_weight():
   case = _case()
   case['mask'] = case['mask'].at[1].set(False)

@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.test_util import check_grads
 import numpy as np
+import optax
 import pytest
 
 from llm.losses import preference, sequences
+from llm.train.state import init_state
+from llm.train.step import make_train_step
 
 PAIRS = 6
 
@@ -209,6 +212,36 @@ def test_tokens_per_pair_may_be_a_column():
   scalar = _call('rpo', case, tokens_per_pair=4.0)
   column = _call('rpo', case, tokens_per_pair=jnp.full(PAIRS, 4.0))
   _assert_sums_equal(scalar, column)
+
+
+def test_rpo_in_the_train_step_has_one_gradient_for_any_microbatches():
+  case = _case()
+  rng = np.random.default_rng(0)
+  batch = {key: jnp.asarray(value) for key, value in case.items()}
+  batch['features'] = jnp.asarray(rng.normal(size=(PAIRS, 2, 3)), jnp.float32)
+  batch['tokens_per_pair'] = jnp.full(PAIRS, case['chosen_tokens'].mean())
+
+  def loss_fn(params, frozen, batch, keys):
+    moved = jnp.einsum('pcd,d->pc', batch['features'], params)
+    arrays = batch | {
+      'chosen': batch['chosen'] + moved[:, 0],
+      'rejected': batch['rejected'] + moved[:, 1],
+    }
+    return preference.rpo_loss(
+      *(arrays[n] for n in (*REF, 'chosen_tokens')),
+      tokens_per_pair=batch['tokens_per_pair'],
+    )
+
+  found = []
+  tx = optax.sgd(1.0)
+  state = init_state(jnp.zeros(3), tx, jax.random.key(0))
+  for microbatches in (1, 2, 3, 6):
+    step = make_train_step(loss_fn, tx, microbatches=microbatches)
+    moved, metrics = jax.jit(step)(state, batch, jax.random.key(0))
+    found.append((moved.params, metrics['loss'], metrics['nll']))
+  for other in found[1:]:
+    for a, b in zip(found[0], other):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_rpo_term_is_a_mean_over_tokens():
