@@ -19,6 +19,8 @@ from llm.errors import UserError
 
 KINDS = ('.jsonl', '.ndjson', '.json', '.parquet', '.txt')
 _CHUNK = 1 << 20
+# Files that lie beside data and are none.
+_ABOUT = ('LICENSE', 'LICENCE', 'README', 'NOTICE', 'MANIFEST')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,8 @@ def read_records(
   and `.parquet`. A text gives rows of the form {'text': …}.
 
   Args:
-    path: a file, a folder (all files of a known kind in it, by name), a pattern
+    path: a file, a folder (all files of a known kind in it, by name,
+      but for hidden ones and LICENSE, README and the like), a pattern
       such as 'data/*.jsonl', or a list of these.
     field: the config field that holds `path`, for messages.
     separator: cuts a text into documents, of which it is no part; line ends
@@ -104,7 +107,7 @@ def find_files(path, field: str = 'data.path') -> list[pathlib.Path]:
     files = sorted(
       file
       for file in path.iterdir()
-      if _kind(file)[0] and file.is_file() and file.name[0] != '.'
+      if _kind(file)[0] and file.is_file() and not _is_about(file.name)
     )
     if not files:
       raise UserError(
@@ -128,6 +131,11 @@ def find_files(path, field: str = 'data.path') -> list[pathlib.Path]:
         ' all but Parquet also with .gz or .zst'
       )
   return files
+
+
+def _is_about(name: str) -> bool:
+  """True for hidden files and for those about the data, such as LICENSE.txt."""
+  return name.startswith('.') or name.upper().startswith(_ABOUT)
 
 
 def _kind(file: pathlib.Path) -> tuple[str, str]:
