@@ -158,5 +158,5 @@ def test_no_file(tmp_path, monkeypatch, path, match):
 def test_a_folder_leaves_out_what_is_about_the_data(tmp_path):
   for name in ('b.txt', 'a.txt', 'LICENSE.txt', 'Readme.txt', '.hidden.txt'):
     (tmp_path / name).write_text(name)
-  files = records.find_files(tmp_path)
+  files = find_files(tmp_path)
   assert [file.name for file in files] == ['a.txt', 'b.txt']
