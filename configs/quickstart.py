@@ -55,7 +55,7 @@ def get_config(arg=None):
 
   config.pretrain = _training('pretrain', steps=80 if small else 450)
   config.pretrain.optim.lr = 0.01 if small else 0.003
-  config.sft = _training('sft', steps=40 if small else 60)
+  config.sft = _training('sft', steps=40)
   config.sft.optim.lr = 0.003 if small else 0.001
 
   config.exam = config_dict.ConfigDict()

@@ -32,19 +32,20 @@ from llm.train import optim
 
 DEFAULT_WORKDIR = 'runs/quickstart'
 TEXTS, DIALOGUES = 'texts.jsonl', 'dialogues.jsonl'  # of the corpus
-# "<s> Question: … Answer: …</s>", so that a chat and a text typed in the same
-# form have the same tokens.
+# "<s> Question: … …</s>": the answer follows the question at once, as it does
+# in the texts' quizzes. A word between them ("Answer:") would be a place where
+# a model this small has never looked anything up, and what it is tuned on would
+# hardly carry over to what it only read (docs/quickstart.md has the numbers).
 CHAT_TEMPLATE = """{{ bos_token }}
 {%- for message in messages -%}
   {%- if message.role == 'user' -%}
     {{ ' Question: ' + message.content }}
   {%- elif message.role == 'assistant' -%}
-    {{ ' Answer: ' + message.content + eos_token }}
+    {{ ' ' + message.content + eos_token }}
   {%- else -%}
     {{ raise_exception('roles are user and assistant') }}
   {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{ ' Answer:' }}{%- endif -%}
 """
 
 
@@ -295,8 +296,8 @@ def _quiz(messages: list[dict]) -> str:
 
 def _chat(messages: list[dict]) -> str:
   """The words of the chat template."""
-  names = {'user': 'Question', 'assistant': 'Answer'}
-  return ' '.join(f'{names[m["role"]]}: {m["content"]}' for m in messages)
+  names = {'user': 'Question: ', 'assistant': ''}
+  return ' '.join(names[m['role']] + m['content'] for m in messages)
 
 
 def _read_jsonl(path: pathlib.Path) -> list[dict]:

@@ -39,7 +39,7 @@ def test_chat_and_text_have_the_same_tokens(folder):
       messages, add_generation_prompt=True, return_dict=False
     )
     assert chat.encode(tok, messages) == ids
-  text = 'Question: What is 3 + 1? Answer:'
+  text = 'Question: What is 3 + 1?'
   assert tok.encode(text) == theirs(text).input_ids
   assert tok.encode(text) == chat.encode(tok, TURNS[:1])
 
@@ -54,7 +54,7 @@ def test_log_probabilities_and_greedy_tokens_are_equal(folder):
     logprobs = torch.log_softmax(theirs(again).logits[0], -1).numpy()
   expected = logprobs[np.arange(again.shape[1] - 1), again[0, 1:]]
   np.testing.assert_allclose(ours, expected, atol=1e-4)
-  text = 'Question: What is 3 + 1? Answer:'
+  text = 'Question: What is 3 + 1?'
   [answer] = llm.api.generate(
     model, params, tok, text, temperature=0.0, max_new_tokens=12
   )

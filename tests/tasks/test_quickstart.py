@@ -102,9 +102,7 @@ def test_the_model_is_the_tuned_one(workdir):
   model, _, tok = llm.api.load(str(workdir / 'model'))
   assert model.config.eos_ids == tok.eos_ids == (2,)
   messages = [{'role': 'user', 'content': 'What is 1 + 1?'}]
-  assert chat.encode(tok, messages) == tok.encode(
-    'Question: What is 1 + 1? Answer:'
-  )
+  assert chat.encode(tok, messages) == tok.encode('Question: What is 1 + 1?')
 
 
 def test_tuning_begins_with_the_pretrained_model(workdir):
