@@ -19,7 +19,7 @@ ALLOWED = {
   'decode': {'models', 'losses'},
   'parallel': set(),
   'sweeps': {'config_args'},
-  'train': set(),
+  'train': {'decode', 'models'},
 }
 TOP = {'tasks', 'serve', 'sweeps'}
 # Of the extras: a plain installation has none of them.

@@ -13,6 +13,12 @@ def _generate(config: ml_collections.ConfigDict, workdir: str | None):
   generate.run(config, workdir)
 
 
+def _rl(config: ml_collections.ConfigDict, workdir: str | None):
+  from llm.tasks import rl
+
+  rl.run(config, workdir)
+
+
 def _score(config: ml_collections.ConfigDict, workdir: str | None):
   from llm.tasks import score
 
@@ -42,6 +48,7 @@ TASKS = {
   'preference': _preference,
   'pretrain': _supervised,
   'quickstart': _quickstart,
+  'rl': _rl,
   'score': _score,
   'sft': _supervised,
 }

@@ -65,6 +65,9 @@ class Recipe:
     seek: sets it.
     evaluate: trained tree -> metrics named `eval_…`, or None.
     identity: JSON-able; with another one a checkpoint is refused.
+    language_model: trained tree -> the part of it that is a language model,
+      for exports and samples.
+    may_stop: False where the data's state is not whole; a signal waits then.
   """
 
   loss_fn: LossFn
@@ -73,6 +76,8 @@ class Recipe:
   seek: Callable[[dict[str, Any]], None]
   evaluate: Callable[[Any], dict[str, float]] | None
   identity: dict[str, Any]
+  language_model: Callable[[Any], Any] = lambda params: params
+  may_stop: Callable[[], bool] = lambda: True
 
 
 def check_fields(config, workdir: str | None) -> str:
@@ -183,7 +188,7 @@ def train(
 
     def should_stop():
       checkpoints.check()  # a save that failed ends the run at once
-      return bool(stop)
+      return bool(stop) and recipe.may_stop()
 
     step = make_train_step(
       recipe.loss_fn,
@@ -217,7 +222,8 @@ def train(
     )
     sys.exit(143 if stop.received == 'SIGTERM' else 130)
   try:
-    return _finish(config, workdir, trainee, state, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return _finish(config, workdir, trainee, recipe, state, seconds)
   except OSError as error:
     raise RunError(
       f'{error.filename or workdir}: {error.strerror or error}; the trained '
@@ -280,7 +286,11 @@ def _make_evaluate(config, workdir, trainee, recipe, console):
     scores = recipe.evaluate(params) if recipe.evaluate else {}
     if config.sample.prompts:
       rows = samples.write_samples(
-        config.sample, trainee, params, int(state.step), workdir
+        config.sample,
+        trainee,
+        recipe.language_model(params),
+        int(state.step),
+        workdir,
       )
       training_report.tell_samples(rows, console)
     return scores
@@ -314,10 +324,12 @@ def _first_state(config, workdir, trainee, tx, recipe, checkpoints):
   return restored.state, shardings
 
 
-def _finish(config, workdir, trainee, state, seconds) -> dict[str, float]:
+def _finish(
+  config, workdir, trainee, recipe, state, seconds
+) -> dict[str, float]:
   """Exports, and writes what a person looks at first."""
   params = averaged(state)
-  exports.write(config, trainee, params)
+  exports.write(config, trainee, recipe.language_model(params))
   rows = training_report.read_rows(workdir)
   result = training_report.summarise(rows)
   result['parameters'] = int(

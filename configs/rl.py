@@ -1,0 +1,59 @@
+r"""Reinforcement learning from rewards: PPO, RLOO, GRPO and its kin.
+
+  python launch.py --config=configs/rl.py --workdir=runs/rl \
+    --config.model.path=PATH --config.data.path=ROWS.jsonl --config.export=OUT
+
+Rows are `{"prompt", "answer"}`; by default an answer's reward is 1 where the
+stripped completion equals it. `loss.name` is ppo, rloo, reinforce, grpo,
+dr_grpo, dapo or gspo. Expected: `reward_mean` rises; `kl`, `entropy`, `length`
+and `groups_with_signal` beside it say at what price. All fields:
+docs/alignment.md.
+"""
+
+from ml_collections import config_dict
+
+from llm.config_args import parse_arg
+from llm.tasks.training_fields import training_fields
+
+
+def get_config(arg=None):
+  """Every field of a reinforcement run; there are no bundles to choose."""
+  parse_arg(arg)
+  optional = config_dict.placeholder
+  config = training_fields('rl')
+  config.data.max_length = 256  # tokens of a prompt
+  config.train.steps = 200
+  config.train.batch_size = 16  # prompts of a rollout
+  config.train.eval_every = 50
+  config.train.best = ''
+  config.optim.lr = 1e-6
+  config.optim.schedule = 'constant'
+
+  rollout = config.rollout = config_dict.ConfigDict()
+  rollout.group_size = 8  # answers to a prompt
+  rollout.max_new_tokens = 128
+  rollout.temperature = 1.0
+  rollout.minibatches = 1  # parts of a rollout, a step each
+  rollout.epochs = 1  # times that a rollout is trained on
+  rollout.max_resamples = 4  # dapo: rounds for groups without signal
+  rollout.overlong_margin = 0  # tokens before the limit where a penalty begins
+  # (name, weight) or (name, weight, options): see llm/train/rewards.py.
+  config.rewards = (('exact_answer', 1.0),)
+
+  loss = config.loss
+  loss.name = 'grpo'
+  # None: the algorithm's own default (llm/tasks/rl_loss.py). A field that an
+  # algorithm does not read is refused.
+  loss.kl_coef = optional(float)
+  loss.kl_estimator = optional(str)  # k1, k2, k3
+  loss.kl_target = optional(float)  # ppo, rloo: nats per answer; None: fixed
+  loss.kl_horizon = 10000.0  # answers over which the coefficient adapts
+  loss.clip_low = optional(float)
+  loss.clip_high = optional(float)
+  loss.reduction = optional(str)  # token, sequence, constant, group
+  loss.entropy_coef = optional(float)
+  loss.value_coef = optional(float)  # ppo
+  loss.value_clip = optional(float)  # ppo
+  loss.gamma = optional(float)  # ppo
+  loss.lam = optional(float)  # ppo
+  return config

@@ -1,0 +1,106 @@
+"""Rows of reinforcement learning: a prompt, and what its rewards need."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from llm.data import records
+from llm.errors import UserError
+from llm.text import chat
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """One prompt.
+
+  Attributes:
+    token_ids: what the model reads.
+    row: the row as it was written, for reward functions ('answer' and others).
+  """
+
+  token_ids: tuple[int, ...]
+  row: dict[str, Any]
+
+
+def load_prompts(
+  path,
+  tok,
+  *,
+  max_length: int,
+  field: str = 'data.path',
+  on_bytes: Callable[[int, int], None] | None = None,
+) -> list[Prompt]:
+  """Reads and tokenizes rows `{"prompt": …}`, a string or a message list.
+
+  A string is encoded as it is, with BOS where the tokenizer puts one; messages
+  go through the chat template, up to where the assistant begins.
+
+  Args:
+    path: see `records.read_records`.
+    tok: a `Tokenizer`.
+    max_length: tokens of a prompt.
+    field: the config field of `path`, for messages.
+    on_bytes: progress, called with (bytes done, bytes in all).
+
+  Raises:
+    UserError: a bad file or row, by name and row number.
+  """
+  prompts = []
+  for record in records.read_records(path, field=field, on_bytes=on_bytes):
+    try:
+      token_ids = _encode(tok, record.value)
+      if len(token_ids) > max_length:
+        raise UserError(
+          f'the prompt has {len(token_ids)} tokens and data.max_length='
+          f'{max_length} are allowed; shorten it or leave the row out'
+        )
+    except UserError as error:
+      raise UserError(f'{record.where}: {error}') from None
+    prompts.append(Prompt(tuple(token_ids), record.value))
+  return prompts
+
+
+def digest(prompts: list[Prompt]) -> str:
+  """Names the content; a resumed run compares it."""
+  text = json.dumps([[p.token_ids, p.row] for p in prompts], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def prompt_order(
+  count: int, shuffle: bool, seed: int, start: int
+) -> Iterator[int]:
+  """Indices of prompts without end, from place `start` on.
+
+  Each epoch has every prompt once; with `shuffle` in an order of its own that
+  follows from (seed, epoch).
+  """
+  place = start
+  while True:
+    epoch, at = divmod(place, count)
+    order = np.arange(count)
+    if shuffle:
+      order = np.random.default_rng((seed, epoch)).permutation(count)
+    for index in order[at:]:
+      yield int(index)
+    place += count - at
+
+
+def _encode(tok, row: dict[str, Any]) -> list[int]:
+  prompt = row.get('prompt', row.get('messages'))
+  if isinstance(prompt, str):
+    token_ids = tok.encode(prompt)
+  elif isinstance(prompt, list):
+    token_ids = chat.encode(tok, prompt, add_generation_prompt=True)
+  else:
+    keys = ', '.join(map(repr, row)) or 'none'
+    raise UserError(
+      f'has no prompt (its keys: {keys}); give {{"prompt": …, "answer": …}}, '
+      'the prompt being a string or a list of messages'
+    )
+  if not token_ids:
+    raise UserError('the prompt has no token; give it a text')
+  return token_ids

@@ -1,0 +1,334 @@
+"""The algorithms of `configs/rl.py`: what each averages, clips and compares."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm.decode.score import output_table
+from llm.errors import UserError
+from llm.losses import policy
+from llm.losses.chunked import chunked_logprobs, chunked_logprobs_and_entropy
+from llm.losses.language import next_token_targets
+from llm.losses.reductions import REDUCTIONS
+from llm.losses.shaping import ESTIMATORS
+from llm.tasks.trainee import Trainee
+from llm.train.step import LossFn
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+  """Settings of one algorithm; a field of `config.loss` replaces its default.
+
+  `scale` is how group advantages are scaled ('group', 'batch', 'none'), 'rloo'
+  for leave-one-out, 'gae' for a value head. `defaults` are keywords of the
+  loss and, for 'rloo' and 'gae', the KL that is taken off the rewards.
+  """
+
+  scale: str
+  defaults: dict[str, Any]
+  dynamic_sampling: bool = False
+
+
+ALGORITHMS = {
+  'ppo': Algorithm(
+    'gae',
+    dict(
+      kl_coef=0.05,
+      clip_low=0.2,
+      clip_high=0.2,
+      value_coef=0.1,
+      value_clip=0.2,
+      gamma=1.0,
+      lam=0.95,
+      entropy_coef=0.0,
+    ),
+  ),
+  'rloo': Algorithm('rloo', dict(kl_coef=0.05, clip_low=0.2, clip_high=0.2)),
+  'reinforce': Algorithm('batch', dict(reduction='token')),
+  'grpo': Algorithm(
+    'group',
+    dict(
+      kl_coef=0.04,
+      kl_estimator='k3',
+      clip_low=0.2,
+      clip_high=0.2,
+      reduction='sequence',
+      entropy_coef=0.0,
+    ),
+  ),
+  'dr_grpo': Algorithm(
+    'none',
+    dict(
+      kl_coef=0.0,
+      kl_estimator='k3',
+      clip_low=0.2,
+      clip_high=0.2,
+      reduction='constant',
+      entropy_coef=0.0,
+    ),
+  ),
+  'dapo': Algorithm(
+    'group',
+    dict(
+      kl_coef=0.0,
+      kl_estimator='k3',
+      clip_low=0.2,
+      clip_high=0.28,
+      reduction='token',
+      entropy_coef=0.0,
+    ),
+    dynamic_sampling=True,
+  ),
+  'gspo': Algorithm(
+    'group',
+    dict(
+      kl_coef=0.0,
+      kl_estimator='k3',
+      clip_low=3e-4,
+      clip_high=4e-4,
+      reduction='sequence',
+      entropy_coef=0.0,
+    ),
+  ),
+}
+# Every field of `config.loss` that is a default of some algorithm.
+OPTIONS = sorted({k for a in ALGORITHMS.values() for k in a.defaults})
+
+
+def settings(loss: Any) -> dict[str, Any]:
+  """The algorithm's settings with the config's fields in place.
+
+  Raises:
+    UserError: an unknown algorithm, a field that it does not read, or a value
+      without a meaning.
+  """
+  if loss.name not in ALGORITHMS:
+    raise UserError(
+      f'loss.name={loss.name!r}: use one of {", ".join(ALGORITHMS)}'
+    )
+  defaults = ALGORITHMS[loss.name].defaults
+  given = {name: loss[name] for name in OPTIONS if loss[name] is not None}
+  for name, value in given.items():
+    if name not in defaults:
+      has = ', '.join(f'loss.{n}' for n in defaults)
+      raise UserError(
+        f'loss.{name}={value!r}: {loss.name} does not read it; it has {has}'
+      )
+    if not isinstance(value, str) and value < 0:
+      raise UserError(f'loss.{name}={value}: use a number of at least 0')
+  merged = defaults | given
+  for name, known in (
+    ('kl_estimator', ESTIMATORS),
+    ('reduction', REDUCTIONS),
+  ):
+    if name in merged and merged[name] not in known:
+      raise UserError(
+        f'loss.{name}={merged[name]!r}: use one of {", ".join(known)}'
+      )
+  return merged
+
+
+def answer_logprobs(
+  trainee: Trainee, variables: Any, batch: Any, temperature: float
+) -> jax.Array:
+  """float32[B, T]: log-probability of token t + 1 at t, at a temperature."""
+  hidden = _hidden(trainee, variables, batch)
+  targets, _ = _targets(batch)
+  return chunked_logprobs(
+    hidden,
+    output_table(variables['params'], trainee.model),
+    targets,
+    cap=trainee.model.config.final_soft_cap,
+    temperature=temperature,
+  )
+
+
+def answer_values(
+  trainee: Trainee, variables: Any, head: Any, batch: Any
+) -> jax.Array:
+  """float32[B, T]: the value head at each position."""
+  return _values(_hidden(trainee, variables, batch), head)
+
+
+def make_rl_loss(trainee: Trainee, loss: Any, rollout: Any) -> LossFn:
+  """The loss of one minibatch of answers.
+
+  Reads of the batch, besides its tokens: `old_logprobs` float[B, T],
+  `advantages` float[B] or [B, T], `row_weights` float[B], `ref_logprobs`
+  float[B, T] where the loss has a KL, `group_lengths` float[B], and for PPO
+  `old_values` and `returns` float[B, T].
+  """
+  chosen = settings(loss)
+  function = _ppo if loss.name == 'ppo' else _answers_loss(loss.name)
+
+  def loss_fn(params, frozen, batch, keys):
+    del keys  # nothing is drawn
+    tree = params['policy'] if loss.name == 'ppo' else params
+    variables = trainee.variables(tree, frozen)
+    hidden = _hidden(trainee, variables, batch)
+    targets, mask = _targets(batch)
+    logprobs, entropy = chunked_logprobs_and_entropy(
+      hidden,
+      output_table(variables['params'], trainee.model),
+      targets,
+      cap=trainee.model.config.final_soft_cap,
+      temperature=rollout.temperature,
+    )
+    values = None
+    if loss.name == 'ppo':
+      values = _values(hidden, params['value_head'])
+    return function(
+      batch, logprobs, entropy, mask, values, chosen, rollout.max_new_tokens
+    )
+
+  return loss_fn
+
+
+def _answers_loss(name: str) -> Callable:
+  return {'rloo': _rloo, 'reinforce': _reinforce}.get(name, _grpo)
+
+
+def _grpo(batch, logprobs, entropy, mask, values, chosen, max_length):
+  del values
+  return policy.grpo_loss(
+    logprobs,
+    batch['old_logprobs'],
+    batch['advantages'],
+    mask,
+    batch.get('ref_logprobs'),
+    row_weights=batch['row_weights'],
+    group_lengths=batch['group_lengths'],
+    entropy=entropy,
+    max_length=max_length,
+    **chosen,
+  )
+
+
+def _rloo(batch, logprobs, entropy, mask, values, chosen, max_length):
+  del values, max_length
+  return policy.rloo_loss(
+    logprobs,
+    batch['old_logprobs'],
+    batch['advantages'],
+    mask,
+    row_weights=batch['row_weights'],
+    entropy=entropy,
+    clip_low=chosen['clip_low'],
+    clip_high=chosen['clip_high'],
+  )
+
+
+def _reinforce(batch, logprobs, entropy, mask, values, chosen, max_length):
+  del entropy, values
+  return policy.reinforce_loss(
+    logprobs,
+    batch['advantages'],
+    mask,
+    row_weights=batch['row_weights'],
+    reduction=chosen['reduction'],
+    max_length=max_length,
+  )
+
+
+def _ppo(batch, logprobs, entropy, mask, values, chosen, max_length):
+  """Policy and value loss: means over the same tokens, so they add up."""
+  del max_length
+  mask = mask * batch['row_weights'][:, None]
+  loss_sum, weight_sum, metrics = policy.ppo_policy_loss(
+    logprobs,
+    batch['old_logprobs'],
+    batch['advantages'],
+    mask,
+    entropy=entropy,
+    clip_low=chosen['clip_low'],
+    clip_high=chosen['clip_high'],
+    entropy_coef=chosen['entropy_coef'],
+  )
+  value_sum, _, more = policy.ppo_value_loss(
+    values,
+    batch['old_values'],
+    batch['returns'],
+    mask,
+    clip=chosen['value_clip'],
+  )
+  metrics |= more | {'policy_loss': loss_sum, 'value_loss': value_sum}
+  return loss_sum + chosen['value_coef'] * value_sum, weight_sum, metrics
+
+
+def advantages(
+  name: str,
+  chosen: dict[str, Any],
+  batch: dict[str, np.ndarray],
+  rewards: np.ndarray,
+  group_size: int,
+  kl_coef: float,
+) -> dict[str, np.ndarray]:
+  """The columns of a whole rollout that follow from its rewards.
+
+  Args:
+    name: of the algorithm.
+    chosen: its settings.
+    batch: arrays of `rollout.answer_arrays`, with `ref_logprobs` where there
+      is a reference, and `old_values` for PPO.
+    rewards: float[B], groups after each other.
+    group_size: G.
+    kl_coef: of rewards that have the KL taken off (RLOO, PPO).
+  """
+  _, mask = _targets(batch)
+  mask = np.asarray(mask)
+  scale = ALGORITHMS[name].scale
+  rewards = jnp.asarray(rewards, jnp.float32)
+  lengths = jnp.asarray(mask.sum(axis=1))
+  columns = {'group_lengths': policy.group_lengths(lengths, group_size)}
+  old, ref = batch['old_logprobs'], batch.get('ref_logprobs')
+  if scale == 'gae':
+    ref = old if ref is None else ref
+    shaped, taken = policy.token_rewards(
+      rewards, old, ref, mask, kl_coef=kl_coef
+    )
+    gains, returns = policy.gae(
+      shaped,
+      batch['old_values'],
+      taken,
+      gamma=chosen['gamma'],
+      lam=chosen['lam'],
+    )
+    columns['advantages'] = policy.whiten(gains, taken)
+    columns['returns'] = returns
+  elif scale == 'rloo':
+    if ref is not None:
+      rewards = policy.sequence_rewards(
+        rewards, old, ref, mask, kl_coef=kl_coef
+      )
+    columns['advantages'] = policy.rloo_advantages(rewards, group_size)
+  else:
+    columns['advantages'] = policy.group_advantages(
+      rewards, group_size, scale=scale
+    )
+  return {k: np.asarray(v) for k, v in columns.items()}
+
+
+def _hidden(trainee, variables, batch):
+  hidden, _ = trainee.model.apply(
+    variables,
+    batch['tokens'],
+    positions=batch['positions'],
+    segment_ids=batch['segment_ids'],
+    method='trunk',
+  )
+  return hidden
+
+
+def _targets(batch):
+  return next_token_targets(
+    batch['tokens'], batch['loss_mask'], batch['segment_ids']
+  )
+
+
+def _values(hidden, head):
+  hidden = hidden.astype(jnp.float32)
+  return hidden @ head['kernel'] + head['bias']

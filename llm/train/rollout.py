@@ -1,0 +1,93 @@
+"""Answers of the model in training, by the project's own decoding."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llm.decode.generate import Completion, generate
+from llm.decode.prefill import bucket
+from llm.decode.sampling_params import SamplingParams
+from llm.models.transformer import Transformer
+
+
+def sample_answers(
+  model: Transformer,
+  params: Any,
+  prompts: Sequence[Sequence[int]],
+  *,
+  group_size: int,
+  seed: Sequence[int],
+  max_new_tokens: int,
+  temperature: float,
+  eos_ids: Sequence[int],
+) -> list[Completion]:
+  """Draws `group_size` answers to each prompt; they share its prefill.
+
+  Answer i is drawn with a seed of its own, which follows from (seed, i): the
+  same call gives the same answers.
+
+  Args:
+    model: the Transformer.
+    params: its present parameters; they are not copied.
+    prompts: token ids.
+    group_size: G.
+    seed: numbers that name this rollout, such as (run's seed, rollout).
+    max_new_tokens: of an answer, its end token included.
+    temperature: above 0.
+    eos_ids: tokens that end an answer.
+
+  Returns:
+    Completions, groups after each other.
+  """
+  count = len(prompts) * group_size
+  seeds = np.random.SeedSequence(seed).generate_state(count)
+  settings = [
+    SamplingParams(
+      max_new_tokens=max_new_tokens, temperature=temperature, seed=int(s)
+    )
+    for s in seeds
+  ]
+  rows = [prompt for prompt in prompts for _ in range(group_size)]
+  return generate(model, params, rows, settings, eos_ids=eos_ids)
+
+
+def answer_arrays(
+  prompts: Sequence[Sequence[int]], answers: Sequence[Completion]
+) -> dict[str, np.ndarray]:
+  """Rows of prompt and answer as a batch for the train step.
+
+  What belongs to the prediction of token t + 1 stands at position t, as in
+  `losses.language.next_token_targets`:
+
+    tokens        p p a b .    loss_mask   0 0 1 1 0
+    old_logprobs  0 a b 0 0
+
+  Args:
+    prompts: token ids, one per answer.
+    answers: what was drawn.
+
+  Returns:
+    `tokens`, `segment_ids`, `positions`: int32[B, T]; `loss_mask`: bool[B, T];
+    `old_logprobs`: float32[B, T], of the drawn tokens at the temperature that
+    they were drawn with. T is on the ladder of buckets.
+  """
+  lengths = [
+    len(p) + len(a.token_ids) for p, a in zip(prompts, answers, strict=True)
+  ]
+  shape = (len(lengths), bucket(max(lengths)))
+  batch = {
+    'tokens': np.zeros(shape, np.int32),
+    'segment_ids': np.zeros(shape, np.int32),
+    'positions': np.zeros(shape, np.int32),
+    'loss_mask': np.zeros(shape, bool),
+    'old_logprobs': np.zeros(shape, np.float32),
+  }
+  for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+    start, end = len(prompt), lengths[i]
+    batch['tokens'][i, :end] = [*prompt, *answer.token_ids]
+    batch['segment_ids'][i, :end] = 1
+    batch['positions'][i, :end] = np.arange(end)
+    batch['loss_mask'][i, start:end] = True
+    batch['old_logprobs'][i, start - 1 : end - 1] = answer.logprobs_processed
+  return batch
