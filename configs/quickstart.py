@@ -9,7 +9,7 @@ fine-tunes it on questions and answers (40 steps), saves it as a Hugging Face
 folder, generates from it and marks its answers by the world's ledger. A stage
 that is done is not repeated, and one that was killed goes on.
 
-Expected (seed 0; two minutes of processor time): loss of pretraining from 6.28
+Expected (seed 0; 2.7 minutes of processor time): loss of pretraining from 6.28
 to 0.46 nats; right answers, untrained 0%:
                                    pretrained  tuned
   popular people, asked in training       18%   100%
