@@ -10,6 +10,11 @@ from llm.sweeps import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 LOSS_GOAL, SECONDS_GOAL, EOS_GOAL = 1.88, 300, 0.95
+BYTE_RUNS = {
+  'adamw': 'AdamW',
+  'muon': 'Muon',
+  'shuffled': 'AdamW, shuffled bytes',
+}
 NAMES = {
   'stories': 'pretrained, before fine-tuning',
   'pretrained': 'fine-tuned from it',
@@ -151,11 +156,7 @@ def _gaps(rows) -> list[float]:
 
 def _bytes_table(rows) -> str:
   lines = []
-  for name, text in (
-    ('adamw', 'AdamW'),
-    ('muon', 'Muon'),
-    ('shuffled', 'AdamW, shuffled bytes'),
-  ):
+  for name, text in BYTE_RUNS.items():
     group = byte_runs(rows, name)
     if group:
       lines.append(
@@ -168,8 +169,7 @@ def _bytes_table(rows) -> str:
       )
   first = byte_runs(rows, 'adamw')[0]
   for n, loss in curve(first, 'ngrams.'):
-    context = 'no context' if n == 1 else f'{n - 1} bytes of context'
-    lines.append((f'counting, {context}', f'{loss:.3f}', '', ''))
+    lines.append((f'counting, {n}-grams', f'{loss:.3f}', '', ''))
   header = ('Shakespeare, held out', 'nats per byte', 'seconds', 'tokens/s')
   return readme.table(header, lines)
 
@@ -238,9 +238,9 @@ def _draw(rows, path: str) -> None:
 
 
 def _draw_bytes(axis, rows) -> None:
-  for name in ('adamw', 'muon', 'shuffled'):
+  for name, text in BYTE_RUNS.items():
     for i, row in enumerate(byte_runs(rows, name)):
-      label = None if i else name
+      label = None if i else text
       axis.plot(*zip(*curve(row, 'curve.')), color=_COLORS[name], label=label)
   first = byte_runs(rows, 'adamw')[0]
   for n, loss in curve(first, 'ngrams.'):
@@ -263,4 +263,12 @@ def _draw_tuning(axis, rows) -> None:
       label = None if i else text
       axis.plot(*zip(*points), '.-', color=_COLORS[name], label=label)
   axis.axvline(rows[0]['steps_per_epoch'], color='k', lw=0.5, ls=':')
+  axis.annotate(
+    'one epoch',
+    (rows[0]['steps_per_epoch'], 0.02),
+    xycoords=('data', 'axes fraction'),
+    xytext=(3, 0),
+    textcoords='offset points',
+    fontsize=7,
+  )
   axis.set(title='instructions', ylabel='held-out nats per token')
