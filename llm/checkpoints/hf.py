@@ -73,6 +73,7 @@ def load_params(
   config: ModelConfig,
   *,
   dtype: Any = np.float32,
+  reward_head: bool = False,
   shardings: Any = None,
   progress: Progress | None = None,
 ) -> Any:
@@ -85,6 +86,8 @@ def load_params(
     path: folder with `model.safetensors`, or several files and their index.
     config: the model; tensors must have the shapes that it implies.
     dtype: float32, bfloat16 or float16, of every parameter.
+    reward_head: the folder holds a `…ForSequenceClassification` with one label,
+      whose `score.weight` becomes `reward_head`; there is no `lm_head`.
     shardings: one `jax.sharding.Sharding` for all, or a tree of them like the
       parameters. None: the first device.
     progress: called after each parameter.
@@ -101,7 +104,7 @@ def load_params(
   if dtype not in DTYPES.values():
     raise UserError(f'dtype={dtype}: use float32, bfloat16 or float16')
   infos, problems = read_headers(path)
-  table = _table(config, infos)
+  table = _table(config, infos, reward_head)
   # Tensors of a broken file would all seem to be missing.
   problems = problems or _mismatches(table, infos, config)
   if problems:
@@ -145,7 +148,9 @@ def _read_all(
   return params
 
 
-def _table(config: ModelConfig, infos: dict[str, TensorInfo]) -> list[Leaf]:
+def _table(
+  config: ModelConfig, infos: dict[str, TensorInfo], reward_head: bool = False
+) -> list[Leaf]:
   """The model's leaves under the names that this checkpoint uses."""
   prefix = next(
     (p for p in _PREFIXES if f'{p}embed_tokens.weight' in infos), 'model.'
@@ -155,6 +160,7 @@ def _table(config: ModelConfig, infos: dict[str, TensorInfo]) -> list[Leaf]:
     config,
     prefix=prefix,
     head_prefix='language_model.' if inner else '',
+    reward_head=reward_head,
     present=infos,
   )
 

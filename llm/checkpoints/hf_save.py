@@ -31,6 +31,7 @@ def save_hf(
   params: Any,
   *,
   tokenizer: Any = None,
+  reward_head: bool = False,
   dtype: Any = None,
   max_shard_bytes: int = 5_000_000_000,
   progress: Progress | None = None,
@@ -45,6 +46,8 @@ def save_hf(
     config: the model, of a family that `to_hf` can express.
     params: the parameter tree, with layers unrolled or stacked.
     tokenizer: something with `save(folder)`, or None.
+    reward_head: params have a `reward_head` and no `lm_head`: the folder is a
+      `…ForSequenceClassification` with one label.
     dtype: of the written tensors. None: as they are.
     max_shard_bytes: a new file is begun before one would grow past it.
     progress: called after each tensor.
@@ -52,8 +55,8 @@ def save_hf(
   Raises:
     UserError: the config cannot be exported, or does not fit the parameters.
   """
-  raw = to_hf(config)
-  table = leaves(config)
+  raw = reward_config(config) if reward_head else to_hf(config)
+  table = leaves(config, reward_head=reward_head)
   _check_params(table, params)
   parts = tensors(table)
   dtypes = {
@@ -80,6 +83,29 @@ def save_hf(
   write_json(path, 'generation_config.json', generation)
   embedding = dtypes[next(iter(parts))]
   write_json(path, 'config.json', {**raw, 'torch_dtype': str(embedding)})
+
+
+def reward_config(config: ModelConfig) -> dict[str, Any]:
+  """The `config.json` of a model of one score for each text.
+
+  `transformers` takes the score at the last token that is no padding. Where EOS
+  is the padding token, too, that would be the one before the end, so that the
+  config then names none: `transformers` takes one text at a time.
+
+  Raises:
+    UserError: as `to_hf`.
+  """
+  raw = to_hf(config)
+  (name,) = raw['architectures']
+  name = {'Gemma3ForCausalLM': 'Gemma3TextForCausalLM'}.get(name, name)
+  if raw['pad_token_id'] in config.eos_ids:
+    raw['pad_token_id'] = None
+  return {
+    **raw,
+    'architectures': [name.replace('CausalLM', 'SequenceClassification')],
+    'id2label': {'0': 'LABEL_0'},
+    'label2id': {'LABEL_0': 0},
+  }
 
 
 def _find(params: Any, path: Path) -> tuple[Any, int | None]:

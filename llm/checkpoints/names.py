@@ -43,6 +43,7 @@ def leaves(
   *,
   prefix: str = 'model.',
   head_prefix: str = '',
+  reward_head: bool = False,
   present: Collection[str] | None = None,
 ) -> list[Leaf]:
   """All parameters of a model, in the order of its checkpoint.
@@ -51,6 +52,7 @@ def leaves(
     config: the model.
     prefix: what stands before the names of the decoder's tensors.
     head_prefix: what stands before `lm_head`.
+    reward_head: a model that scores texts: `reward_head` in place of `lm_head`.
     present: the names that a checkpoint has; decides between layouts (experts
       one by one or stacked). None: the layout of the hub.
   """
@@ -73,7 +75,10 @@ def leaves(
   out.append(
     _whole(('final_norm', 'scale'), (config.embed_dim,), f'{prefix}norm.weight')
   )
-  if not config.tie_embeddings:
+  if reward_head:
+    shape = (1, config.embed_dim)
+    out.append(_whole(('reward_head', 'kernel'), shape, 'score.weight'))
+  elif not config.tie_embeddings:
     out.append(
       _whole(
         ('lm_head', 'kernel'),

@@ -6,6 +6,8 @@ with the same rules for tokens and loss masks as in fine-tuning.
 
 from collections.abc import Callable
 import dataclasses
+import hashlib
+import math
 import re
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from llm.data import examples as examples_lib
 from llm.data import records, shapes
-from llm.data.examples import EmptyAnswerError, Examples
+from llm.data.examples import EmptyAnswerError, Example, Examples
 from llm.errors import UserError
 
 SHAPES = (
@@ -86,13 +88,7 @@ def load_pairs(
   Raises:
     UserError: a bad file, row or option, by name and row number.
   """
-  examples_lib.check_options(max_length, overlong)
-  if overlong == 'split':
-    raise UserError("data.overlong='split': pairs are truncated or dropped")
-  if not 0.0 <= eval_fraction < 1.0:
-    raise UserError(
-      f'data.eval_fraction={eval_fraction}: use 0.0 or more, below 1.0'
-    )
+  check_options(max_length, overlong, eval_fraction)
   counts = dict.fromkeys(
     ('rows', 'pairs', 'truncated', 'dropped', 'emptied', 'empty', 'equal'), 0
   )
@@ -111,20 +107,78 @@ def load_pairs(
       kept += fitted
       margins.append(margin)
   counts['pairs'] = len(margins)
-  if not margins:
+  if not kept:
     raise UserError(f'{field}: no pair is left of {counts}')
+  margins = np.array(margins, np.float32)
   pairs = Pairs(
-    examples_lib.from_list(kept), np.array(margins, np.float32), counts
+    digested(examples_lib.from_list(kept), margins), margins, counts
   )
-  if not eval_fraction:
-    return pairs, None
-  train = int(len(pairs) * (1 - eval_fraction) + 1e-9)
-  if not 0 < train < len(pairs):
+  return hold_out(pairs, eval_fraction, 'pairs')
+
+
+def check_options(max_length: int, overlong: str, eval_fraction: float) -> None:
+  """Refuses values of `data` that have no meaning for rated answers."""
+  examples_lib.check_options(max_length, overlong)
+  if overlong == 'split':
     raise UserError(
-      f'data.eval_fraction={eval_fraction}: of {len(pairs)} pairs it leaves '
+      "data.overlong='split': answers are truncated or dropped, for the parts "
+      'of one cannot be rated'
+    )
+  if not 0.0 <= eval_fraction < 1.0:
+    raise UserError(
+      f'data.eval_fraction={eval_fraction}: use 0.0 or more, below 1.0'
+    )
+
+
+def hold_out(data: Any, eval_fraction: float, name: str) -> tuple[Any, Any]:
+  """(the part to train on, the last `eval_fraction` of it or None).
+
+  Args:
+    data: has a length and `part(start, stop)`.
+    eval_fraction: from 0 to 1; 0 holds nothing out.
+    name: what it is made of, for messages.
+
+  Raises:
+    UserError: one of the two would be empty.
+  """
+  if not eval_fraction:
+    return data, None
+  train = int(len(data) * (1 - eval_fraction) + 1e-9)
+  if not 0 < train < len(data):
+    raise UserError(
+      f'data.eval_fraction={eval_fraction}: of {len(data)} {name} it leaves '
       f'{train} to train on; both parts need at least one'
     )
-  return pairs.part(0, train), pairs.part(train, len(pairs))
+  return data.part(0, train), data.part(train, len(data))
+
+
+def digested(examples: Examples, ratings: np.ndarray) -> Examples:
+  """The examples, their ratings part of the content that a resumed run has."""
+  content = examples.digest.encode() + ratings.tobytes()
+  return dataclasses.replace(
+    examples, digest=hashlib.sha256(content).hexdigest()
+  )
+
+
+def fit_answer(
+  example: Example, max_length: int, overlong: str, counts: dict[str, int]
+) -> Example | None:
+  """The example in a row of `max_length`; None, and counted, if nothing is left.
+
+  Args:
+    example: a prompt with an answer under the mask.
+    max_length: tokens of a row.
+    overlong: 'truncate' or 'drop'.
+    counts: 'truncated', 'dropped' and 'emptied' are counted here.
+  """
+  if len(example.tokens) <= max_length:
+    return example
+  if overlong == 'drop':
+    counts['dropped'] += 1
+    return None
+  fitted = list(examples_lib.fit_example(example, max_length, overlong, False))
+  counts['truncated' if fitted else 'emptied'] += 1
+  return fitted[0] if fitted else None
 
 
 def canonical_pair(value: dict[str, Any]) -> tuple[dict, dict]:
@@ -173,9 +227,12 @@ def canonical_pair(value: dict[str, Any]) -> tuple[dict, dict]:
 
 def _encode(tok, value: dict):
   """Two examples, chosen first, and the margin of a row."""
-  margin = value.get('margin', 0.0)
+  margin = value.get('margin')
+  margin = 0.0 if margin is None else margin
   if isinstance(margin, bool) or not isinstance(margin, (int, float)):
     raise UserError(f'margin={margin!r}: give a number')
+  if not math.isfinite(margin):
+    raise UserError(f'margin={margin!r}: give a finite number')
   has_template = bool(tok.chat_templates)
   return [
     examples_lib.encode_row(tok, shapes.canonical_row(row, has_template))

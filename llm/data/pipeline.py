@@ -77,6 +77,7 @@ def make_source(
   prefetch: int = 2,
   pad_id: int = 0,
   group: int = 1,
+  named: bool = False,
 ) -> Source:
   """Batches without end.
 
@@ -98,9 +99,10 @@ def make_source(
     pad_id: token of the padding.
     group: so many examples after each other share a row: 2 for pairs. A row
       then has up to group · max_length tokens.
+    named: say which examples a batch has; those of groups always are.
 
   Returns:
-    a `Source`. A batch has the arrays of `fill_rows` and, for group > 1,
+    a `Source`. A batch has the arrays of `fill_rows` and, where it is named,
     `examples`: int32[B, S], the index of the example in each segment, -1 for
     none, where S is the most examples that any row has. Its stats are
     'epoch' (how many epochs are done after it, a float), 'examples', 'tokens'
@@ -117,7 +119,9 @@ def make_source(
       raise UserError(f'{name}={value}: use 1 or more')
   if seed < 0:
     raise UserError(f'data.seed={seed}: use 0 or more')
-  rows = _Rows(examples, max_length, packing, shuffle, seed, pad_id, group)
+  rows = _Rows(
+    examples, max_length, packing, shuffle, seed, pad_id, group, named
+  )
   return Source(rows, batch_size, prefetch)
 
 
@@ -129,6 +133,7 @@ def eval_batches(
   packing: bool = False,
   pad_id: int = 0,
   group: int = 1,
+  named: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Every example once, in batches as those of `make_source`.
 
@@ -148,7 +153,7 @@ def eval_batches(
     chosen = [_expand(row, group) for row in units[start : start + batch_size]]
     chosen += [[]] * (batch_size - len(chosen))
     batch = fill_rows(examples, chosen, group * max_length, packing, pad_id)
-    yield batch | _example_ids(chosen, segments, group)
+    yield batch | _example_ids(chosen, segments, named or group > 1)
 
 
 def fill_rows(
@@ -222,14 +227,14 @@ class _Rows:
   """
 
   def __init__(
-    self, examples, max_length, packing, shuffle, seed, pad_id, group
+    self, examples, max_length, packing, shuffle, seed, pad_id, group, named
   ):
     if not len(examples):
       raise UserError('data.path: there are no examples')
     _check_lengths(examples.lengths, max_length)
     max_length *= group
     self.examples, self.max_length, self.packing = examples, max_length, packing
-    self.pad_id, self.group = pad_id, group
+    self.pad_id, self.group, self.named = pad_id, group, named or group > 1
     self._shuffle, self._seed = shuffle, seed
     lengths = _group_lengths(examples, group)
     self._packs, self._decreasing = None, -lengths
@@ -279,7 +284,7 @@ def _make_batch(rows: _Rows, chosen: list[tuple[int, list[int]]]):
   batch = fill_rows(
     rows.examples, members, rows.max_length, rows.packing, rows.pad_id
   )
-  batch |= _example_ids(members, rows.segments, rows.group)
+  batch |= _example_ids(members, rows.segments, rows.named)
   tokens = int(np.count_nonzero(batch['segment_ids']))
   stats = {
     'epoch': (chosen[-1][0] + 1) / rows.per_epoch,
@@ -305,9 +310,9 @@ def _expand(units: list[int], group: int) -> list[int]:
   return [unit * group + i for unit in units for i in range(group)]
 
 
-def _example_ids(members, segments: int, group: int) -> dict[str, np.ndarray]:
-  """Which example is in which segment, where examples belong together."""
-  if group == 1:
+def _example_ids(members, segments: int, named: bool) -> dict[str, np.ndarray]:
+  """Which example is in which segment, where it is asked for."""
+  if not named:
     return {}
   ids = np.full((len(members), segments), -1, np.int32)
   for row, indices in enumerate(members):

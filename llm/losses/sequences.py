@@ -65,6 +65,29 @@ def packed_sequence_logprobs(
   return jax.vmap(by_row)(kept, ids), jax.vmap(by_row)(count, ids)
 
 
+def answer_ends(
+  mask: jax.Array, segment_ids: jax.Array, segments: int
+) -> jax.Array:
+  """Where each document of packed rows has its last token under the mask.
+
+  Args:
+    mask: bool or float[B, T], True on the answers' tokens.
+    segment_ids: int[B, T], 1 to `segments` in each row, 0 for padding.
+    segments: S (static).
+
+  Returns:
+    int32[B, S]; 0 for a document that is not there.
+  """
+  places = jnp.arange(mask.shape[1])
+
+  def by_row(row, ids):
+    last = jnp.where(row != 0, places, 0)
+    ends = jax.ops.segment_max(last, ids, segments + 1)[1:]
+    return jnp.maximum(ends, 0)  # the least integer where there is nothing
+
+  return jax.vmap(by_row)(mask, jnp.clip(segment_ids, 0, segments))
+
+
 def tail_weights(
   mask: jax.Array, shared_tokens: jax.Array, alpha: float
 ) -> jax.Array:

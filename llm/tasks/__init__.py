@@ -43,11 +43,18 @@ def _preference(config: ml_collections.ConfigDict, workdir: str | None):
   preference.run(config, workdir)
 
 
+def _reward(config: ml_collections.ConfigDict, workdir: str | None):
+  from llm.tasks import reward
+
+  reward.run(config, workdir)
+
+
 TASKS = {
   'generate': _generate,
   'preference': _preference,
   'pretrain': _supervised,
   'quickstart': _quickstart,
+  'reward': _reward,
   'rl': _rl,
   'score': _score,
   'sft': _supervised,

@@ -11,6 +11,7 @@ import jax
 
 from llm.checkpoints import hf, peft
 from llm.checkpoints.folder import read_json, weight_files
+from llm.checkpoints.hf_save import reward_config
 from llm.errors import UserError
 from llm.models import lora as lora_lib
 from llm.models.hf_config import to_hf
@@ -20,10 +21,18 @@ from llm.tasks.trainee import Blueprint, Trainee
 _ADAPTERS = ('adapter_config.json', 'adapter_model.safetensors')
 
 
-def check_fields(config, blueprint: Blueprint, workdir: str) -> None:
+def check_fields(
+  config, blueprint: Blueprint, workdir: str, reward_head: bool = False
+) -> None:
   """Refuses folders and formats that could not be written at the end.
 
   A folder may be new, empty, or hold an earlier export of this model.
+
+  Args:
+    config: of the run.
+    blueprint: the model.
+    workdir: of the run.
+    reward_head: what is exported is a model that scores texts.
 
   Raises:
     UserError: `export` or `lora.export` cannot be written, is in use, holds
@@ -45,19 +54,23 @@ def check_fields(config, blueprint: Blueprint, workdir: str) -> None:
     taken[field] = path
     _check_writable(where, path)
   if config.export is not None:
-    _check_model_folder(config.export, to_hf(blueprint.config))
+    raw = reward_config if reward_head else to_hf
+    _check_model_folder(config.export, raw(blueprint.config))
   if config.lora.export is not None:
     peft.check_model(blueprint.config)
     _check_adapter_folder(config.lora.export)
 
 
-def write(config, trainee: Trainee, params: Any) -> None:
+def write(
+  config, trainee: Trainee, params: Any, reward_head: Any = None
+) -> None:
   """Writes what `export` and `lora.export` ask for.
 
   Args:
     config: of the run.
     trainee: the model.
     params: what was trained.
+    reward_head: {'kernel': [1, D]} of a model that scores texts, or None.
 
   Raises:
     OSError: the disk is full, or a folder cannot be written any more.
@@ -65,8 +78,14 @@ def write(config, trainee: Trainee, params: Any) -> None:
   blueprint = trainee.blueprint
   if config.export is not None:
     merged = jax.device_get(trainee.merged(params))
+    if reward_head is not None:
+      merged = merged | {'reward_head': jax.device_get(reward_head)}
     hf.save_hf(
-      config.export, blueprint.config, merged, tokenizer=blueprint.tokenizer
+      config.export,
+      blueprint.config,
+      merged,
+      tokenizer=blueprint.tokenizer,
+      reward_head=reward_head is not None,
     )
     report.tell(f'exported to {config.export}')
   if config.lora.export is not None:

@@ -67,6 +67,8 @@ class Recipe:
     identity: JSON-able; with another one a checkpoint is refused.
     language_model: trained tree -> the part of it that is a language model,
       for exports and samples.
+    reward_head: trained tree -> {'kernel': [1, D]}: the export is a model that
+      scores texts. None: there is no such head.
     may_stop: False where the data's state is not whole; a signal waits then.
   """
 
@@ -77,6 +79,7 @@ class Recipe:
   evaluate: Callable[[Any], dict[str, float]] | None
   identity: dict[str, Any]
   language_model: Callable[[Any], Any] = lambda params: params
+  reward_head: Callable[[Any], Any] | None = None
   may_stop: Callable[[], bool] = lambda: True
 
 
@@ -112,7 +115,13 @@ def check_fields(config, workdir: str | None) -> str:
 
 
 def check_run(
-  config, workdir: str, blueprint: Blueprint, identity: dict[str, Any]
+  config,
+  workdir: str,
+  blueprint: Blueprint,
+  identity: dict[str, Any],
+  *,
+  shapes: Any = None,
+  reward_head: bool = False,
 ) -> None:
   """Refuses, before the weights are read, what would end the run later on.
 
@@ -121,6 +130,8 @@ def check_run(
     workdir: of the run.
     blueprint: the model.
     identity: as the `Recipe` will have it.
+    shapes: of what will be trained; None: `trained_shapes`.
+    reward_head: the `Recipe` will have one.
 
   Raises:
     UserError: a field, an export folder or the workdir's checkpoint does not
@@ -128,8 +139,9 @@ def check_run(
   """
   writers.check_fields(config.log)
   samples.check_fields(config.sample, blueprint)
-  exports.check_fields(config, blueprint, workdir)
-  shapes = trained_shapes(config, blueprint)
+  exports.check_fields(config, blueprint, workdir, reward_head)
+  if shapes is None:
+    shapes = trained_shapes(config, blueprint)
   make_optimizer(config.optim, config.train.steps, shapes)
   with _open_checkpoints(config, workdir, blueprint, identity) as checkpoints:
     done = checkpoints.newest_step() or 0
@@ -329,7 +341,8 @@ def _finish(
 ) -> dict[str, float]:
   """Exports, and writes what a person looks at first."""
   params = averaged(state)
-  exports.write(config, trainee, recipe.language_model(params))
+  head = recipe.reward_head and recipe.reward_head(params)
+  exports.write(config, trainee, recipe.language_model(params), head)
   rows = training_report.read_rows(workdir)
   result = training_report.summarise(rows)
   result['parameters'] = int(

@@ -29,7 +29,8 @@ class MuonState(NamedTuple):
 def is_muon(path: str) -> bool:
   """Whether Muon updates the parameter: hidden matrices, not the output's."""
   parts = path.split('/')
-  return parts[-1] == 'kernel' and 'lm_head' not in parts
+  heads = any(part.endswith('_head') for part in parts)  # lm_, reward_, value_
+  return parts[-1] == 'kernel' and not heads
 
 
 def scale_by_muon(beta: float) -> optax.GradientTransformation:

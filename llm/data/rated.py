@@ -1,0 +1,171 @@
+"""Answers that are rated one by one: good or bad (KTO)."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from llm.data import examples as examples_lib
+from llm.data import pairs, records, shapes
+from llm.data.examples import EmptyAnswerError, Example, Examples
+from llm.errors import UserError
+
+SHAPES = (
+  '{"prompt": …, "completion": …, "label": true} (strings or message lists)',
+  '{"messages": […], "label": true} (or "conversations", or "kto_tag")',
+  '{"instruction": …, "input": …, "output": …, "label": true} (Alpaca)',
+  'preference pairs, {"prompt": …, "chosen": …, "rejected": …}',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rated:
+  """Rated answers as token ids.
+
+  Attributes:
+    examples: N of them, each a prompt with one answer.
+    desirable: bool[N].
+    counts: 'rows', 'answers', and those left out (see `load_rated`).
+  """
+
+  examples: Examples
+  desirable: np.ndarray
+  counts: dict[str, int]
+
+  def __len__(self) -> int:
+    return len(self.desirable)
+
+  def part(self, start: int, stop: int) -> 'Rated':
+    """Answers `start` to `stop`."""
+    return dataclasses.replace(
+      self,
+      examples=self.examples.part(start, stop),
+      desirable=self.desirable[start:stop],
+    )
+
+
+def load_rated(
+  path,
+  tok,
+  *,
+  max_length: int,
+  overlong: str = 'truncate',
+  eval_fraction: float = 0.0,
+  field: str = 'data.path',
+  on_bytes: Callable[[int, int], None] | None = None,
+) -> tuple[Rated, Rated | None]:
+  """Reads, checks and tokenizes files of rated answers.
+
+  A preference pair becomes two of them, the good one first. Of a conversation
+  the last message is rated. What says nothing is left out and counted as in
+  `pairs.load_pairs`: 'empty', 'equal' (pairs), 'emptied'.
+
+  Args:
+    path: see `records.read_records`.
+    tok: a `Tokenizer`.
+    max_length: tokens of a prompt with its answer.
+    overlong: 'truncate' (the end of the answer) or 'drop'.
+    eval_fraction: the share of the answers that is held out, the last ones.
+    field: the config field of `path`, for messages.
+    on_bytes: progress, called with (bytes done, bytes in all).
+
+  Returns:
+    answers to train on, and those held out (None for eval_fraction=0).
+
+  Raises:
+    UserError: a bad file, row or option, by name and row number.
+  """
+  pairs.check_options(max_length, overlong, eval_fraction)
+  counts = dict.fromkeys(
+    ('rows', 'answers', 'truncated', 'dropped', 'emptied', 'empty', 'equal'), 0
+  )
+  kept, desirable = [], []
+  for record in records.read_records(path, field=field, on_bytes=on_bytes):
+    counts['rows'] += 1
+    try:
+      found = _encode(tok, record.value, counts)
+    except UserError as error:
+      raise UserError(f'{record.where}: {error}') from None
+    for example, good in found:
+      example = pairs.fit_answer(example, max_length, overlong, counts)
+      if example is not None:
+        kept.append(example)
+        desirable.append(good)
+  counts['answers'] = len(kept)
+  if not kept:
+    raise UserError(f'{field}: no answer is left of {counts}')
+  ratings = np.array(desirable, bool)
+  examples = pairs.digested(examples_lib.from_list(kept), ratings)
+  rated = Rated(examples, ratings, counts)
+  return pairs.hold_out(rated, eval_fraction, 'answers')
+
+
+def mismatched(
+  examples: Examples, indices: np.ndarray, max_length: int
+) -> list[Example]:
+  """Each prompt with the answer of the next example, the last with the first.
+
+  What KTO estimates its KL on. An answer is cut off where the row is full; a
+  prompt that leaves no room has an empty mask.
+
+  Args:
+    examples: of `Rated`.
+    indices: int[M], of a batch, in its order.
+    max_length: tokens of a row.
+  """
+  out = []
+  for index, other in zip(indices, np.roll(indices, -1), strict=True):
+    tokens, mask = examples[index]
+    prompt = tokens[: mask.argmax()]
+    tokens, mask = examples[other]
+    answer = slice(mask.argmax(), None)
+    joined = np.concatenate([prompt, tokens[answer]])
+    learned = np.concatenate([np.zeros(len(prompt), bool), mask[answer]])
+    out.append(Example(joined[:max_length], learned[:max_length]))
+  return out
+
+
+def _encode(tok, value: dict[str, Any], counts) -> list[tuple[Example, bool]]:
+  """The answers of a row, each with its rating; empty ones are counted."""
+  value = {k: v for k, v in value.items() if v is not None}
+  if 'chosen' in value or 'rejected' in value:
+    rows = zip(pairs.canonical_pair(value), (True, False), strict=True)
+  else:
+    rows = [_rated_row(value)]
+  has_template = bool(tok.chat_templates)
+  out = []
+  for row, good in rows:
+    row = shapes.canonical_row(row, has_template)
+    try:
+      out.append((examples_lib.encode_row(tok, row), good))
+    except EmptyAnswerError:
+      counts['empty'] += 1
+  if len(out) == 2 and np.array_equal(out[0][0].tokens, out[1][0].tokens):
+    counts['equal'] += 1
+    return []
+  return out
+
+
+def _rated_row(value: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+  """A row that `shapes.canonical_row` knows, and its rating."""
+  names = [name for name in ('label', 'kto_tag') if name in value]
+  if len(names) != 1:
+    keys = ', '.join(map(repr, value)) or 'none'
+    raise UserError(
+      f'is no rated answer (its keys: {keys}); known are {"; ".join(SHAPES)}'
+    )
+  good = value[names[0]]
+  if not isinstance(good, bool):
+    raise UserError(f'{names[0]}={good!r}: give true (good) or false (bad)')
+  for name in ('messages', 'conversations'):
+    if name in value:
+      row = shapes.canonical_row({name: value[name]}, True)
+      last = row.messages[-1]
+      if last['role'] != 'assistant':
+        raise UserError(
+          f'{name}: the last message is rated, and its role is '
+          f'{last["role"]!r}; end with what the assistant says'
+        )
+      return {'prompt': row.messages[:-1], 'completion': [last]}, good
+  return value, good

@@ -1,0 +1,230 @@
+"""The run `reward`: a model that scores answers, or the steps of answers."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm.data import pipeline
+from llm.data.pairs import load_pairs
+from llm.data.steps import load_steps
+from llm.errors import UserError
+from llm.parallel.mesh import check_batch, make_mesh, on_mesh
+from llm.parallel.sharding import param_shardings, shard_batch
+from llm.tasks import preference_data, training
+from llm.tasks.reward_loss import LOSSES, PROCESS, make_reward_loss
+from llm.tasks.trainee import (
+  Blueprint,
+  Trainee,
+  build_trainee,
+  draw_blueprint,
+  trained_shapes,
+)
+from llm.train.optim import make_optimizer
+from llm.train.step import make_eval_step
+
+_Z = 1.959964  # of an interval that holds 95%
+
+
+def run(config, workdir: str | None) -> dict[str, float]:
+  """Trains as `configs/reward.py` asks for.
+
+  Returns:
+    The row of `result.json`.
+
+  Raises:
+    UserError: a field, a file or a row is wrong; the message says which.
+  """
+  workdir = training.check_fields(config, workdir)
+  _check_fields(config)
+  mesh = make_mesh(config.mesh)
+  train, data = config.train, config.data
+  microbatches = check_batch(train.batch_size, train.microbatch_size, mesh)
+  make_optimizer(config.optim, train.steps)
+  blueprint = draw_blueprint(config)
+  answers, held_out = _load(config, blueprint)
+  identity = {'examples': answers.examples.digest}
+  source = pipeline.make_source(
+    answers.examples,
+    batch_size=train.batch_size,
+    shuffle=data.shuffle,
+    seed=data.seed,
+    **_rows(config),
+  )
+  shapes = jax.eval_shape(
+    functools.partial(_with_head, width=blueprint.config.embed_dim),
+    trained_shapes(config, blueprint),
+  )
+  training.check_run(
+    config, workdir, blueprint, identity, shapes=shapes, reward_head=True
+  )
+  trainee = _reward_trainee(build_trainee(config, blueprint, mesh))
+  add = _columns(config, answers)
+
+  def draw(state):
+    del state
+    batch, stats = next(source)
+    return shard_batch(add(batch), mesh), stats
+
+  recipe = training.Recipe(
+    loss_fn=make_reward_loss(trainee, config.loss, training=True),
+    draw=draw,
+    data_state=source.get_state,
+    seek=source.set_state,
+    evaluate=held_out and _make_evaluate(config, trainee, held_out),
+    identity=identity,
+    language_model=lambda params: params['model'],
+    reward_head=lambda params: params['reward_head'],
+  )
+  return training.train(config, workdir, trainee, recipe, microbatches)
+
+
+def wilson_interval(share: float, count: float) -> tuple[float, float]:
+  """Where the true share lies with 95% probability (Wilson, 1927).
+
+  Args:
+    share: of hits, from 0 to 1.
+    count: of trials, above 0.
+  """
+  z2 = _Z * _Z / count
+  middle = (share + z2 / 2) / (1 + z2)
+  spread = math.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
+  return max(middle - spread, 0.0), min(middle + spread, 1.0)
+
+
+def _check_fields(config) -> None:
+  loss = config.loss
+  if loss.name not in LOSSES:
+    raise UserError(f'loss.name={loss.name!r}: use one of {", ".join(LOSSES)}')
+  center = loss.center_coef
+  if loss.name == PROCESS and center is not None:
+    raise UserError(
+      f'loss.center_coef={center}: {PROCESS} does not read it, for its scores '
+      'have a scale; leave it unset'
+    )
+  if center is not None and not 0.0 <= center < math.inf:
+    raise UserError(f'loss.center_coef={center}: use 0 (off) or more')
+  if loss.name != PROCESS and config.data.step_separator is not None:
+    raise UserError(
+      f'data.step_separator={config.data.step_separator!r}: {loss.name} has no '
+      f"steps; leave it unset, or use loss.name='{PROCESS}'"
+    )
+  if config.sample.prompts:
+    raise UserError(
+      'sample.prompts: a reward model writes no text; leave it unset'
+    )
+  if config.lora.export is not None:
+    raise UserError(
+      f'lora.export={config.lora.export!r}: adapters alone lack the head of a '
+      'reward model; set export, which merges them'
+    )
+  if config.lora.rank and 'lm_head' in config.lora.targets:
+    raise UserError(
+      "lora.targets: 'lm_head' is not there in a reward model; leave it out"
+    )
+
+
+def _load(config, blueprint: Blueprint):
+  load = functools.partial(preference_data.load, config, blueprint)
+  if config.loss.name != PROCESS:
+    return load(load_pairs, 'pairs')
+  separator = config.data.step_separator
+  return load(
+    load_steps, 'answers', separator='\n' if separator is None else separator
+  )
+
+
+def _rows(config) -> dict[str, Any]:
+  """How examples become rows, for `make_source` and `eval_batches`."""
+  return {
+    'max_length': config.data.max_length,
+    'packing': config.data.packing,
+    'group': 1 if config.loss.name == PROCESS else 2,
+    'named': True,
+  }
+
+
+def _with_head(params: Any, width: int) -> dict[str, Any]:
+  """What is trained: no output table, and a head that scores 0."""
+  model = {k: v for k, v in params.items() if k != 'lm_head'}
+  return {
+    'model': model,
+    'reward_head': {'kernel': jnp.zeros((1, width), jnp.float32)},
+  }
+
+
+def _reward_trainee(trainee: Trainee) -> Trainee:
+  width = trainee.blueprint.config.embed_dim
+  params = _with_head(trainee.params, width)
+  head = params['reward_head']
+  head = jax.device_put(head, param_shardings(head, trainee.mesh))
+  frozen = trainee.frozen
+  if 'base' in frozen:
+    base = {k: v for k, v in frozen['base'].items() if k != 'lm_head'}
+    frozen = {**frozen, 'base': base}
+  return dataclasses.replace(
+    trainee, params=params | {'reward_head': head}, frozen=frozen
+  )
+
+
+def _columns(config, answers: Any) -> Callable:
+  """Returns `add(batch)`: what the loss reads besides the tokens.
+
+  `margins` float32[B, S / 2], or, of steps, `labels` float32[B, T].
+  """
+  if config.loss.name != PROCESS:
+    margins = np.append(answers.margins, np.float32(0))  # for index -1
+    return lambda batch: (
+      batch | {'margins': margins[batch['examples'][:, ::2] // 2]}
+    )
+
+  def add(batch):
+    segments = batch['segment_ids']
+    index = np.take_along_axis(
+      batch['examples'], np.maximum(segments - 1, 0), axis=1
+    )
+    place = answers.examples.offsets[index] + batch['positions']
+    place = np.where(segments > 0, place, 0)
+    labels = np.where(segments > 0, answers.labels[place], 0)
+    return batch | {'labels': labels.astype(np.float32)}
+
+  return add
+
+
+def _make_evaluate(config, trainee: Trainee, held_out: Any):
+  """Returns `evaluate(trained) -> {eval_loss, eval_reward_accuracy, …}`.
+
+  The accuracy has an interval (95%, Wilson), to be held against `eval_chance`:
+  0.5 for pairs, the share of the more frequent label for steps.
+  """
+  loss_fn = make_reward_loss(trainee, config.loss, training=False)
+  eval_step = on_mesh(jax.jit(make_eval_step(loss_fn)), trainee.mesh)
+  add = _columns(config, held_out)
+  key = jax.random.key(0)  # nothing is drawn
+  name = 'accuracy' if config.loss.name == PROCESS else 'reward_accuracy'
+
+  def evaluate(params: Any) -> dict[str, float]:
+    totals = {}
+    for batch in pipeline.eval_batches(
+      held_out.examples, batch_size=config.train.batch_size, **_rows(config)
+    ):
+      batch = shard_batch(add(batch), trainee.mesh)
+      sums = eval_step(params, batch, key, trainee.frozen)
+      totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
+    weight = float(totals.pop('weight'))
+    scores = {f'eval_{k}': float(v) / weight for k, v in totals.items()}
+    low, high = wilson_interval(scores[f'eval_{name}'], weight)
+    right = scores.get('eval_label', 0.5)
+    return scores | {
+      'eval_chance': max(right, 1.0 - right),
+      f'eval_{name}_low': low,
+      f'eval_{name}_high': high,
+      'eval_count': weight,
+    }
+
+  return evaluate
