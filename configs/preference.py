@@ -5,9 +5,10 @@ r"""Preference optimisation: DPO and its family, on pairs of answers.
 
 Rows are `{"prompt", "chosen", "rejected"}` (strings or message lists), whole
 conversations, Alpaca or ShareGPT with `chosen` and `rejected`. `loss.name` is
-dpo, cdpo, robust_dpo, hinge, ipo, dpo_norm, rpo, simpo, cpo or orpo. Expected:
-the loss falls from ln 2, `reward_accuracy` and `reward_margin` rise. All
-fields: docs/alignment.md.
+dpo, cdpo, robust_dpo, hinge, ipo, dpo_norm, rpo, simpo, cpo, orpo or kto, whose
+rows are `{"prompt", "completion", "label"}` (or pairs, which become two of
+them). Expected: the loss of dpo falls from ln 2, `reward_accuracy` and
+`reward_margin` rise. All fields: docs/alignment.md.
 """
 
 from ml_collections import config_dict
@@ -38,9 +39,12 @@ def get_config(arg=None):
   loss.nll_prompt = False  # orpo: the NLL covers the prompt too, as in TRL
   loss.gamma = config_dict.placeholder(float)  # simpo: margin,
   loss.gamma_ratio = config_dict.placeholder(float)  # or margin / beta
+  loss.desirable_weight = config_dict.placeholder(float)  # kto: of good answers
+  loss.undesirable_weight = config_dict.placeholder(float)  # kto: of bad ones
   loss.ld_alpha = config_dict.placeholder(float)  # LD-DPO; None: off
   # The model before training: log-probabilities computed once and kept on
   # disk ('precomputed'), its parameters beside the trained ones ('frozen'), or
-  # the base under LoRA ('base').
-  loss.reference = 'precomputed'
+  # the base under LoRA ('base'). None: 'precomputed', and for kto, which reads
+  # it on rows that are new in each batch, 'base' or else 'frozen'.
+  loss.reference = config_dict.placeholder(str)
   return config

@@ -163,7 +163,7 @@ def digested(examples: Examples, ratings: np.ndarray) -> Examples:
 def fit_answer(
   example: Example, max_length: int, overlong: str, counts: dict[str, int]
 ) -> Example | None:
-  """The example in a row of `max_length`; None, and counted, if nothing is left.
+  """The example in a row of `max_length`; None, and counted, if none is left.
 
   Args:
     example: a prompt with an answer under the mask.

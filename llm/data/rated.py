@@ -107,7 +107,8 @@ def mismatched(
   """Each prompt with the answer of the next example, the last with the first.
 
   What KTO estimates its KL on. An answer is cut off where the row is full; a
-  prompt that leaves no room has an empty mask.
+  prompt that leaves no room has an empty mask, and so has one whose neighbour
+  has the same prompt (the two answers of a pair).
 
   Args:
     examples: of `Rated`.
@@ -116,12 +117,12 @@ def mismatched(
   """
   out = []
   for index, other in zip(indices, np.roll(indices, -1), strict=True):
-    tokens, mask = examples[index]
-    prompt = tokens[: mask.argmax()]
-    tokens, mask = examples[other]
-    answer = slice(mask.argmax(), None)
-    joined = np.concatenate([prompt, tokens[answer]])
-    learned = np.concatenate([np.zeros(len(prompt), bool), mask[answer]])
+    (tokens, mask), (others, learned) = examples[index], examples[other]
+    prompt, begin = tokens[: mask.argmax()], learned.argmax()
+    joined = np.concatenate([prompt, others[begin:]])
+    learned = np.concatenate([np.zeros(len(prompt), bool), learned[begin:]])
+    if np.array_equal(prompt, others[:begin]):
+      learned[:] = False
     out.append(Example(joined[:max_length], learned[:max_length]))
   return out
 

@@ -1,27 +1,24 @@
 """The run `preference`: a model that prefers one answer to another."""
 
 from collections.abc import Callable
-import dataclasses
 import hashlib
 import json
 import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from llm.data import pairs as pairs_lib
 from llm.data import pipeline
-from llm.data.examples import check_vocabulary
-from llm.data.pairs import Pairs
+from llm.data.pairs import Pairs, load_pairs
 from llm.errors import UserError
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import shard_batch
-from llm.tasks import preference_loss, report, supervised, training
+from llm.tasks import kto, preference_data, preference_loss, report, training
 from llm.tasks import run as run_lib
-from llm.tasks.preference_loss import BASE, FROZEN, PRECOMPUTED, REFERENCES
-from llm.tasks.trainee import Blueprint, Trainee, build_trainee, draw_blueprint
+from llm.tasks.preference_loss import BASE, FROZEN, KTO, PRECOMPUTED
+from llm.tasks.preference_reference import check_reference, with_reference
+from llm.tasks.trainee import Trainee, build_trainee, draw_blueprint
 from llm.train.step import make_eval_step
 
 
@@ -34,18 +31,18 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
+  config = _resolved(config)
+  if config.loss.name == KTO:
+    return kto.run(config, workdir)
   workdir = training.check_fields(config, workdir)
   _check_loss(config)
   mesh = make_mesh(config.mesh)
   train, data = config.train, config.data
   microbatches = check_batch(train.batch_size, train.microbatch_size, mesh)
-  if data.curriculum or data.separator:
-    raise UserError(
-      'data.curriculum and data.separator are of texts: leave them unset for '
-      'preference pairs'
-    )
   blueprint = draw_blueprint(config)
-  examples, held_out = _load(config, blueprint)
+  examples, held_out = preference_data.load(
+    config, blueprint, load_pairs, 'pairs'
+  )
   identity = {'examples': examples.examples.digest}
   source = pipeline.make_source(
     examples.examples,
@@ -58,7 +55,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   )
   training.check_run(config, workdir, blueprint, identity)
   trainee = build_trainee(config, blueprint, mesh)
-  trainee = _with_reference(config, trainee)
+  trainee = with_reference(config, trainee)
   add = _reference_columns(config, trainee, examples)
   recipe = training.Recipe(
     loss_fn=preference_loss.make_preference_loss(trainee, config.loss),
@@ -74,71 +71,24 @@ def run(config, workdir: str | None) -> dict[str, float]:
 def _check_loss(config) -> None:
   loss = config.loss
   preference_loss.loss_options(loss)
+  check_reference(config)
   if loss.ld_alpha is not None and not 0.0 <= loss.ld_alpha <= 1.0:
     raise UserError(f'loss.ld_alpha={loss.ld_alpha}: use a number from 0 to 1')
   if loss.nll_prompt and loss.name != 'orpo':
     raise UserError(
       f'loss.nll_prompt=True: {loss.name} does not read it; orpo does'
     )
-  if loss.reference not in REFERENCES:
-    raise UserError(
-      f'loss.reference={loss.reference!r}: use one of {", ".join(REFERENCES)}'
-    )
-  if loss.reference == BASE and not config.lora.rank:
-    raise UserError(
-      f"loss.reference='{BASE}' is the model without its adapters: set "
-      f"lora.rank above 0, or use '{PRECOMPUTED}'"
-    )
 
 
-def _load(config, blueprint: Blueprint) -> tuple[Pairs, Pairs | None]:
-  """The pairs to train on and those held out, or None."""
-  data, tok = config.data, blueprint.tokenizer
-  supervised.check_data(data, blueprint)
-  check_vocabulary(tok, blueprint.config.vocab_size)
-  shared = {'max_length': data.max_length, 'overlong': data.overlong}
-  with report.progress_bar() as bar:
-    examples, held_out = pairs_lib.load_pairs(
-      data.path,
-      tok,
-      eval_fraction=data.eval_fraction,
-      on_bytes=supervised.on_bytes(bar, 'reading data.path'),
-      **shared,
-    )
-    if data.eval_path is not None:
-      held_out, _ = pairs_lib.load_pairs(
-        data.eval_path,
-        tok,
-        field='data.eval_path',
-        on_bytes=supervised.on_bytes(bar, 'reading data.eval_path'),
-        **shared,
-      )
-  counts = examples.counts
-  parts = [f'{counts["rows"]:,} rows', f'{len(examples):,} pairs to train on']
-  if held_out is not None:
-    parts.append(f'{len(held_out):,} held out')
-  for name in ('truncated', 'dropped', 'emptied', 'empty', 'equal'):
-    if counts[name]:
-      parts.append(f'{counts[name]:,} {name}')
-  report.tell('data: ' + ', '.join(parts))
-  return examples, held_out
-
-
-def _with_reference(config, trainee: Trainee) -> Trainee:
-  """The trainee, with a copy of its first parameters where it is asked for."""
-  loss = config.loss
-  if loss.reference != FROZEN or not preference_loss.needs_reference(loss.name):
-    return trainee
-  start = trainee.merged(trainee.params)
-  if trainee.model.scan_layers:
-    raise UserError(
-      f"loss.reference='{FROZEN}' with model.scan_layers=True: use "
-      f"'{PRECOMPUTED}'"
-    )
-  copy = jax.tree.map(jnp.copy, start)  # the first ones are donated
-  return dataclasses.replace(
-    trainee, frozen={**trainee.frozen, 'reference': copy}
-  )
+def _resolved(config):
+  """The config with the kind of reference that None stands for."""
+  if config.loss.reference is not None:
+    return config
+  config = config.copy_and_resolve_references()
+  config.loss.reference = PRECOMPUTED
+  if config.loss.name == KTO:  # it reads the reference on ever new rows
+    config.loss.reference = BASE if config.lora.rank else FROZEN
+  return config
 
 
 def _make_draw(source, add, mesh):

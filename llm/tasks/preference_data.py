@@ -1,4 +1,4 @@
-"""The data of preference, rated and stepwise runs: read, checked and counted."""
+"""Pairs, rated answers and labelled steps: read, checked and counted."""
 
 from collections.abc import Callable
 from typing import Any

@@ -38,7 +38,10 @@ OPTIONS = (
   'nll',
   'gamma',
   'gamma_ratio',
+  'desirable_weight',
+  'undesirable_weight',
 )
+KTO = 'kto'  # of rated answers, not of pairs: `llm.tasks.kto`
 PRECOMPUTED, FROZEN, BASE = 'precomputed', 'frozen', 'base'
 REFERENCES = (PRECOMPUTED, FROZEN, BASE)
 
@@ -59,7 +62,9 @@ class Scores:
 
 def needs_reference(name: str) -> bool:
   """True for losses that compare with a reference model."""
-  return 'ref_chosen' in inspect.signature(LOSSES[name]).parameters
+  return (
+    name == KTO or 'ref_chosen' in inspect.signature(LOSSES[name]).parameters
+  )
 
 
 def loss_options(loss: Any) -> dict[str, Any]:
@@ -69,7 +74,8 @@ def loss_options(loss: Any) -> dict[str, Any]:
     UserError: an unknown loss, or a field that this loss does not read.
   """
   if loss.name not in LOSSES:
-    raise UserError(f'loss.name={loss.name!r}: use one of {", ".join(LOSSES)}')
+    names = ', '.join((*LOSSES, KTO))
+    raise UserError(f'loss.name={loss.name!r}: use one of {names}')
   known = inspect.signature(LOSSES[loss.name]).parameters
   given = {name: loss[name] for name in OPTIONS if loss[name] is not None}
   for name, value in given.items():

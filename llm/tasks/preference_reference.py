@@ -1,0 +1,47 @@
+"""The model that a preference run compares with."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from llm.errors import UserError
+from llm.tasks.preference_loss import (
+  BASE,
+  FROZEN,
+  PRECOMPUTED,
+  REFERENCES,
+  needs_reference,
+)
+from llm.tasks.trainee import Trainee
+
+
+def check_reference(config) -> None:
+  """Refuses a `loss.reference` that is unknown, or needs LoRA."""
+  loss = config.loss
+  if loss.reference not in REFERENCES:
+    raise UserError(
+      f'loss.reference={loss.reference!r}: use one of {", ".join(REFERENCES)}'
+    )
+  if loss.reference == BASE and not config.lora.rank:
+    raise UserError(
+      f"loss.reference='{BASE}' is the model without its adapters: set "
+      f"lora.rank above 0, or use '{PRECOMPUTED}'"
+    )
+
+
+def with_reference(config, trainee: Trainee) -> Trainee:
+  """The trainee, with a copy of its first parameters where it is asked for."""
+  loss = config.loss
+  if loss.reference != FROZEN or not needs_reference(loss.name):
+    return trainee
+  start = trainee.merged(trainee.params)
+  if trainee.model.scan_layers:
+    raise UserError(
+      f"loss.reference='{FROZEN}' with model.scan_layers=True: use "
+      f"'{PRECOMPUTED}'"
+    )
+  copy = jax.tree.map(jnp.copy, start)  # the first ones are donated
+  return dataclasses.replace(
+    trainee, frozen={**trainee.frozen, 'reference': copy}
+  )
