@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import hashlib
 import json
+import math
 import os
 from typing import Any
 
@@ -72,6 +73,10 @@ def _check_loss(config) -> None:
   loss = config.loss
   preference_loss.loss_options(loss)
   check_reference(config)
+  if loss.beta is not None and not 0.0 < loss.beta < math.inf:
+    raise UserError(f'loss.beta={loss.beta}: use a number above 0')
+  if loss.alpha is not None and not 0.0 <= loss.alpha < math.inf:
+    raise UserError(f'loss.alpha={loss.alpha}: use 0 or more')
   if loss.ld_alpha is not None and not 0.0 <= loss.ld_alpha <= 1.0:
     raise UserError(f'loss.ld_alpha={loss.ld_alpha}: use a number from 0 to 1')
   if loss.nll_prompt and loss.name != 'orpo':

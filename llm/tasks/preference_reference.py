@@ -17,8 +17,13 @@ from llm.tasks.trainee import Trainee
 
 
 def check_reference(config) -> None:
-  """Refuses a `loss.reference` that is unknown, or needs LoRA."""
+  """Refuses a `loss.reference` that is unknown or does not fit `lora`."""
   loss = config.loss
+  if config.lora.rank and config.lora.dropout:
+    raise UserError(
+      f'lora.dropout={config.lora.dropout}: the reference is without it, so '
+      'that the two would differ by noise; set it to 0'
+    )
   if loss.reference not in REFERENCES:
     raise UserError(
       f'loss.reference={loss.reference!r}: use one of {", ".join(REFERENCES)}'
