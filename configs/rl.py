@@ -22,6 +22,8 @@ def get_config(arg=None):
   optional = config_dict.placeholder
   config = training_fields('rl')
   config.data.max_length = 256  # tokens of a prompt
+  config.data.packing = False
+  config.data.overlong = 'drop'  # prompts above max_length: left out
   config.train.steps = 200
   config.train.batch_size = 16  # prompts of a rollout
   config.train.eval_every = 50
@@ -35,9 +37,10 @@ def get_config(arg=None):
   rollout.temperature = 1.0
   rollout.minibatches = 1  # parts of a rollout, a step each
   rollout.epochs = 1  # times that a rollout is trained on
-  rollout.max_resamples = 4  # dapo: rounds for groups without signal
+  rollout.max_resamples = 4  # dapo: more rounds, until all groups have signal
   rollout.overlong_margin = 0  # tokens before the limit where a penalty begins
-  # (name, weight) or (name, weight, options): see llm/train/rewards.py.
+  # (name, weight) or (name, weight, options): see llm/train/rewards.py, or
+  # 'module:function', or ('model', 1.0, {'path': REWARD_MODEL}).
   config.rewards = (('exact_answer', 1.0),)
 
   loss = config.loss

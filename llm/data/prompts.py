@@ -31,42 +31,54 @@ def load_prompts(
   tok,
   *,
   max_length: int,
+  check: Callable[[dict[str, Any]], None] = lambda row: None,
   field: str = 'data.path',
   on_bytes: Callable[[int, int], None] | None = None,
-) -> list[Prompt]:
+) -> tuple[list[Prompt], int]:
   """Reads and tokenizes rows `{"prompt": …}`, a string or a message list.
 
   A string is encoded as it is, with BOS where the tokenizer puts one; messages
-  go through the chat template, up to where the assistant begins.
+  (in `prompt` or `messages`) go through the chat template, up to where the
+  assistant begins. A prompt above `max_length` is left out and counted: without
+  its beginning or its end it would ask for something else.
 
   Args:
     path: see `records.read_records`.
     tok: a `Tokenizer`.
     max_length: tokens of a prompt.
+    check: raises a UserError for a row that cannot be used.
     field: the config field of `path`, for messages.
     on_bytes: progress, called with (bytes done, bytes in all).
 
+  Returns:
+    the prompts, and how many were too long.
+
   Raises:
-    UserError: a bad file or row, by name and row number.
+    UserError: a bad file or row, by name and row number, or no prompt is left.
   """
-  prompts = []
+  prompts, overlong = [], 0
   for record in records.read_records(path, field=field, on_bytes=on_bytes):
     try:
       token_ids = _encode(tok, record.value)
-      if len(token_ids) > max_length:
-        raise UserError(
-          f'the prompt has {len(token_ids)} tokens and data.max_length='
-          f'{max_length} are allowed; shorten it or leave the row out'
-        )
+      check(record.value)
     except UserError as error:
       raise UserError(f'{record.where}: {error}') from None
-    prompts.append(Prompt(tuple(token_ids), record.value))
-  return prompts
+    if len(token_ids) > max_length:
+      overlong += 1
+    else:
+      prompts.append(Prompt(tuple(token_ids), record.value))
+  if not prompts:
+    raise UserError(
+      f'{field}: all {overlong} prompts are longer than data.max_length='
+      f'{max_length} tokens; raise it'
+    )
+  return prompts, overlong
 
 
 def digest(prompts: list[Prompt]) -> str:
   """Names the content; a resumed run compares it."""
-  text = json.dumps([[p.token_ids, p.row] for p in prompts], sort_keys=True)
+  rows = [[p.token_ids, p.row] for p in prompts]
+  text = json.dumps(rows, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -92,8 +104,9 @@ def prompt_order(
 def _encode(tok, row: dict[str, Any]) -> list[int]:
   prompt = row.get('prompt', row.get('messages'))
   if isinstance(prompt, str):
-    token_ids = tok.encode(prompt)
+    token_ids = _encode_text(tok, prompt)
   elif isinstance(prompt, list):
+    _check_turns(prompt)
     token_ids = chat.encode(tok, prompt, add_generation_prompt=True)
   else:
     keys = ', '.join(map(repr, row)) or 'none'
@@ -104,3 +117,19 @@ def _encode(tok, row: dict[str, Any]) -> list[int]:
   if not token_ids:
     raise UserError('the prompt has no token; give it a text')
   return token_ids
+
+
+def _encode_text(tok, text: str) -> list[int]:
+  """The text as the beginning of an answer's: without the EOS of some."""
+  ids, offsets = tok.encode_with_offsets(text)
+  if len(ids) > 1 and ids[-1] in tok.eos_ids and offsets[-1][0] == len(text):
+    ids.pop()
+  return ids
+
+
+def _check_turns(messages: list) -> None:
+  last = messages[-1] if messages else None
+  if isinstance(last, dict) and last.get('role') == 'assistant':
+    raise UserError(
+      "the prompt ends with the assistant's answer; leave that message out"
+    )

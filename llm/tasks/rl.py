@@ -6,9 +6,7 @@ times: so many steps. Checkpoints are taken between rollouts only, so that a
 resumed run has no half-used one to bring back.
 """
 
-from collections.abc import Callable
 import dataclasses
-import itertools
 from typing import Any
 
 import jax
@@ -20,8 +18,15 @@ from llm.data.prompts import Prompt
 from llm.errors import UserError
 from llm.parallel.mesh import check_batch, make_mesh
 from llm.tasks import report, rl_loss, supervised, training
-from llm.tasks.rl_rollouts import Rollouts, make_evaluate
-from llm.tasks.trainee import Blueprint, Trainee, build_trainee, draw_blueprint
+from llm.tasks.rl_rewards import make_rater
+from llm.tasks.rl_rollouts import Rollouts, make_evaluate, policy_of
+from llm.tasks.trainee import (
+  Blueprint,
+  Trainee,
+  build_trainee,
+  draw_blueprint,
+  trained_shapes,
+)
 from llm.train import rewards as rewards_lib
 
 
@@ -38,52 +43,81 @@ def run(config, workdir: str | None) -> dict[str, float]:
   _check_fields(config)
   mesh = make_mesh(config.mesh)
   rows = config.train.batch_size * config.rollout.group_size
-  microbatches = check_batch(
+  microbatches = _check_rows(
     rows // config.rollout.minibatches, config.train.microbatch_size, mesh
   )
   blueprint = draw_blueprint(config)
   prompts, held_out = _load(config, blueprint)
   identity = {'prompts': prompts_lib.digest(prompts)}
-  training.check_run(config, workdir, blueprint, identity)
+  shapes = jax.eval_shape(
+    lambda params: _with_head(config, blueprint, params),
+    trained_shapes(config, blueprint),
+  )
+  training.check_run(config, workdir, blueprint, identity, shapes=shapes)
+  rater = make_rater(config, blueprint.tokenizer, blueprint.config.vocab_size)
   trainee = _with_reference(config, build_trainee(config, blueprint, mesh))
-  rollouts = Rollouts(config, trainee, prompts)
+  rollouts = Rollouts(config, trainee, prompts, rater)
   recipe = training.Recipe(
     loss_fn=rl_loss.make_rl_loss(trainee, config.loss, config.rollout),
     draw=rollouts.draw,
     data_state=rollouts.get_state,
     seek=rollouts.set_state,
-    evaluate=held_out and make_evaluate(config, trainee, held_out),
+    evaluate=held_out and make_evaluate(config, trainee, held_out, rater),
     identity=identity,
-    language_model=_policy(config),
+    language_model=policy_of,
     may_stop=rollouts.is_used_up,
   )
-  if config.loss.name == 'ppo':
-    trainee = dataclasses.replace(trainee, params=_with_head(trainee))
+  trained = _with_head(config, blueprint, trainee.params)
+  trainee = dataclasses.replace(trainee, params=trained)
   return training.train(config, workdir, trainee, recipe, microbatches)
 
 
 def _check_fields(config) -> None:
+  _check_loss(config)
+  _check_rollout(config)
+  rewards_lib.check_rewards(config.rewards)
+  data = config.data
+  if data.curriculum or data.separator:
+    raise UserError(
+      'data.curriculum and data.separator are of texts: leave them unset'
+    )
+  for name, only in (('packing', False), ('overlong', 'drop')):
+    if data[name] != only:
+      raise UserError(
+        f'data.{name}={data[name]!r}: prompts are neither packed nor cut; use '
+        f'{only!r}'
+      )
+  if config.lora.rank and config.lora.dropout:
+    raise UserError(
+      f'lora.dropout={config.lora.dropout}: answers are drawn and rated '
+      'without it; use 0'
+    )
+
+
+def _check_rollout(config) -> None:
   rollout, train = config.rollout, config.train
-  chosen = rl_loss.settings(config.loss)
   for name in ('group_size', 'max_new_tokens', 'epochs', 'minibatches'):
     if rollout[name] < 1:
       raise UserError(f'rollout.{name}={rollout[name]}: use 1 or more')
-  if not 0.0 < rollout.temperature < float('inf'):
+  if not 1e-4 <= rollout.temperature < float('inf'):
     raise UserError(
-      f'rollout.temperature={rollout.temperature}: use a number above 0'
+      f'rollout.temperature={rollout.temperature}: use a number of 0.0001 or '
+      'more'
     )
   if rollout.max_resamples < 0:
-    raise UserError(f'rollout.max_resamples={rollout.max_resamples}: use 0 up')
+    raise UserError(
+      f'rollout.max_resamples={rollout.max_resamples}: use 0 or more'
+    )
+  margin = rollout.overlong_margin
+  if not 0 <= margin <= rollout.max_new_tokens:
+    raise UserError(
+      f'rollout.overlong_margin={margin}: use 0 (off) to '
+      f'rollout.max_new_tokens={rollout.max_new_tokens}'
+    )
   if train.batch_size % rollout.minibatches:
     raise UserError(
       f'rollout.minibatches={rollout.minibatches}: use a divisor of '
       f'train.batch_size={train.batch_size} prompts'
-    )
-  alone = rl_loss.ALGORITHMS[config.loss.name].scale in ('group', 'rloo')
-  if alone and rollout.group_size < 2:
-    raise UserError(
-      f'rollout.group_size={rollout.group_size}: {config.loss.name} compares '
-      'the answers to one prompt; use 2 or more'
     )
   steps = rollout.epochs * rollout.minibatches
   for name in ('steps', 'checkpoint_every'):
@@ -92,31 +126,42 @@ def _check_fields(config) -> None:
         f'train.{name}={train[name]}: use a multiple of {steps} '
         '(rollout.epochs · rollout.minibatches), the steps of a rollout'
       )
-  if config.loss.kl_target is not None:
-    if config.loss.kl_target <= 0 or not chosen.get('kl_coef'):
-      raise UserError(
-        f'loss.kl_target={config.loss.kl_target}: use a number above 0, with '
-        'loss.kl_coef above 0 to begin with'
-      )
-    if rl_loss.ALGORITHMS[config.loss.name].scale not in ('gae', 'rloo'):
-      raise UserError(
-        f'loss.kl_target={config.loss.kl_target}: the controller is of ppo and '
-        f'rloo, whose rewards have the KL; {config.loss.name} has loss.kl_coef'
-      )
-  margin = rollout.overlong_margin
-  if not 0 <= margin <= rollout.max_new_tokens:
+
+
+def _check_loss(config) -> None:
+  loss, size = config.loss, config.rollout.group_size
+  chosen = rl_loss.settings(loss)
+  scale = rl_loss.ALGORITHMS[loss.name].scale
+  if scale != 'gae' and size < 2:
     raise UserError(
-      f'rollout.overlong_margin={margin}: use 0 (off) to '
-      f'rollout.max_new_tokens={rollout.max_new_tokens}'
+      f'rollout.group_size={size}: {loss.name} compares the answers to one '
+      'prompt; use 2 or more'
     )
-  rewards_lib.check_rewards(config.rewards)
-  if not config.rewards:
-    raise UserError("rewards=(): give one, such as (('exact_answer', 1.0),)")
-  data = config.data
-  if data.curriculum or data.separator:
+  if loss.kl_target is None:
+    return
+  if scale not in ('gae', 'rloo'):
     raise UserError(
-      'data.curriculum and data.separator are of texts: leave them unset'
+      f'loss.kl_target={loss.kl_target}: the controller is of ppo and rloo, '
+      f'whose rewards have the KL; {loss.name} has loss.kl_coef'
     )
+  if loss.kl_target <= 0 or not chosen['kl_coef']:
+    raise UserError(
+      f'loss.kl_target={loss.kl_target}: use a number above 0, with '
+      'loss.kl_coef above 0 to begin with'
+    )
+  if loss.kl_horizon <= 0:
+    raise UserError(f'loss.kl_horizon={loss.kl_horizon}: use more than 0')
+
+
+def _check_rows(rows: int, microbatch_size: int, mesh) -> int:
+  """`check_batch`, in the words of a rollout."""
+  if microbatch_size > 0 and rows % microbatch_size:
+    raise UserError(
+      f'train.microbatch_size={microbatch_size}: use a divisor of {rows}, the '
+      'answers of a step (train.batch_size · rollout.group_size / '
+      'rollout.minibatches)'
+    )
+  return check_batch(rows, microbatch_size, mesh)
 
 
 def _load(
@@ -133,30 +178,41 @@ def _load(
       f'rollout.max_new_tokens={config.rollout.max_new_tokens} exceed the '
       f"model's {blueprint.config.max_length}; use at most {room} for prompts"
     )
-  read = lambda path, field: prompts_lib.load_prompts(
-    path, tok, max_length=data.max_length, field=field
-  )
-  prompts, held_out = read(data.path, 'data.path'), None
-  if data.eval_path is not None:
-    held_out = read(data.eval_path, 'data.eval_path')
-  elif data.eval_fraction:
-    train = int(len(prompts) * (1 - data.eval_fraction) + 1e-9)
-    if not 0 < train < len(prompts):
-      raise UserError(
-        f'data.eval_fraction={data.eval_fraction}: of {len(prompts)} rows both '
-        'parts need at least one'
+  with report.progress_bar() as bar:
+
+    def read(path, field):
+      return prompts_lib.load_prompts(
+        path,
+        tok,
+        max_length=data.max_length,
+        check=lambda row: rewards_lib.check_row(config.rewards, row),
+        field=field,
+        on_bytes=supervised.on_bytes(bar, f'reading {field}'),
       )
-    prompts, held_out = prompts[:train], prompts[train:]
-  for number, prompt in enumerate(itertools.chain(prompts, held_out or ()), 1):
-    try:
-      rewards_lib.check_row(config.rewards, prompt.row)
-    except UserError as error:
-      raise UserError(f'data: row {number} {error}') from None
-  report.tell(
-    f'data: {len(prompts):,} prompts'
-    + (f', {len(held_out):,} held out' if held_out else '')
-  )
+
+    (prompts, overlong), held_out = read(data.path, 'data.path'), None
+    if data.eval_path is not None:
+      held_out, more = read(data.eval_path, 'data.eval_path')
+      overlong += more
+  if data.eval_fraction:
+    prompts, held_out = _hold_out(prompts, data.eval_fraction)
+  parts = [f'{len(prompts):,} prompts']
+  if held_out:
+    parts.append(f'{len(held_out):,} held out')
+  if overlong:
+    parts.append(f'{overlong:,} too long')
+  report.tell('data: ' + ', '.join(parts))
   return prompts, held_out
+
+
+def _hold_out(prompts: list[Prompt], fraction: float):
+  train = int(len(prompts) * (1 - fraction) + 1e-9)
+  if not 0.0 < fraction < 1.0 or not 0 < train < len(prompts):
+    raise UserError(
+      f'data.eval_fraction={fraction}: of {len(prompts)} prompts it leaves '
+      f'{train} to train on; both parts need at least one'
+    )
+  return prompts[:train], prompts[train:]
 
 
 def _with_reference(config, trainee: Trainee) -> Trainee:
@@ -174,14 +230,10 @@ def _with_reference(config, trainee: Trainee) -> Trainee:
   )
 
 
-def _with_head(trainee: Trainee) -> dict[str, Any]:
-  """The policy's parameters, and a value head that says 0."""
-  width = trainee.blueprint.config.embed_dim
+def _with_head(config, blueprint: Blueprint, params: Any) -> Any:
+  """What is trained; for PPO with a value head, which says 0 at first."""
+  if config.loss.name != 'ppo':
+    return params
+  width = blueprint.config.embed_dim
   head = {'kernel': jnp.zeros((width,)), 'bias': jnp.zeros(())}
-  return {'policy': trainee.params, 'value_head': head}
-
-
-def _policy(config) -> Callable[[Any], Any]:
-  if config.loss.name == 'ppo':
-    return lambda params: params['policy']
-  return lambda params: params
+  return {'policy': params, 'value_head': head}

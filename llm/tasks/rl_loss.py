@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -132,26 +133,31 @@ def settings(loss: Any) -> dict[str, Any]:
   return merged
 
 
-def answer_logprobs(
-  trainee: Trainee, variables: Any, batch: Any, temperature: float
-) -> jax.Array:
-  """float32[B, T]: log-probability of token t + 1 at t, at a temperature."""
+def answer_scores(
+  trainee: Trainee,
+  variables: Any,
+  batch: Any,
+  temperature: float,
+  head: Any = None,
+) -> dict[str, jax.Array]:
+  """What the model says at each position of prompt and answer.
+
+  Returns:
+    `logprobs` float32[B, T], of token t + 1 at t and at a temperature; with a
+    value head also `values` float32[B, T].
+  """
   hidden = _hidden(trainee, variables, batch)
   targets, _ = _targets(batch)
-  return chunked_logprobs(
+  logprobs = chunked_logprobs(
     hidden,
     output_table(variables['params'], trainee.model),
     targets,
     cap=trainee.model.config.final_soft_cap,
     temperature=temperature,
   )
-
-
-def answer_values(
-  trainee: Trainee, variables: Any, head: Any, batch: Any
-) -> jax.Array:
-  """float32[B, T]: the value head at each position."""
-  return _values(_hidden(trainee, variables, batch), head)
+  if head is None:
+    return {'logprobs': logprobs}
+  return {'logprobs': logprobs, 'values': _values(hidden, head)}
 
 
 def make_rl_loss(trainee: Trainee, loss: Any, rollout: Any) -> LossFn:
@@ -274,42 +280,59 @@ def advantages(
     chosen: its settings.
     batch: arrays of `rollout.answer_arrays`, with `ref_logprobs` where there
       is a reference, and `old_values` for PPO.
-    rewards: float[B], groups after each other.
+    rewards: float[B], groups after each other; NaN is not rated: such an
+      answer has row weight 0.
     group_size: G.
     kl_coef: of rewards that have the KL taken off (RLOO, PPO).
+
+  Returns:
+    `advantages`, `row_weights`, `group_lengths` and, for PPO, `returns`.
   """
-  _, mask = _targets(batch)
-  mask = np.asarray(mask)
   scale = ALGORITHMS[name].scale
-  rewards = jnp.asarray(rewards, jnp.float32)
-  lengths = jnp.asarray(mask.sum(axis=1))
-  columns = {'group_lengths': policy.group_lengths(lengths, group_size)}
-  old, ref = batch['old_logprobs'], batch.get('ref_logprobs')
-  if scale == 'gae':
-    ref = old if ref is None else ref
-    shaped, taken = policy.token_rewards(
-      rewards, old, ref, mask, kl_coef=kl_coef
-    )
-    gains, returns = policy.gae(
-      shaped,
-      batch['old_values'],
-      taken,
-      gamma=chosen['gamma'],
-      lam=chosen['lam'],
-    )
-    columns['advantages'] = policy.whiten(gains, taken)
-    columns['returns'] = returns
-  elif scale == 'rloo':
-    if ref is not None:
-      rewards = policy.sequence_rewards(
-        rewards, old, ref, mask, kl_coef=kl_coef
-      )
-    columns['advantages'] = policy.rloo_advantages(rewards, group_size)
-  else:
-    columns['advantages'] = policy.group_advantages(
-      rewards, group_size, scale=scale
-    )
+  old = batch['old_logprobs']
+  columns = _columns(
+    np.asarray(rewards, np.float32),
+    np.pad(batch['loss_mask'][:, 1:], ((0, 0), (0, 1))),
+    old,
+    batch.get('ref_logprobs', old),
+    batch.get('old_values', old),
+    np.float32(kl_coef),
+    scale=scale,
+    group_size=group_size,
+    gamma=chosen.get('gamma'),
+    lam=chosen.get('lam'),
+  )
+  if scale != 'gae':
+    columns.pop('returns')
   return {k: np.asarray(v) for k, v in columns.items()}
+
+
+@functools.partial(
+  jax.jit, static_argnames=('scale', 'group_size', 'gamma', 'lam')
+)
+def _columns(
+  rewards, mask, old, ref, values, kl_coef, *, scale, group_size, gamma, lam
+):
+  rated = jnp.isfinite(rewards)
+  mask = mask & rated[:, None]
+  returns = None
+  if scale == 'gae':
+    shaped, taken = policy.token_rewards(
+      jnp.nan_to_num(rewards), old, ref, mask, kl_coef=kl_coef
+    )
+    gains, returns = policy.gae(shaped, values, taken, gamma=gamma, lam=lam)
+    advantages = policy.whiten(gains, taken)
+  elif scale == 'rloo':
+    rewards = policy.sequence_rewards(rewards, old, ref, mask, kl_coef=kl_coef)
+    advantages = policy.rloo_advantages(rewards, group_size)
+  else:
+    advantages = policy.group_advantages(rewards, group_size, scale=scale)
+  return {
+    'row_weights': rated.astype(jnp.float32),
+    'group_lengths': policy.group_lengths(mask.sum(axis=1), group_size),
+    'advantages': advantages,
+    'returns': returns,
+  }
 
 
 def _hidden(trainee, variables, batch):

@@ -34,7 +34,7 @@ def sample_answers(
     group_size: G.
     seed: numbers that name this rollout, such as (run's seed, rollout).
     max_new_tokens: of an answer, its end token included.
-    temperature: above 0.
+    temperature: 0 takes the most likely tokens.
     eos_ids: tokens that end an answer.
 
   Returns:

@@ -1,0 +1,109 @@
+"""Programs that a model wrote, run with limits."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+
+from llm.errors import UserError
+
+# The answer and its tests come through stdin, so that they find no trace of
+# the word that says that they passed. It is written only after the tests: an
+# answer that ends the process early has not passed them.
+_RUNNER = """
+import resource, sys
+
+def limit(size, seconds):
+  for name, bound in (
+    ('RLIMIT_AS', size),
+    ('RLIMIT_CPU', seconds),
+    ('RLIMIT_FSIZE', 1 << 20),
+    ('RLIMIT_NPROC', 0),
+    ('RLIMIT_CORE', 0),
+  ):
+    resource.setrlimit(getattr(resource, name), (bound, bound))
+
+def run(size, seconds, path, word, answer, tests):
+  limit(int(size), int(seconds))
+  sys.argv[1:] = []
+  main = sys.modules['__main__'] = type(sys)('__main__')
+  exec(compile(answer, 'answer', 'exec'), main.__dict__)
+  try:
+    exec(compile(tests, 'tests', 'exec'), main.__dict__)
+  except SystemExit as end:  # how unittest.main() ends
+    if end.code:
+      raise
+  with open(path, 'w') as file:
+    file.write(word)
+
+run(*sys.argv[1:], *sys.stdin.read().split(chr(0)))
+"""
+
+
+def passes(
+  answer: str, tests: str, *, seconds: float = 2.0, megabytes: int = 512
+) -> bool:
+  """Whether a Python program runs, and its tests after it.
+
+  They run in a process of their own, with the standard library only, in an
+  empty folder, with bounds on time, memory, the size of files and, but for
+  root, on further processes; those that it started are ended with it. That
+  keeps accidents in; it is no jail for hostile code.
+
+  Args:
+    answer: the program.
+    tests: run after it, in the same name space; they pass if they raise
+      nothing.
+    seconds: of the whole, as a clock on the wall has them.
+    megabytes: of address space.
+
+  Raises:
+    UserError: a limit that no program can keep.
+  """
+  if seconds <= 0 or megabytes < 64:
+    raise UserError(
+      f'seconds={seconds}, megabytes={megabytes}: use more than 0 seconds and '
+      'at least 64 megabytes'
+    )
+  answer, tests = (text.replace('\0', '') for text in (answer, tests))
+  word = secrets.token_hex(16)
+  with tempfile.TemporaryDirectory() as folder:
+    inside, said = os.path.join(folder, 'inside'), os.path.join(folder, 'said')
+    os.mkdir(inside)
+    limits = [str(megabytes << 20), str(int(seconds) + 1)]
+    process = subprocess.Popen(
+      [sys.executable, '-I', '-S', '-c', _RUNNER, *limits, said],
+      cwd=inside,
+      env={'PATH': os.defpath},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+      start_new_session=True,
+    )
+    try:
+      text = '\0'.join((word, answer, tests))
+      process.communicate(text.encode(errors='replace'), timeout=seconds)
+    except subprocess.TimeoutExpired:
+      return False
+    finally:
+      _end(process)
+    return process.returncode == 0 and _read(said) == word
+
+
+def _end(process: subprocess.Popen) -> None:
+  """Ends the process and all that it started."""
+  try:
+    os.killpg(process.pid, signal.SIGKILL)
+  except ProcessLookupError:
+    pass
+  process.wait()
+
+
+def _read(path: str) -> str | None:
+  try:
+    with open(path, encoding='utf-8') as file:
+      return file.read()
+  except OSError:
+    return None

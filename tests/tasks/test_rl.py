@@ -1,0 +1,252 @@
+"""Reinforcement runs: every algorithm, and what must hold at their first step."""
+
+import json
+import math
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from llm import config_args
+from llm.data.prompts import load_prompts
+from llm.errors import RunError
+from llm.parallel.mesh import make_mesh
+from llm.tasks import rl, rl_loss, rl_rollouts, run, training_report
+from llm.tasks.rl_rewards import make_rater
+from llm.tasks.trainee import build_trainee, draw_blueprint
+from llm.train.step import make_eval_step
+
+ROOT = pathlib.Path(__file__).parents[2]
+FIELDS = {
+  'data.max_length': 16,
+  'data.shuffle': False,
+  'train.steps': 2,
+  'train.batch_size': 4,
+  'train.eval_every': 0,
+  'optim.name': 'sgd',  # compiles faster
+  'optim.lr': 0.1,
+  'rollout.group_size': 4,
+  'rollout.max_new_tokens': 8,
+  # Half of the bytes of a random model: groups differ.
+  'rewards': (('matches', 1.0, {'pattern': '[\x00-M].*'}), ('ends', 0.5)),
+}
+
+
+@pytest.fixture
+def make_config(model_folder, write_rows):
+  """make_config({'loss.name': 'ppo'}) -> the config of a tiny run."""
+  rows = [{'prompt': f'{i} and {i}', 'answer': 2 * i} for i in range(9)]
+  path = write_rows(*rows, name='prompts.jsonl')
+
+  def make(changes=None):
+    config = config_args.load_config(str(ROOT / 'configs' / 'rl.py'))
+    fields = {'model.path': model_folder, 'data.path': path}
+    for name, value in (fields | FIELDS | (changes or {})).items():
+      *groups, last = name.split('.')
+      node = config
+      for group in groups:
+        node = node[group]
+      node[last] = value
+    return config
+
+  return make
+
+
+@pytest.fixture
+def start(make_config, tmp_path, monkeypatch):
+  """start({'loss.name': 'ppo'}) -> rows of the run's metrics."""
+  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+
+  def start(changes=None, workdir='run'):
+    run.run_task(make_config(changes), str(tmp_path / workdir))
+    lines = (tmp_path / workdir / 'metrics.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+  return start
+
+
+class Setup:
+  """The parts of a run without its loop."""
+
+  def __init__(self, config):
+    self.config = config
+    rl._check_fields(config)
+    blueprint = draw_blueprint(config)
+    tok = blueprint.tokenizer
+    prompts, _ = load_prompts(config.data.path, tok, max_length=16)
+    trainee = build_trainee(config, blueprint, make_mesh(config.mesh))
+    self.trainee = rl._with_reference(config, trainee)
+    rater = make_rater(config, tok, blueprint.config.vocab_size)
+    self.rollouts = rl_rollouts.Rollouts(config, self.trainee, prompts, rater)
+    self.params = rl._with_head(config, blueprint, trainee.params)
+    loss = rl_loss.make_rl_loss(self.trainee, config.loss, config.rollout)
+    self.loss_fn = loss
+
+  def draw(self):
+    return self.rollouts.draw(self)
+
+  def sums(self, batch):
+    step = jax.jit(make_eval_step(self.loss_fn))
+    frozen = self.trainee.frozen
+    return step(self.params, batch, jax.random.key(0), frozen)
+
+
+@pytest.fixture
+def setup(make_config):
+  return lambda changes=None: Setup(make_config(changes))
+
+
+@pytest.mark.parametrize('name', rl_loss.ALGORITHMS)
+def test_every_algorithm_runs(start, name):
+  rows = start({'loss.name': name})
+  assert [row['step'] for row in rows] == [1, 2]
+  for row in rows:
+    assert all(math.isfinite(x) for x in row.values())
+    assert row['logprob_gap'] < 1e-5
+    assert 0 < row['length'] <= 8 and row['reward_min'] <= row['reward_max']
+    assert row['reward_mean'] == pytest.approx(
+      row['reward_matches'] + 0.5 * row['reward_ends'], abs=1e-6
+    )
+    assert row['grad_norm'] > 0 and row['skipped'] == row['unrated'] == 0
+  if name != 'reinforce':
+    assert rows[0]['ratio'] == pytest.approx(1.0, abs=1e-5)
+    assert rows[0]['clip_fraction'] == 0.0 or name == 'gspo'
+  if rl_loss.ALGORITHMS[name].defaults.get('kl_coef'):
+    assert abs(rows[0]['kl']) < 1e-4 < rows[1]['kl_k3'] + 1e-4
+    assert rows[1]['kl_k2'] > 1e-9
+
+
+def test_on_policy_losses_are_what_theory_says(setup):
+  grpo = setup({'loss.name': 'grpo', 'loss.kl_coef': 0.0})
+  batch, stats = grpo.draw()
+  assert 'ref_logprobs' not in batch
+  sums = grpo.sums(batch)
+  assert sums['weight'] == 16  # answers
+  # The mean of the advantages of a group is 0; every ratio is 1.
+  assert abs(sums['loss']) < 1e-4
+  assert sums['ratio'] == pytest.approx(16.0, abs=1e-4)
+  assert stats['logprob_gap'] < 1e-5
+  advantages = np.asarray(batch['advantages']).reshape(4, 4)
+  assert np.abs(advantages.sum(axis=1)).max() < 1e-5
+  assert (advantages.std(axis=1) > 0).mean() == stats['groups_with_signal'] > 0
+
+
+def test_parts_of_a_batch_add_up(setup):
+  for changes in (
+    {'loss.name': 'grpo', 'loss.reduction': 'group'},
+    {'loss.name': 'ppo'},
+  ):
+    parts = setup(changes)
+    batch, _ = parts.draw()
+    whole = parts.sums(batch)
+    quarters = [
+      parts.sums({k: v[i::4] for k, v in batch.items()}) for i in range(4)
+    ]
+    assert sum(q['weight'] for q in quarters) == whole['weight']
+    assert abs(sum(q['loss'] for q in quarters) - whole['loss']) < 2e-5
+
+
+def test_minibatches_and_epochs(start):
+  shared = {'train.steps': 8, 'rollout.minibatches': 2, 'rollout.epochs': 2}
+  rows = start({'loss.kl_coef': 0.0, 'optim.lr': 1.0} | shared)
+  rewards = [row['reward_mean'] for row in rows]
+  assert rewards[:4] == rewards[:1] * 4 and rewards[4:] == rewards[4:5] * 4
+  assert [row['weight'] for row in rows] == [8.0] * 8
+  assert rows[0]['ratio'] == pytest.approx(1.0, abs=1e-5)
+  assert rows[0]['old_kl'] < 1e-6 < rows[3]['old_kl']
+  # The four steps of a rollout have all of its tokens twice.
+  half = [sum(row['tokens'] for row in rows[i : i + 2]) for i in (0, 2)]
+  assert half[0] == half[1]
+
+
+def test_microbatches_of_a_run(start):
+  one = start({'loss.name': 'ppo'}, 'one')
+  four = start({'loss.name': 'ppo', 'train.microbatch_size': 4}, 'four')
+  for a, b in zip(one, four, strict=True):
+    assert a['reward_mean'] == b['reward_mean']
+    for name in ('loss', 'grad_norm', 'entropy', 'value'):
+      assert a[name] == pytest.approx(b[name], abs=1e-4)
+
+
+def test_dapo_draws_groups_without_signal_again(setup):
+  rare = (('matches', 1.0, {'pattern': '[0-9].*'}),)
+  drawn = {}
+  for rounds in (0, 6):
+    dapo = setup(
+      {'loss.name': 'dapo', 'rewards': rare, 'rollout.max_resamples': rounds}
+    )
+    batch, drawn[rounds] = dapo.draw()
+    assert batch['tokens'].shape[0] == 16
+    assert dapo.rollouts.get_state()['place'] >= 4
+    with_signal = np.asarray(batch['advantages']).reshape(4, 4).any(axis=1)
+    assert with_signal.mean() == drawn[rounds]['groups_with_signal']
+  assert drawn[0]['rounds'] == 1 and drawn[6]['rounds'] > 1
+  assert drawn[6]['groups_with_signal'] > drawn[0]['groups_with_signal']
+  never = (('matches', 1.0, {'pattern': 'never'}),)
+  dapo = setup({'loss.name': 'dapo', 'rewards': never})
+  batch, stats = dapo.draw()
+  assert stats['rounds'] == 5 and stats['groups_with_signal'] == 0.0
+  assert not np.asarray(batch['advantages']).any()
+  # 4 prompts in each of 5 rounds; the newest of them are trained on.
+  assert dapo.rollouts.get_state()['place'] == 20
+
+
+def test_the_controller_moves_the_coefficient(start):
+  rows = start(
+    {
+      'loss.name': 'rloo',
+      'loss.kl_target': 5.0,
+      'loss.kl_horizon': 160.0,
+      'train.steps': 3,
+    }
+  )
+  # 16 answers, far below the target: each time by 1 - 0.2 · 16 / 160.
+  coefs = [row['kl_coef'] for row in rows]
+  np.testing.assert_allclose(coefs, [0.05 * 0.98**i for i in range(3)], 1e-6)
+
+
+def test_a_policy_of_adapters_has_its_base_as_reference(start, model_folder):
+  rows = start({'lora.rank': 2, 'optim.lr': 10.0, 'train.steps': 3})
+  assert abs(rows[0]['kl']) < 1e-4 and rows[0]['logprob_gap'] < 1e-5
+  assert rows[2]['kl_k3'] > 1e-5 and rows[2]['logprob_gap'] < 1e-5
+
+
+def test_unrated_answers_are_left_out(setup, start, tmp_path, monkeypatch):
+  (tmp_path / 'strange.py').write_text(
+    'def some(row, text, finished):\n'
+    '  return float("nan") if text[:1] < "W" else float(text[1:2] < "p")\n'
+    'def none(row, text, finished): return float("inf")\n'
+    'def fails(row, text, finished): return row["none"]\n'
+  )
+  monkeypatch.syspath_prepend(str(tmp_path))
+  for name in ('ppo', 'rloo', 'grpo'):
+    parts = setup({'loss.name': name, 'rewards': (('strange:some', 1.0),)})
+    batch, stats = parts.draw()
+    weights = np.asarray(batch['row_weights'])
+    assert 0 < stats['unrated'] == (weights == 0).sum() < 16
+    assert all(np.isfinite(x).all() for x in batch.values())
+    assert not np.asarray(batch['advantages'])[weights == 0].any()
+    sums = parts.sums(batch)
+    assert all(np.isfinite(x) for x in sums.values())
+    if name != 'ppo':
+      assert sums['weight'] == weights.sum()
+  with pytest.raises(RunError, match='none of the 16 answers of rollout 1'):
+    start({'rewards': (('strange:none', 1.0),)}, 'none')
+  with pytest.raises(RunError, match='reward strange:fails failed.*KeyError'):
+    start({'rewards': (('strange:fails', 1.0),)}, 'fails')
+
+
+def test_held_out_prompts_are_answered_greedily(start, write_rows):
+  held_out = [{'prompt': f'{i} and'} for i in range(16)]
+  path = write_rows(*held_out, name='held_out.jsonl')
+  changes = {'data.eval_path': path, 'train.eval_first': True}
+  changes |= {'optim.lr': 0.0, 'rollout.overlong_margin': 4}
+  rows = start(changes)
+  first, last = rows[0], rows[-1]
+  names = [n for n in first if n.startswith('eval_') and n != 'eval_s']
+  assert {'eval_reward_mean', 'eval_reward_matches', 'eval_finished'} <= set(
+    names
+  )
+  assert [first[n] for n in names] == [last[n] for n in names]
+  assert -1.0 <= first['eval_reward_overlong'] <= 0.0
