@@ -50,12 +50,7 @@ def attend(
     return _attend_to_one(q, segments[0], scale)
   scores = []
   for segment in segments:
-    s = jnp.einsum(
-      'btkgh,bksh->bkgts',
-      q,
-      segment.k.astype(q.dtype),
-      preferred_element_type=jnp.float32,
-    )
+    s = _product('btkgh,bksh->bkgts', q, segment.k.astype(q.dtype))
     s = soft_cap(s * scale, cap)
     scores.append(jnp.where(segment.mask[:, None, None], s, _MASKED))
   top = scores[0].max(axis=-1, keepdims=True)
@@ -66,11 +61,10 @@ def attend(
   total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
   out = 0.0
   for segment, w in zip(segments, weights, strict=True):
-    out = out + jnp.einsum(
+    out = out + _product(
       'bkgts,bkhs->btkgh',
       (w / total).astype(q.dtype),
       segment.v.astype(q.dtype),
-      preferred_element_type=jnp.float32,
     )
   return out.astype(q.dtype)
 
@@ -144,7 +138,10 @@ _softmax_product.defvjp(_softmax_product_fwd, _softmax_product_bwd)
 
 
 def _product(subscripts, a, b):
-  """A product with sums in float32."""
+  """A product of two arrays of one dtype, with sums in float32."""
+  if jax.default_backend() == 'cpu':
+    # XLA:CPU lacks some products of bfloat16, and is slow at the others.
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
   return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
 

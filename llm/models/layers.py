@@ -132,10 +132,17 @@ class Linear(nn.Module):
       y = _adapted(x, y, self.get_variable('lora', 'adapter'))
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, self.out_shape)
-      y = y + bias.astype(self.dtype).reshape(
-        (1,) * len(batch_shape) + self.out_shape
-      )
+      y = y + _spread(bias, y)
     return y
+
+
+def _spread(leaf: jax.Array, x: jax.Array) -> jax.Array:
+  """A bias or scale as an array like `x`, of its shape and dtype.
+
+  It is cast last, so that its gradient, a sum over all tokens, is added up in
+  the dtype of the parameter.
+  """
+  return jnp.broadcast_to(leaf, x.shape).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -157,12 +164,11 @@ class RMSNorm(nn.Module):
     x32 = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
     y = x32 * lax.rsqrt(mean_square + self.eps)
-    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
     if self.offset:
       return (y * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
     if self.float32_scale:
       return (y * scale.astype(jnp.float32)).astype(x.dtype)
-    return y.astype(x.dtype) * scale.astype(x.dtype)
+    return y.astype(x.dtype) * _spread(scale, x)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
