@@ -31,11 +31,12 @@ def make_train_step(
   The loss of a step is the weighted mean over its whole batch. It is
   differentiated as a sum, summed over the microbatches and divided by the
   weights of them all, once: any number of microbatches gives the same
-  gradient, however unequal their weights. A batch without any weight has a
-  zero gradient, not a NaN.
+  gradient, however unequal their weights.
 
   A step whose loss or gradient is not finite leaves parameters, optimizer and
-  average as they were and is counted in `skipped` and `bad_streak`.
+  average as they were and is counted in `skipped` and `bad_streak`. So does a
+  batch without any weight, which says nothing about the parameters; it is not
+  counted there.
 
   Args:
     loss_fn: `(params, frozen, batch, keys) -> (loss_sum, weight_sum,
@@ -94,7 +95,9 @@ def make_train_step(
       return params, opt_state, ema
 
     kept = (state.params, state.opt_state, state.ema)
-    params, opt_state, ema = lax.cond(good, advance, lambda x: x, kept)
+    params, opt_state, ema = lax.cond(
+      good & (weight_sum > 0), advance, lambda x: x, kept
+    )
     skipped = state.skipped + jnp.where(good, 0, 1)
     bad_streak = jnp.where(good, 0, state.bad_streak + 1)
     report = {name: value * mean for name, value in metrics.items()}
