@@ -21,9 +21,7 @@ def read_rows(workdir: str) -> list[dict[str, Any]]:
 
 def tell_evaluation(row: dict[str, Any], console) -> None:
   """One line for a row that has an evaluation."""
-  scores = {
-    k: v for k, v in row.items() if k.startswith('eval_') and k != 'eval_s'
-  }
+  scores = _scores(row)
   if not scores:
     return
   trained = f'loss {row["loss"]:.4f}; ' if 'loss' in row else ''
@@ -47,7 +45,7 @@ def tell_samples(rows: list[dict[str, Any]], console) -> None:
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
   """The run in numbers: its first and last losses, rates and evaluations."""
-  evaluated = [row for row in rows if 'eval_loss' in row]
+  evaluated = [row for row in rows if _scores(row)]
   rows = [row for row in rows if 'loss' in row]
   if not rows:
     return {}
@@ -60,11 +58,22 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
     'tokens': sum(row['tokens'] for row in rows),
     'tokens_per_s': rates[len(rates) // 2],
   }
+  if 'reward_mean' in rows[0] and 'reward_mean' in rows[-1]:
+    result['first_reward_mean'] = rows[0]['reward_mean']
+    result['reward_mean'] = rows[-1]['reward_mean']
+  losses = [row['eval_loss'] for row in evaluated if 'eval_loss' in row]
+  if losses:
+    result['best_eval_loss'] = min(losses)
   if evaluated:
-    result['best_eval_loss'] = min(row['eval_loss'] for row in evaluated)
-    result |= {k: v for k, v in evaluated[-1].items() if k.startswith('eval_')}
-    result.pop('eval_s', None)
+    result |= _scores(evaluated[-1])
   return result
+
+
+def _scores(row: dict[str, Any]) -> dict[str, float]:
+  """What an evaluation gave, without its time."""
+  return {
+    k: v for k, v in row.items() if k.startswith('eval_') and k != 'eval_s'
+  }
 
 
 def print_result(result: dict[str, Any], workdir: str) -> None:

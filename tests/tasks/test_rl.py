@@ -1,4 +1,4 @@
-"""Reinforcement runs: every algorithm, and what must hold at their first step."""
+"""Reinforcement runs: every algorithm, and what holds at their first step."""
 
 import json
 import math
@@ -237,7 +237,7 @@ def test_unrated_answers_are_left_out(setup, start, tmp_path, monkeypatch):
     start({'rewards': (('strange:fails', 1.0),)}, 'fails')
 
 
-def test_held_out_prompts_are_answered_greedily(start, write_rows):
+def test_held_out_prompts_are_answered_greedily(start, write_rows, tmp_path):
   held_out = [{'prompt': f'{i} and'} for i in range(16)]
   path = write_rows(*held_out, name='held_out.jsonl')
   changes = {'data.eval_path': path, 'train.eval_first': True}
@@ -250,3 +250,6 @@ def test_held_out_prompts_are_answered_greedily(start, write_rows):
   )
   assert [first[n] for n in names] == [last[n] for n in names]
   assert -1.0 <= first['eval_reward_overlong'] <= 0.0
+  result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+  assert result['first_reward_mean'] == rows[1]['reward_mean']
+  assert {name: result[name] for name in names} == {n: last[n] for n in names}
