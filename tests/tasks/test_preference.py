@@ -217,27 +217,30 @@ def test_three_kinds_of_reference_are_one(build):
 def test_ld_dpo_weighs_the_tails_of_packed_answers(build):
   config, trainee, pairs = build()
   (batch,) = columns(config, trainee, pairs, True, len(PAIRS))
-  scores = preference_loss.score_answers(
-    trainee.model, {'params': trainee.params}, batch, 0.3
-  )
+  scores = jax.jit(
+    lambda params: (
+      preference_loss.score_answers(
+        trainee.model, {'params': params}, batch, 0.3
+      ).logprobs
+    )
+  )(trainee.params)
   # The same answers one by one.
   examples = list(pairs.examples)
   rows = [example.tokens.tolist() for example in examples]
   found = score(trainee.model, trainee.params, rows, batch_size=len(rows))
-  want = np.zeros(len(rows))
-  for i, (logprobs, example) in enumerate(zip(found, examples)):
-    shared = min(e.loss_mask.sum() for e in examples[i // 2 * 2 :][:2])
-    mask = example.loss_mask[1:][None]
-    weights = tail_weights(mask, jnp.array([shared]), 0.3)
-    want[i] = sequence_logprobs(logprobs[None], mask, weights)[0][0]
+  logprobs, mask = np.zeros((2, len(rows), 2 * MAX_LENGTH), np.float32)
+  for i, (each, example) in enumerate(zip(found, examples)):
+    logprobs[i, : len(each)], mask[i, : len(each)] = each, example.loss_mask[1:]
+  shorter = mask.sum(axis=1).reshape(-1, 2).min(axis=1).repeat(2)
+  weights = tail_weights(mask, jnp.asarray(shorter), 0.3)
+  want, _ = sequence_logprobs(logprobs, mask, weights)
   there = batch['examples'] >= 0
   np.testing.assert_allclose(
-    np.asarray(scores.logprobs)[there],
-    want[batch['examples'][there]],
+    np.asarray(scores)[there],
+    np.asarray(want)[batch['examples'][there]],
     rtol=1e-5,
   )
-  plain = [f[e.loss_mask[1:]].sum() for f, e in zip(found, examples)]
-  assert np.mean(~np.isclose(plain, want)) > 0.3
+  assert np.mean(~np.isclose((logprobs * mask).sum(axis=1), want)) > 0.3
 
 
 def test_the_reference_is_kept_on_disk_by_its_content(build, cache_folder):

@@ -16,7 +16,7 @@ from llm.data.pipeline import eval_batches
 from llm.errors import UserError
 from llm.parallel.mesh import make_mesh
 from llm.tasks import reward, reward_loss, run, training_report
-from llm.tasks.reward_model import load_reward_model
+from llm.tasks.reward_model import RewardModel, load_reward_model
 from llm.tasks.trainee import build_trainee, draw_blueprint
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -196,13 +196,9 @@ def test_packed_loss_gradient_and_splits_by_hand(parts):
 
   single = made(False, 8)
   (loss, (weight, chosen)), grads = both(params, single)
-  # By hand: one answer at a time, its score at its last token.
-  scores = []
-  for example in pairs.examples:
-    hidden, _ = trainee.model.apply(
-      {'params': params['model']}, example.tokens[None], method='trunk'
-    )
-    scores.append(float(head[0] @ np.asarray(hidden)[0, -1]))
+  # By hand: one answer in a row, its score at its last token.
+  alone = RewardModel('', trainee.model, params, None)
+  scores = alone.rate([e.tokens.tolist() for e in pairs.examples], 16)
   good, bad = np.array(scores).reshape(-1, 2).T
   want = np.log1p(np.exp(-(good - bad - pairs.margins)))
   want += 0.05 * (good + bad) ** 2
