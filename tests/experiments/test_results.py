@@ -43,7 +43,12 @@ def test_the_readme_has_the_command_and_the_figure(folder):
 
 @pytest.mark.parametrize(
   'name, count',
-  [('inference_speed', 6), ('kv_cache', 46), ('real_text', 12)],
+  [
+    ('inference_speed', 6),
+    ('kv_cache', 46),
+    ('real_text', 12),
+    ('training_speed', 3),
+  ],
 )
 def test_every_run_is_accepted(name, count, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT.parent)

@@ -1,0 +1,88 @@
+"""Training speed: how turns become numbers, and what our side reports."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.training_speed import measure, rows
+from llm import config_args
+from llm.checkpoints.hf_save import save_hf
+from llm.errors import UserError
+from llm.models.config import ModelConfig
+from llm.models.transformer import init_params
+
+CONFIG = 'experiments/training_speed/config.py:smoke'
+
+
+def test_ratios_are_paired_and_to_the_faster_optimizer():
+  turns = {
+    'ours': [1.0, 2.0, 1.0],
+    'transformers': [3.0, 3.0, 9.0],
+    'transformers_fused': [2.0, 8.0, 4.0],
+  }
+  # 2 / 1, 3 / 2, 4 / 1
+  assert measure.ratios(turns) == {
+    'tokens_per_s': 2.0,
+    'least': 1.5,
+    'most': 4.0,
+  }
+  assert measure.ratios({'ours': [1.0]}) == {}
+
+
+def test_the_largest_difference_of_any_loss_counts():
+  losses = {'ours': [3.0, 2.0], 'a': [3.0, 2.5], 'b': [2.75, 2.0]}
+  assert measure.compare(losses) == {
+    'steps': 2,
+    'apart': 0.5,
+    'first': 3.0,
+    'last': 2.0,
+  }
+
+
+def test_a_system_that_is_unknown_is_refused():
+  config = config_args.load_config(CONFIG)
+  config.systems = ('ours', 'jax')
+  with pytest.raises(UserError, match="systems has 'jax'"):
+    measure.check_systems(config)
+  config.systems = ()
+  with pytest.raises(UserError, match="'ours' must be one of them"):
+    measure.check_systems(config)
+
+
+def test_rows_begin_with_a_prompt():
+  settings = {
+    'seed': 0,
+    'rows': 3,
+    'tokens': 5,
+    'prompt_tokens': 2,
+    'vocab_size': 7,
+  }
+  tokens, mask = rows.draw_rows(settings)
+  assert tokens.shape == mask.shape == (3, 5)
+  assert tokens.dtype == np.int32 and tokens.max() < 7
+  np.testing.assert_array_equal(mask, [[False] * 2 + [True] * 3] * 3)
+
+
+def test_our_side_trains_and_says_where_the_time_goes(tmp_path):
+  from experiments.training_speed.ours import Trainer
+
+  config = config_args.load_config(CONFIG)
+  shape = ModelConfig(
+    **config.model.to_dict(),
+    num_kv_heads=config.model.num_heads,
+    max_length=config.tokens,
+    tie_embeddings=False,
+  )
+  save_hf(str(tmp_path), shape, init_params(shape, jax.random.key(0)))
+  settings = json.loads(json.dumps(measure.settings(config)))
+  trainer = Trainer(str(tmp_path), settings)
+  losses = trainer.train(3)
+  # Random tokens: about as likely as any other.
+  np.testing.assert_allclose(losses, np.log(64), atol=0.1)
+  split = trainer.split(2)
+  np.testing.assert_allclose(
+    split['data_s'] + split['compute_s'], split['step_s']
+  )
+  assert min(split[name] for name in split if name != 'compute_s') > 0.0
