@@ -26,12 +26,14 @@ class Algorithm:
 
   `scale` is how group advantages are scaled ('group', 'batch', 'none'), 'rloo'
   for leave-one-out, 'gae' for a value head. `defaults` are keywords of the
-  loss and, for 'rloo' and 'gae', the KL that is taken off the rewards.
+  loss and, for 'rloo' and 'gae', the KL that is taken off the rewards. `ratio`
+  is that of `policy.grpo_loss`.
   """
 
   scale: str
   defaults: dict[str, Any]
   dynamic_sampling: bool = False
+  ratio: str = 'token'
 
 
 ALGORITHMS = {
@@ -94,6 +96,7 @@ ALGORITHMS = {
       reduction='sequence',
       entropy_coef=0.0,
     ),
+    ratio='sequence',
   ),
 }
 # Every field of `config.loss` that is a default of some algorithm.
@@ -195,10 +198,11 @@ def make_rl_loss(trainee: Trainee, loss: Any, rollout: Any) -> LossFn:
 
 
 def _answers_loss(name: str) -> Callable:
-  return {'rloo': _rloo, 'reinforce': _reinforce}.get(name, _grpo)
+  grpo = functools.partial(_grpo, ALGORITHMS[name].ratio)
+  return {'rloo': _rloo, 'reinforce': _reinforce}.get(name, grpo)
 
 
-def _grpo(batch, logprobs, entropy, mask, values, chosen, max_length):
+def _grpo(ratio, batch, logprobs, entropy, mask, values, chosen, max_length):
   del values
   return policy.grpo_loss(
     logprobs,
@@ -209,6 +213,7 @@ def _grpo(batch, logprobs, entropy, mask, values, chosen, max_length):
     row_weights=batch['row_weights'],
     group_lengths=batch['group_lengths'],
     entropy=entropy,
+    ratio=ratio,
     max_length=max_length,
     **chosen,
   )

@@ -50,7 +50,12 @@ _FREE = {
   'lora': ('export',),
 }
 # What `train.best` may name, and which of two values is the better one.
-_BEST = {'eval_loss': 'min', 'eval_perplexity': 'min', 'eval_accuracy': 'max'}
+_BEST = {
+  'eval_loss': 'min',
+  'eval_perplexity': 'min',
+  'eval_accuracy': 'max',
+  'eval_reward_mean': 'max',
+}
 _FREE_GROUPS = ('mesh', 'sample', 'log', 'export', 'model', 'tokenizer')
 
 

@@ -132,6 +132,21 @@ def test_on_policy_losses_are_what_theory_says(setup):
   assert (advantages.std(axis=1) > 0).mean() == stats['groups_with_signal'] > 0
 
 
+def test_gspo_has_one_ratio_for_an_answer(setup):
+  # Old log-probabilities that are wrong, but right in the sum of an answer.
+  for name in ('grpo', 'gspo'):
+    parts = setup({'loss.name': name, 'loss.kl_coef': 0.0})
+    batch, _ = parts.draw()
+    mask = np.asarray(batch['loss_mask'])[:, 1:]
+    places = np.arange(mask.shape[1])
+    wrong = np.where(mask, np.sin(places), 0.0)
+    wrong -= mask * wrong.sum(1, keepdims=True) / mask.sum(1, keepdims=True)
+    old = np.asarray(batch['old_logprobs']).copy()
+    old[:, :-1] += wrong
+    sums = parts.sums(batch | {'old_logprobs': old.astype(np.float32)})
+    assert (abs(sums['ratio'] - 16) < 1e-3) == (name == 'gspo')
+
+
 def test_parts_of_a_batch_add_up(setup):
   for changes in (
     {'loss.name': 'grpo', 'loss.reduction': 'group'},
