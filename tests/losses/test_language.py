@@ -27,9 +27,7 @@ def test_cross_entropy_golden():
   logits = jnp.log(jnp.array([[[1.0, 2.0, 5.0], [7.0, 7.0, 7.0]]]))
   targets = jnp.array([[1, 0]])
   weights = jnp.array([[2.0, 0.5]])
-  loss_sum, weight_sum, metrics = cross_entropy_loss(
-    logits, targets, weights
-  )
+  loss_sum, weight_sum, metrics = cross_entropy_loss(logits, targets, weights)
   expected = 2.0 * math.log(4.0) + 0.5 * math.log(3.0)
   np.testing.assert_allclose(loss_sum, expected, rtol=1e-6)
   assert float(weight_sum) == 2.5
@@ -49,9 +47,7 @@ def test_weight_zero_is_a_dropped_row():
   weights = weights.at[2].set(0.0)
   kept = jnp.array([0, 1, 3])
   masked = cross_entropy_loss(logits, targets, weights)
-  dropped = cross_entropy_loss(
-    logits[kept], targets[kept], weights[kept]
-  )
+  dropped = cross_entropy_loss(logits[kept], targets[kept], weights[kept])
   for a, b in zip(jax.tree.leaves(masked), jax.tree.leaves(dropped)):
     np.testing.assert_allclose(a, b, rtol=1e-6)
   grads = jax.grad(lambda x: cross_entropy_loss(x, targets, weights)[0])
