@@ -16,8 +16,11 @@ def hush() -> None:
   """
   logging.getLogger('absl').addFilter(_is_news)
   logging.getLogger('asyncio').addFilter(_was_awaited)
+  # Which of the two hooks such a thread calls differs from case to case.
   if not isinstance(sys.excepthook, _Excepthook):
     sys.excepthook = _Excepthook(sys.excepthook)
+  if not isinstance(sys.unraisablehook, _Unraisablehook):
+    sys.unraisablehook = _Unraisablehook(sys.unraisablehook)
 
 
 @dataclasses.dataclass
@@ -25,8 +28,21 @@ class _Excepthook:
   before: Callable[..., None]
 
   def __call__(self, kind, error, traceback) -> None:
-    if kind is not RuntimeError or str(error) != 'Event loop is closed':
+    if not _came_late(error):
       self.before(kind, error, traceback)
+
+
+@dataclasses.dataclass
+class _Unraisablehook:
+  before: Callable[..., None]
+
+  def __call__(self, unraisable) -> None:
+    if not _came_late(unraisable.exc_value):
+      self.before(unraisable)
+
+
+def _came_late(error: BaseException | None) -> bool:
+  return type(error) is RuntimeError and str(error) == 'Event loop is closed'
 
 
 def _is_news(record: logging.LogRecord) -> bool:

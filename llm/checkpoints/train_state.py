@@ -137,6 +137,15 @@ class Checkpoints:
     self.wait()
     return self._best_of(self._records())
 
+  def is_best(self, metrics: Mapping[str, Any]) -> bool:
+    """True where a state with these metrics would be the best one."""
+    if self._best is None or self._best[0] not in metrics:
+      return False
+    self.wait()
+    records = self._records()
+    new = max(records, default=0) + 1
+    return self._best_of(records | {new: {'metrics': metrics}}) == new
+
   def restore(
     self, abstract_state: Any, step: int | None = None
   ) -> Restored | None:

@@ -66,6 +66,13 @@ def load_examples(
       f'data.eval_fraction={eval_fraction}: use 0.0 or more, below 1.0'
     )
   files = records.find_files(path, field)
+  # Of what is held out there may be no text, though training is on texts.
+  is_cut = field != 'data.path' or any(map(records.is_text, files))
+  if separator is not None and not is_cut:
+    raise UserError(
+      f'data.separator={separator!r}: {files[0]} is no text to cut; leave it '
+      'unset'
+    )
   loaded = folder = None
   if cache_dir is not None:
     options = [max_length, overlong, separator, eval_fraction]

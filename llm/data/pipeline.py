@@ -201,6 +201,20 @@ def fill_rows(
   return batch
 
 
+def fill_stats(batch: dict[str, np.ndarray]) -> dict[str, float]:
+  """`tokens` (no padding), `loss_tokens` and `efficiency` of a batch.
+
+  Args:
+    batch: `segment_ids` and `loss_mask` [B, T].
+  """
+  tokens = int(np.count_nonzero(batch['segment_ids']))
+  return {
+    'tokens': tokens,
+    'loss_tokens': int(np.count_nonzero(batch['loss_mask'])),
+    'efficiency': tokens / batch['segment_ids'].size,
+  }
+
+
 def bucket(length: int, max_length: int) -> int:
   """The least of 16, 32, 64, … and max_length that is at least `length`."""
   size = SHORTEST
@@ -285,15 +299,11 @@ def _make_batch(rows: _Rows, chosen: list[tuple[int, list[int]]]):
     rows.examples, members, rows.max_length, rows.packing, rows.pad_id
   )
   batch |= _example_ids(members, rows.segments, rows.named)
-  tokens = int(np.count_nonzero(batch['segment_ids']))
   stats = {
     'epoch': (chosen[-1][0] + 1) / rows.per_epoch,
     'examples': sum(map(len, members)),
-    'tokens': tokens,
-    'loss_tokens': int(np.count_nonzero(batch['loss_mask'])),
-    'efficiency': tokens / batch['tokens'].size,
   }
-  return batch, stats
+  return batch, stats | fill_stats(batch)
 
 
 def _group_lengths(examples: Examples, group: int) -> np.ndarray:

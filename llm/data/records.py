@@ -138,6 +138,11 @@ def _is_about(name: str) -> bool:
   return name.startswith('.') or name.upper().startswith(_ABOUT)
 
 
+def is_text(file: pathlib.Path) -> bool:
+  """True for a `.txt`, compressed or not."""
+  return _kind(file)[0] == '.txt'
+
+
 def _kind(file: pathlib.Path) -> tuple[str, str]:
   """The suffix that says what is in a file, and the one of its compression."""
   packed = file.suffix if file.suffix in ('.gz', '.zst') else ''

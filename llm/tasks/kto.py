@@ -15,7 +15,7 @@ from llm.errors import UserError
 from llm.losses.kto import kto_kl, kto_loss
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import batch_sharding, shard_batch
-from llm.tasks import preference_data, training
+from llm.tasks import preference_data, training, training_checks
 from llm.tasks.preference_loss import (
   KTO,
   OPTIONS,
@@ -40,7 +40,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  workdir = training.check_fields(config, workdir)
+  workdir = training_checks.check_fields(config, workdir)
   loss_options(config)
   mesh = make_mesh(config.mesh)
   train, data = config.train, config.data

@@ -15,7 +15,14 @@ from llm.data.pairs import Pairs, load_pairs
 from llm.errors import UserError
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import shard_batch
-from llm.tasks import kto, preference_data, preference_loss, report, training
+from llm.tasks import (
+  kto,
+  preference_data,
+  preference_loss,
+  report,
+  training,
+  training_checks,
+)
 from llm.tasks import run as run_lib
 from llm.tasks.preference_loss import BASE, FROZEN, KTO, PRECOMPUTED
 from llm.tasks.preference_reference import check_reference, with_reference
@@ -35,7 +42,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   config = _resolved(config)
   if config.loss.name == KTO:
     return kto.run(config, workdir)
-  workdir = training.check_fields(config, workdir)
+  workdir = training_checks.check_fields(config, workdir)
   _check_loss(config)
   mesh = make_mesh(config.mesh)
   train, data = config.train, config.data

@@ -16,7 +16,7 @@ from llm.data.steps import load_steps
 from llm.errors import UserError
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import param_shardings, shard_batch
-from llm.tasks import preference_data, training
+from llm.tasks import preference_data, training, training_checks
 from llm.tasks.reward_loss import LOSSES, PROCESS, make_reward_loss
 from llm.tasks.trainee import (
   Blueprint,
@@ -40,7 +40,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  workdir = training.check_fields(config, workdir)
+  workdir = training_checks.check_fields(config, workdir)
   _check_fields(config)
   mesh = make_mesh(config.mesh)
   train, data = config.train, config.data

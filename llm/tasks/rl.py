@@ -17,7 +17,7 @@ from llm.data.examples import check_vocabulary
 from llm.data.prompts import Prompt
 from llm.errors import UserError
 from llm.parallel.mesh import check_batch, make_mesh
-from llm.tasks import report, rl_loss, supervised, training
+from llm.tasks import report, rl_loss, supervised, training, training_checks
 from llm.tasks.rl_rewards import make_rater
 from llm.tasks.rl_rollouts import Rollouts, make_evaluate, policy_of
 from llm.tasks.trainee import (
@@ -39,7 +39,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  workdir = training.check_fields(config, workdir)
+  workdir = training_checks.check_fields(config, workdir)
   _check_fields(config)
   mesh = make_mesh(config.mesh)
   rows = config.train.batch_size * config.rollout.group_size
@@ -120,7 +120,7 @@ def _check_rollout(config) -> None:
       f'train.batch_size={train.batch_size} prompts'
     )
   steps = rollout.epochs * rollout.minibatches
-  for name in ('steps', 'checkpoint_every'):
+  for name in ('steps', 'checkpoint_every', 'eval_every'):
     if train[name] % steps:
       raise UserError(
         f'train.{name}={train[name]}: use a multiple of {steps} '

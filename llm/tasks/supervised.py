@@ -11,7 +11,7 @@ from llm.data.examples import Examples, check_vocabulary
 from llm.errors import UserError
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import shard_batch
-from llm.tasks import report, training
+from llm.tasks import report, training, training_checks
 from llm.tasks import run as run_lib
 from llm.tasks.supervised_loss import make_loss, make_training_loss
 from llm.tasks.trainee import Blueprint, Trainee, build_trainee, draw_blueprint
@@ -32,7 +32,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  workdir = training.check_fields(config, workdir)
+  workdir = training_checks.check_fields(config, workdir)
   if config.loss.name not in LOSSES:
     raise UserError(
       f'loss.name={config.loss.name!r}: use one of {", ".join(LOSSES)}'
@@ -112,6 +112,13 @@ def _load(config, blueprint: Blueprint) -> tuple[Examples, Examples | None]:
         **shared,
       )
   _tell(examples, held_out)
+  others = sorted(set(examples.counts['shapes']) - {'text'})
+  if data.curriculum and others:
+    raise UserError(
+      f'data.curriculum={data.curriculum}: {data.path} has rows of the shape '
+      f'{others[0]}, whose answers it would cut from their questions; it is of '
+      'texts'
+    )
   return examples, held_out
 
 
@@ -130,6 +137,7 @@ def _make_recipe(
       int(state.step), train.steps, data.curriculum, data.max_length
     )
     batch = curriculum.shorten(batch, length)
+    stats |= pipeline.fill_stats(batch)
     return shard_batch(batch, trainee.mesh), stats
 
   return training.Recipe(

@@ -256,11 +256,6 @@ def _lora_config(lora) -> LoraConfig | None:
   if lora.rank < 0:
     raise UserError(f'lora.rank={lora.rank}: use 0 (no adapters) or more')
   if lora.rank == 0:
-    for name in ('dora', 'rslora', 'export'):
-      if lora[name]:
-        raise UserError(
-          f'lora.{name}={lora[name]!r} needs adapters: set lora.rank above 0'
-        )
     return None
   names = ('rank', 'alpha', 'targets', 'dora', 'rslora', 'dropout')
   return LoraConfig(**{name: lora[name] for name in names})

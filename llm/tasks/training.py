@@ -17,13 +17,13 @@ import numpy as np
 
 from llm.checkpoints.train_state import Checkpoints
 from llm.errors import RunError, UserError
-from llm.models.remat import REMAT
 from llm.parallel.distributed import is_writer
 from llm.parallel.mesh import on_mesh
 from llm.parallel.sharding import state_shardings
 from llm.tasks import exports, report, samples, training_report, writers
 from llm.tasks import run as run_lib
 from llm.tasks.trainee import Blueprint, Trainee, trained_shapes
+from llm.tasks.training_checks import BEST
 from llm.train import loop
 from llm.train.optim import make_optimizer
 from llm.train.schedules import make_schedule
@@ -42,19 +42,13 @@ _FREE = {
     'checkpoint_every',
     'keep',
     'best',
+    'export',
     'max_bad_steps',
     'microbatch_size',
     'remat',
   ),
   'data': ('path', 'eval_path'),  # the contents count: Recipe.identity
   'lora': ('export',),
-}
-# What `train.best` may name, and which of two values is the better one.
-_BEST = {
-  'eval_loss': 'min',
-  'eval_perplexity': 'min',
-  'eval_accuracy': 'max',
-  'eval_reward_mean': 'max',
 }
 _FREE_GROUPS = ('mesh', 'sample', 'log', 'export', 'model', 'tokenizer')
 
@@ -86,37 +80,6 @@ class Recipe:
   language_model: Callable[[Any], Any] = lambda params: params
   reward_head: Callable[[Any], Any] | None = None
   may_stop: Callable[[], bool] = lambda: True
-
-
-def check_fields(config, workdir: str | None) -> str:
-  """Refuses what is wrong whatever the data are; returns the workdir."""
-  train = config.train
-  for name in ('steps', 'batch_size', 'log_every', 'keep', 'max_bad_steps'):
-    if train[name] < 1:
-      raise UserError(f'train.{name}={train[name]}: use 1 or more')
-  for name in ('eval_every', 'checkpoint_every'):
-    if train[name] < 0:
-      raise UserError(f'train.{name}={train[name]}: use 0 (at the end) or more')
-  if not 0.0 <= train.ema_decay < 1.0:
-    raise UserError(
-      f'train.ema_decay={train.ema_decay}: use a decay in [0, 1), 0 for none'
-    )
-  if train.best and train.best not in _BEST:
-    raise UserError(
-      f"train.best={train.best!r}: use '' (none) or {', '.join(_BEST)}"
-    )
-  if train.remat not in REMAT:
-    raise UserError(
-      f'train.remat={train.remat!r}: use one of {", ".join(REMAT)}'
-    )
-  if config.seed < 0:
-    raise UserError(f'seed={config.seed}: use 0 or more')
-  if workdir is None:
-    raise UserError(
-      'training needs a folder for its checkpoints and metrics: '
-      '--workdir=runs/NAME'
-    )
-  return workdir
 
 
 def check_run(
@@ -177,67 +140,41 @@ def train(
     RunError: the run diverges or cannot be saved.
     SystemExit: a signal asked for the end; the state was saved.
   """
-  schedule = _schedule(config.train)
-  tx = make_optimizer(config.optim, schedule.steps, trainee.params)
   began = time.perf_counter()
+  tx = make_optimizer(config.optim, config.train.steps, trainee.params)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       _open_checkpoints(config, workdir, trainee.blueprint, recipe.identity)
     )
-    state, shardings = _first_state(
+    state, abstract = _first_state(
       config, workdir, trainee, tx, recipe, checkpoints
     )
-    start = int(state.step)
-    write = stack.enter_context(writers.open_writers(config, workdir))
-    bar = stack.enter_context(report.progress_bar('steps'))
-    task = bar.add_task('training', total=schedule.steps, completed=start)
-    rate = make_schedule(config.optim, schedule.steps)
-
-    def on_row(row):
-      if 'loss' in row:
-        row['lr'] = float(rate(row['step'] - 1))
-      if is_writer():
-        write(row)
-      training_report.tell_evaluation(row, bar.console)
-      if 'loss' in row:
-        text = f'loss {row["loss"]:.3f}'
-        bar.update(task, completed=row['step'], description=text)
+    on_row, console = _open_rows(stack, config, workdir, int(state.step))
+    stop = stack.enter_context(stop_on_signal())
 
     def should_stop():
       checkpoints.check()  # a save that failed ends the run at once
       return bool(stop) and recipe.may_stop()
 
-    step = make_train_step(
-      recipe.loss_fn,
-      tx,
-      microbatches=microbatches,
-      clip_norm=config.optim.clip_norm,
-      ema_decay=config.train.ema_decay,
-    )
-    stop = stack.enter_context(stop_on_signal())
     state = loop.fit(
       state,
-      on_mesh(
-        jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
-        trainee.mesh,
-      ),
+      _compile(config, trainee, tx, recipe, microbatches, abstract),
       recipe.draw,
-      schedule,
+      _schedule(config.train),
       frozen=trainee.frozen,
       on_row=on_row,
-      evaluate=_make_evaluate(config, workdir, trainee, recipe, bar.console),
+      evaluate=_make_evaluate(config, workdir, trainee, recipe, console),
       save=lambda s, scores: checkpoints.save(
         int(s.step), s, recipe.data_state(), scores
       ),
+      is_best=checkpoints.is_best,
       should_stop=should_stop,
     )
     checkpoints.wait()
-  if stop:
-    report.tell(
-      f'stopped by {stop.received} after step {int(state.step)}, which was '
-      'saved: the same command goes on from there'
-    )
-    sys.exit(143 if stop.received == 'SIGTERM' else 130)
+    if stop:
+      _end(stop.received, int(state.step))
+    if config.train.export == 'best':
+      state = _best_state(config, workdir, abstract, checkpoints)
   try:
     seconds = time.perf_counter() - began
     return _finish(config, workdir, trainee, recipe, state, seconds)
@@ -277,7 +214,7 @@ def _open_checkpoints(config, workdir, blueprint, identity) -> Checkpoints:
   return Checkpoints(
     os.path.join(workdir, 'checkpoints'),
     keep=config.train.keep,
-    best=(best, _BEST[best]) if best else None,
+    best=(best, BEST[best]) if best else None,
     identity=run_identity(config, blueprint, identity),
   )
 
@@ -291,6 +228,60 @@ def _schedule(train) -> loop.Schedule:
     max_bad_steps=train.max_bad_steps,
     eval_first=train.eval_first,
   )
+
+
+def _open_rows(stack, config, workdir, start):
+  """(what takes the loop's rows, the console beside the bar)."""
+  write = stack.enter_context(writers.open_writers(config, workdir))
+  bar = stack.enter_context(report.progress_bar('steps'))
+  steps = config.train.steps
+  task = bar.add_task('training', total=steps, completed=start)
+  rate = make_schedule(config.optim, steps)
+
+  def on_row(row):
+    if 'loss' in row:
+      row['lr'] = float(rate(row['step'] - 1))
+    if is_writer():
+      write(row)
+    training_report.tell_evaluation(row, bar.console)
+    if 'loss' in row:
+      text = f'loss {row["loss"]:.3f}'
+      bar.update(task, completed=row['step'], description=text)
+
+  return on_row, bar.console
+
+
+def _compile(config, trainee, tx, recipe, microbatches, abstract):
+  """The jitted step, on the mesh; its state is donated."""
+  step = make_train_step(
+    recipe.loss_fn,
+    tx,
+    microbatches=microbatches,
+    clip_norm=config.optim.clip_norm,
+    ema_decay=config.train.ema_decay,
+  )
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+  return on_mesh(step, trainee.mesh)
+
+
+def _best_state(config, workdir, abstract, checkpoints) -> TrainState:
+  best = checkpoints.best_step()
+  if best is None:
+    raise RunError(
+      f'train.export=best: no checkpoint of {workdir} has a finite '
+      f'train.best={config.train.best}; name a metric that the run evaluates '
+      'and start the same command again'
+    )
+  return checkpoints.restore(abstract, best).state
+
+
+def _end(signal: str, step: int) -> None:
+  report.tell(
+    f'stopped by {signal} after step {step}, which was saved: the same '
+    'command goes on from there'
+  )
+  sys.exit(143 if signal == 'SIGTERM' else 130)
 
 
 def _make_evaluate(config, workdir, trainee, recipe, console):
@@ -316,7 +307,7 @@ def _make_evaluate(config, workdir, trainee, recipe, console):
 
 
 def _first_state(config, workdir, trainee, tx, recipe, checkpoints):
-  """(state, its shardings): the newest checkpoint's, or a fresh one's."""
+  """(state, its shapes and places): the newest checkpoint's, or a fresh one."""
   key = jax.random.fold_in(jax.random.key(config.seed), 2)
   ema = config.train.ema_decay > 0.0
   make = lambda params: init_state(params, tx, key, ema=ema)
@@ -332,13 +323,13 @@ def _first_state(config, workdir, trainee, tx, recipe, checkpoints):
   if is_writer():
     writers.truncate_rows(workdir, step)
   if restored is None:
-    return jax.jit(make, out_shardings=shardings)(trainee.params), shardings
+    return jax.jit(make, out_shardings=shardings)(trainee.params), abstract
   recipe.seek(restored.data_state)
   if step < config.train.steps:
     report.tell(f'goes on from the checkpoint of step {step}')
   else:
     report.tell(f'all {step} steps are done: nothing to train')
-  return restored.state, shardings
+  return restored.state, abstract
 
 
 def _finish(
@@ -354,6 +345,8 @@ def _finish(
     sum(np.prod(x.shape) for x in jax.tree.leaves(params))
   )
   result['skipped'] = int(state.skipped)
+  if config.train.export == 'best':
+    result['exported_step'] = int(state.step)
   result['seconds'] = seconds
   if is_writer():
     run_lib.write_result(workdir, result)

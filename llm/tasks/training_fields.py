@@ -88,7 +88,9 @@ def _train():
   train.eval_first = False  # True: before the first step, too
   train.checkpoint_every = 0  # 0: at the end only
   train.keep = 3  # newest checkpoints
-  train.best = 'eval_loss'  # the lowest is kept besides; '': none
+  # The best by this is kept besides, saved when it is evaluated; '': none.
+  train.best = 'eval_loss'
+  train.export = 'last'  # or 'best': which state `export` writes
   train.max_bad_steps = 10  # in a row without a finite gradient: stop
   train.ema_decay = 0.0  # of a moving average that is evaluated; 0: none
   train.remat = 'none'  # or 'dots' or 'full': recompute in the backward pass

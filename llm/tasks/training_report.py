@@ -11,12 +11,15 @@ _RATE_ROWS = 50  # rows at the end that the loss and the rate are taken from
 
 
 def read_rows(workdir: str) -> list[dict[str, Any]]:
-  """The rows of `metrics.jsonl`, in order."""
+  """The rows of `metrics.jsonl`, in order; a null is not a number."""
   path = os.path.join(workdir, 'metrics.jsonl')
   if not os.path.exists(path):
     return []
   with open(path, encoding='utf-8') as file:
-    return [json.loads(line) for line in file]
+    rows = [json.loads(line) for line in file]
+  return [
+    {k: math.nan if v is None else v for k, v in row.items()} for row in rows
+  ]
 
 
 def tell_evaluation(row: dict[str, Any], console) -> None:
@@ -61,7 +64,8 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
   if 'reward_mean' in rows[0] and 'reward_mean' in rows[-1]:
     result['first_reward_mean'] = rows[0]['reward_mean']
     result['reward_mean'] = rows[-1]['reward_mean']
-  losses = [row['eval_loss'] for row in evaluated if 'eval_loss' in row]
+  losses = [row.get('eval_loss', math.nan) for row in evaluated]
+  losses = [loss for loss in losses if math.isfinite(loss)]
   if losses:
     result['best_eval_loss'] = min(losses)
   if evaluated:

@@ -24,7 +24,8 @@ class Schedule:
 
   Attributes:
     steps: of the whole run.
-    log_every: a row of metrics is fetched and given to `on_row`.
+    log_every: a row of metrics is fetched and given to `on_row`; there is one
+      for each evaluation and each save, too.
     eval_every: `evaluate` is called.
     save_every: `save` is called.
     max_bad_steps: steps in a row without a finite gradient that end the run.
@@ -40,7 +41,8 @@ class Schedule:
 
   def logs(self, step: int) -> bool:
     """True where the step's metrics become a row."""
-    return step % self.log_every == 0 or self.evaluates(step)
+    shown = self.evaluates(step) or self.saves(step)
+    return step % self.log_every == 0 or shown
 
   def evaluates(self, step: int) -> bool:
     """True after the last step and every `eval_every`."""
@@ -61,6 +63,7 @@ def fit(
   on_row: Callable[[Row], None],
   evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
   save: Callable[[TrainState, Mapping[str, float]], None] | None = None,
+  is_best: Callable[[Mapping[str, float]], bool] = lambda scores: False,
   should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
   """Trains from `state.step` to `schedule.steps`.
@@ -75,13 +78,16 @@ def fit(
       the row; `tokens` is one of them.
     schedule: see `Schedule`.
     frozen: passed on to `train_step`.
-    on_row: gets one dict per logged step: `step`, `loss`, `tokens`,
-      `tokens_per_s`, the step's other metrics, those of `draw` and `evaluate`,
-      and the seconds that the host spent on data, evaluation and saving
-      since the row before (`data_s`, `eval_s`, `save_s`). An evaluation before
-      the first step has a row of its own, with `step` 0 and no loss.
+    on_row: gets one dict per logged step: `step`, its `loss`, the `tokens` of
+      all steps since the row before and their `tokens_per_s`, the step's other
+      metrics, those of `draw` and `evaluate`, and the seconds that the host
+      spent on data, evaluation and saving since the row before (`data_s`,
+      `eval_s`, `save_s`). An evaluation before the first step has a row of its
+      own, with `step` 0 and no loss.
     evaluate: metrics of the state, under the names that the row shall have.
-    save: keeps the state; gets the newest metrics of `evaluate` (or {}).
+    save: keeps the state; gets what `evaluate` said of this very state, {}
+      where it was not asked.
+    is_best: of what `evaluate` said: whether to save the state for it.
     should_stop: asked after each step; True saves and returns early.
 
   Returns:
@@ -92,7 +98,7 @@ def fit(
       was saved: its parameters are those before the first of them.
   """
   next_key = jax.jit(step_key)
-  log = _Log(schedule, on_row)
+  log = _Log(on_row, int(state.bad_streak))
   step = int(state.step)
   if evaluate is not None and schedule.eval_first and step == 0:
     with log.timing('eval_s', apart=True):
@@ -104,26 +110,27 @@ def fit(
     state, metrics = train_step(state, batch, next_key(state), frozen)
     step += 1
     log.flush()  # the step before, while this one runs
-    if schedule.logs(step):
-      log.hold(step, metrics, about)
+    stopping = should_stop()
+    log.hold(step, metrics, about, shown=schedule.logs(step) or stopping)
+    if log.bad_streak + 1 >= schedule.max_bad_steps:
+      log.fetch()  # this step may be the last one
     scores = {}
     if evaluate is not None and schedule.evaluates(step):
       log.fetch()  # so that the time of evaluation is not the step's
       with log.timing('eval_s', apart=True):
         scores = evaluate(state)
       log.add(scores)
-    stopping = should_stop()
-    if save is not None and (schedule.saves(step) or stopping):
+    due = schedule.saves(step) or stopping or (scores and is_best(scores))
+    if save is not None and due:
       log.flush()
       with log.timing('save_s', apart=True):
         save(state, scores)
     if log.bad_streak >= schedule.max_bad_steps:
+      log.flush()
       _give_up(state, step, save, schedule)
     if stopping:
       break
   log.flush()
-  if log.bad_streak >= schedule.max_bad_steps:
-    _give_up(state, step, save, schedule)
   return state
 
 
@@ -141,17 +148,21 @@ def _give_up(state, step, save, schedule):
 
 
 class _Log:
-  """Rows on their way from the device to `on_row`, at most one at a time."""
+  """Rows on their way from the device to `on_row`, at most one at a time.
 
-  def __init__(self, schedule: Schedule, on_row: Callable[[Row], None]):
-    self.bad_streak = 0
-    self._schedule = schedule
+  The metrics of each step are fetched, one step late, whether they are shown
+  or not: so a streak of bad steps is seen however seldom rows are.
+  """
+
+  def __init__(self, on_row: Callable[[Row], None], bad_streak: int):
+    self.bad_streak = bad_streak
     self._on_row = on_row
-    self._held = None  # (step, metrics on the device, numbers of the batch)
+    self._held = None  # (step, metrics on the device, batch, has it a row)
     self._row = None
+    self._tokens = 0  # that no row has yet
     self._seconds = {}  # that no row has yet
-    self._apart = 0.0  # of them, what is no part of a step; since `fetch`
-    self._last = time.perf_counter()
+    self._apart = 0.0  # of them, what is no part of a step
+    self._last = time.perf_counter()  # when the row before was complete
 
   @contextlib.contextmanager
   def timing(self, name: str, apart: bool = False) -> Iterator[None]:
@@ -166,35 +177,40 @@ class _Log:
     """Hands over the row of the evaluation before the first step."""
     self._on_row({'step': 0, **scores, **self._take_seconds()})
 
-  def hold(self, step: int, metrics: Mapping, about: Mapping) -> None:
-    """Keeps a step's metrics until they are fetched."""
-    self._held = (step, metrics, {**about, **self._take_seconds()})
+  def hold(
+    self, step: int, metrics: Mapping, about: Mapping, *, shown: bool
+  ) -> None:
+    """Keeps a step's metrics until they are fetched; `shown` makes a row."""
+    seconds = self._take_seconds() if shown else {}
+    self._held = (step, metrics, {**about, **seconds}, shown)
 
   def fetch(self) -> None:
-    """Waits for the step that is held and makes its row."""
+    """Waits for the step that is held and makes its row, if it has one."""
     if self._held is None:
       return
-    step, metrics, about = self._held
+    step, metrics, about, shown = self._held
     self._held = None
+    self._tokens += about.pop('tokens')
+    if not shown:
+      self.bad_streak = int(metrics['bad_streak'])
+      return
     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
     self.bad_streak = int(metrics.pop('bad_streak'))
     now = time.perf_counter()
     elapsed = now - self._last - self._apart
     self._last, self._apart = now, 0.0
-    about = dict(about)
-    tokens = about.pop('tokens')
     self._row = {
       'step': step,
       'loss': metrics.pop('loss'),
-      'tokens': tokens,
-      # Rows further apart than a step are timed by the steps between them.
-      'tokens_per_s': tokens * self._schedule.log_every / elapsed,
+      'tokens': self._tokens,
+      'tokens_per_s': self._tokens / elapsed,
       **metrics,
       **about,
     }
+    self._tokens = 0
 
   def add(self, scores: Mapping[str, float]) -> None:
-    """Joins `scores` to the row that was fetched."""
+    """Joins `scores` to the row that was fetched last."""
     self._row |= {**scores, **self._take_seconds()}
 
   def flush(self) -> None:

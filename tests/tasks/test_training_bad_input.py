@@ -97,6 +97,7 @@ FIELDS = {
   'data.curriculum': [
     (((0.5, 64),), 'use a length of 2 to data.max_length=32'),
     (((16,),), 'data.curriculum: stage (16,): give (until, length)'),
+    (((0.5, 16),), 'whose answers it would cut from their questions'),
   ],
   'train.steps': [(0, 'train.steps=0: use 1 or more')],
   'train.batch_size': [(0, 'train.batch_size=0: use 1 or more')],
@@ -109,6 +110,9 @@ FIELDS = {
   'train.checkpoint_every': [(-1, 'train.checkpoint_every=-1')],
   'train.keep': [(0, 'train.keep=0: use 1 or more')],
   'train.best': [('loss', "train.best='loss': use")],
+  'train.export': [
+    ('first', "train.export='first': use 'last' or 'best'"),
+  ],
   'train.max_bad_steps': [(0, 'train.max_bad_steps=0: use 1 or more')],
   'train.ema_decay': [(1.0, 'train.ema_decay=1.0: use a decay in [0, 1)')],
   'train.remat': [('some', "train.remat='some': use one of none, dots, full")],
@@ -131,8 +135,6 @@ FIELDS = {
   'loss.name': [('mse', "loss.name='mse': use one of cross_entropy")],
   'loss.neftune_alpha': [(-1.0, 'loss.neftune_alpha=-1.0: use 0')],
   'lora.rank': [(-1, 'lora.rank=-1: use 0')],
-  'lora.dora': [(True, 'lora.dora=True needs adapters: set lora.rank')],
-  'lora.export': [('out', "lora.export='out' needs adapters")],
   'mesh.data': [(0, 'mesh.data=0: use a number of devices')],
   'mesh.fsdp': [(64, 'mesh.fsdp=64')],
   'sample.max_new_tokens': [(0, 'max_new_tokens = 0')],
@@ -147,11 +149,31 @@ FIELDS = {
 }
 
 
+# Without which a group's fields would not be read at all.
+NEEDED = {
+  'log': {'log.wandb.project': 'p'},
+  'sample': {'sample.prompts': ('a',)},
+}
+
+
 @pytest.mark.parametrize('field', FIELDS)
 def test_wrong_values_are_refused_by_name(refuse, field):
   for value, wanted in FIELDS[field]:
-    more = {'log.wandb.project': 'p'} if field.startswith('log') else {}
-    assert wanted in refuse('sft', {field: value} | more)
+    more = NEEDED.get(field.split('.')[0], {})
+    assert wanted in refuse('sft', more | {field: value})
+
+
+def test_fields_that_nothing_would_read(refuse):
+  for field, value, wanted in [
+    ('sample.chat', True, 'sample.chat=True needs texts to continue: set sa'),
+    ('log.wandb.name', 'me', "log.wandb.name='me' needs log.wandb.project"),
+    ('lora.alpha', 1.0, 'lora.alpha=1.0 needs adapters: set lora.rank above 0'),
+    ('train.eval_first', True, 'train.eval_first=True needs rows to evaluate'),
+    ('train.export', 'best', 'needs rows to evaluate: set data.eval_path or'),
+    ('optim.decay_fraction', 0.5, "=0.5 is of optim.schedule='wsd', or leave"),
+    ('data.separator', '--', "data.separator='--': "),
+  ]:
+    assert wanted in refuse('sft', {field: value})
 
 
 def test_wrong_values_of_adapters(refuse):

@@ -10,7 +10,7 @@ import pytest
 
 from llm import api, config_args
 from llm.errors import RunError
-from llm.tasks import run, training_report
+from llm.tasks import run, supervised, training_report
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -84,6 +84,32 @@ def test_a_run_that_diverges_stops_with_its_last_good_state(
   assert rows[-1]['skipped'] >= 3 and rows[-1]['step'] < 9
   assert (tmp_path / 'run' / 'checkpoints').is_dir()
   assert not (tmp_path / 'out').exists()
+
+
+def test_the_best_state_is_kept_and_exported(
+  start, tmp_path, write_rows, monkeypatch
+):
+  held_out = write_rows({'prompt': 'ab', 'completion': 'c0'}, name='held.jsonl')
+  scores = iter([3.0, 1.0, 2.0, 2.5])
+  monkeypatch.setattr(
+    supervised,
+    'make_evaluate',
+    lambda *_: lambda p: {'eval_loss': next(scores)},
+  )
+  fields = ('train.eval_every=1', 'train.keep=1', f'data.eval_path={held_out}')
+  start('train.steps=4', 'train.export=best', *fields)
+  kept = sorted(p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir())
+  assert kept == ['2', '4']
+  result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+  assert result['exported_step'] == 2 and result['best_eval_loss'] == 1.0
+  best = exported(tmp_path)
+  # The same run may export its last state afterwards, for nothing is trained.
+  start('train.steps=4', *fields)
+  last = exported(tmp_path)
+  shutil.rmtree(tmp_path / 'run')
+  scores = iter([1.0, 1.0])
+  start('train.steps=2', *fields)
+  assert exported(tmp_path) == best != last
 
 
 def test_a_full_disk_at_the_export_is_one_message(start, tmp_path, monkeypatch):

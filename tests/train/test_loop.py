@@ -63,12 +63,15 @@ def test_evaluation_and_saving_at_their_steps_and_at_the_end():
 
   schedule = Schedule(steps=7, log_every=4, eval_every=3, save_every=2)
   seen = _run(schedule, evaluate=evaluate)
-  # Logged every 4 steps and wherever there is something to tell.
-  assert [(r['step'], r.get('eval_loss')) for r in seen['rows']] == [
-    (3, -3.0),
-    (4, None),
-    (6, -6.0),
-    (7, -7.0),
+  # Logged every 4 steps and wherever there is something to tell or to save.
+  assert [
+    (r['step'], r['tokens'], r.get('eval_loss')) for r in seen['rows']
+  ] == [
+    (2, 4, None),
+    (3, 2, -3.0),
+    (4, 2, None),
+    (6, 4, -6.0),
+    (7, 2, -7.0),
   ]
   assert [(s, scores) for s, _, scores in seen['saved']] == [
     (2, {}),
@@ -101,13 +104,45 @@ def test_stops_when_asked_and_saves_what_it_has():
   assert [r['step'] for r in seen['rows']] == [1, 2, 3]
 
 
-def test_a_run_that_keeps_diverging_stops_with_its_last_good_parameters():
-  values = [1.0, 1.0, *[math.nan] * 5]
-  seen = _run(Schedule(steps=100, max_bad_steps=3), values)
+@pytest.mark.parametrize('log_every', [1, 2, 50])
+def test_a_run_that_keeps_diverging_stops_with_its_last_good_parameters(
+  log_every,
+):
+  values = [1.0, 1.0, *[math.nan] * 3, 1.0]
+  schedule = Schedule(steps=100, log_every=log_every, max_bad_steps=3)
+  seen = _run(schedule, values)
   assert 'no finite gradient' in seen['error']
   assert 'optim.lr' in seen['error']
-  assert seen['saved'][-1][1] == -2.0
-  assert len(seen['drawn']) <= 6
+  assert seen['saved'] == [(5, -2.0, {})]
+  assert len(seen['drawn']) == 5  # not one more, however seldom rows are
+
+
+def test_the_best_state_is_saved_when_it_is_evaluated():
+  losses = iter([3.0, 1.0, 2.0])
+
+  def evaluate(state):
+    return {'eval_loss': next(losses)}
+
+  schedule = Schedule(steps=6, eval_every=2, save_every=5)
+  is_best = lambda scores: scores['eval_loss'] == 1.0
+  seen = _run(schedule, evaluate=evaluate, is_best=is_best)
+  assert [(s, scores) for s, _, scores in seen['saved']] == [
+    (4, {'eval_loss': 1.0}),
+    (5, {}),
+    (6, {'eval_loss': 2.0}),
+  ]
+
+
+def test_tokens_and_their_rate_are_of_all_steps_since_the_row_before():
+  now = iter(range(1000))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr('time.perf_counter', lambda: next(now) * 1.0)
+    rows = _run(Schedule(steps=7, log_every=3))['rows']
+  assert [(r['step'], r['tokens']) for r in rows] == [(3, 6), (6, 6), (7, 2)]
+  # Two readings a step for the data, one as the next step runs for the row.
+  np.testing.assert_allclose(
+    [r['tokens_per_s'] for r in rows], [6 / 9, 6 / 7, 2]
+  )
 
 
 def test_single_bad_steps_do_not_stop_a_run():

@@ -1,0 +1,111 @@
+"""What every training run refuses whatever its data are."""
+
+import functools
+
+from llm.errors import UserError
+from llm.models.remat import REMAT
+from llm.tasks.training_fields import training_fields
+
+# What `train.best` may name, and which of two values is the better one.
+BEST = {
+  'eval_loss': 'min',
+  'eval_perplexity': 'min',
+  'eval_accuracy': 'max',
+  'eval_reward_accuracy': 'max',
+  'eval_reward_mean': 'max',
+}
+# Fields that nothing reads where a condition fails, which the text states.
+_UNREAD = (
+  (
+    'optim',
+    ('decay_fraction', 'decay_shape'),
+    lambda c: c.optim.schedule == 'wsd',
+    "is of optim.schedule='wsd'",
+  ),
+  (
+    'lora',
+    ('alpha', 'targets', 'dropout', 'dora', 'rslora', 'export'),
+    lambda c: c.lora.rank,
+    'needs adapters: set lora.rank above 0',
+  ),
+  (
+    'sample',
+    ('chat', 'max_new_tokens', 'temperature'),
+    lambda c: c.sample.prompts,
+    'needs texts to continue: set sample.prompts',
+  ),
+  (
+    'log.wandb',
+    ('name', 'mode'),
+    lambda c: c.log.wandb.project is not None,
+    'needs log.wandb.project',
+  ),
+  (
+    'train',
+    ('eval_first', 'export'),
+    lambda c: is_evaluated(c) or (c.sample.prompts and c.train.eval_first),
+    'needs rows to evaluate: set data.eval_path or data.eval_fraction',
+  ),
+)
+
+
+def check_fields(config, workdir: str | None) -> str:
+  """Refuses what is wrong whatever the data are; returns the workdir."""
+  train = config.train
+  for name in ('steps', 'batch_size', 'log_every', 'keep', 'max_bad_steps'):
+    if train[name] < 1:
+      raise UserError(f'train.{name}={train[name]}: use 1 or more')
+  for name in ('eval_every', 'checkpoint_every'):
+    if train[name] < 0:
+      raise UserError(f'train.{name}={train[name]}: use 0 (at the end) or more')
+  if not 0.0 <= train.ema_decay < 1.0:
+    raise UserError(
+      f'train.ema_decay={train.ema_decay}: use a decay in [0, 1), 0 for none'
+    )
+  if train.best and train.best not in BEST:
+    raise UserError(
+      f"train.best={train.best!r}: use '' (none) or {', '.join(BEST)}"
+    )
+  if train.remat not in REMAT:
+    raise UserError(
+      f'train.remat={train.remat!r}: use one of {", ".join(REMAT)}'
+    )
+  if train.export not in ('last', 'best'):
+    raise UserError(
+      f"train.export={train.export!r}: use 'last' or 'best' (by train.best)"
+    )
+  if train.export == 'best' and not train.best:
+    raise UserError(
+      "train.export='best' needs a metric: set train.best, such as eval_loss"
+    )
+  _check_unread(config)
+  if config.seed < 0:
+    raise UserError(f'seed={config.seed}: use 0 or more')
+  if workdir is None:
+    raise UserError(
+      'training needs a folder for its checkpoints and metrics: '
+      '--workdir=runs/NAME'
+    )
+  return workdir
+
+
+def is_evaluated(config) -> bool:
+  """True where some rows are held out."""
+  return config.data.eval_path is not None or config.data.eval_fraction > 0
+
+
+def _check_unread(config) -> None:
+  """Refuses a field that was set and that nothing would read."""
+  defaults = training_fields(config.task)
+  for group, names, is_read, reason in _UNREAD:
+    if is_read(config):
+      continue
+    for name in names:
+      value, default = (
+        functools.reduce(lambda c, part: c[part], group.split('.'), c)[name]
+        for c in (config, defaults)
+      )
+      if value != default:
+        raise UserError(
+          f'{group}.{name}={value!r} {reason}, or leave it at {default!r}'
+        )
