@@ -3,6 +3,7 @@ import pytest
 
 from llm.decode import generate as generate_lib
 from llm.decode.generate import Completion
+from llm.train import rollout
 from llm.train.rollout import answer_arrays, sample_answers
 from tests.models import tiny
 
@@ -99,3 +100,8 @@ def test_a_group_shares_one_prefill(sample, monkeypatch):
 def test_temperature_zero_is_greedy(sample):
   answers = sample(group_size=4, temperature=0.0)
   assert len({tuple(a.token_ids) for a in answers[:4]}) == 1
+
+
+def test_chunks_are_even_and_reach_the_longest_answer():
+  steps = {n: rollout._chunk_steps(n) for n in (1, 2, 4, 17, 18, 48, 128)}
+  assert steps == {1: 1, 2: 1, 4: 3, 17: 16, 18: 9, 48: 16, 128: 16}
