@@ -1,4 +1,4 @@
-"""Rows of reinforcement learning: a prompt, and what its rewards need."""
+"""Rows that a model is to answer: a prompt, and what its rewards need."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm.data import records
+from llm.data.examples import Example, Examples, from_list
 from llm.errors import UserError
 from llm.text import chat
 
@@ -80,6 +81,27 @@ def digest(prompts: list[Prompt]) -> str:
   rows = [[p.token_ids, p.row] for p in prompts]
   text = json.dumps(rows, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def as_examples(prompts: list[Prompt]) -> Examples:
+  """The prompts as examples without an answer."""
+  rows = (np.array(prompt.token_ids, np.int32) for prompt in prompts)
+  return from_list(Example(row, np.zeros(len(row), bool)) for row in rows)
+
+
+def prompt_lengths(examples: Examples) -> np.ndarray:
+  """int64[N]: tokens of each example before its last answer.
+
+    loss_mask  0 0 1 1 0 0 1 1 1    6, of 9 tokens
+
+  An example without an answer is a prompt as a whole.
+  """
+  mask, starts = examples.loss_mask, examples.offsets[:-1]
+  # The first token of an example is never under the mask.
+  answers = np.flatnonzero(mask[1:] & ~mask[:-1]) + 1
+  answers = np.concatenate([[-1], answers])
+  last = answers[np.searchsorted(answers, examples.offsets[1:]) - 1]
+  return np.where(last >= starts, last - starts, examples.lengths)
 
 
 def prompt_order(

@@ -7,6 +7,12 @@ for the libraries of another.
 import ml_collections
 
 
+def _distill(config: ml_collections.ConfigDict, workdir: str | None):
+  from llm.tasks import distill
+
+  distill.run(config, workdir)
+
+
 def _generate(config: ml_collections.ConfigDict, workdir: str | None):
   from llm.tasks import generate
 
@@ -50,6 +56,7 @@ def _reward(config: ml_collections.ConfigDict, workdir: str | None):
 
 
 TASKS = {
+  'distill': _distill,
   'generate': _generate,
   'preference': _preference,
   'pretrain': _supervised,

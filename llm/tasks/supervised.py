@@ -51,7 +51,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
     data.curriculum, config.train.steps, data.max_length
   )
   blueprint = draw_blueprint(config)
-  examples, held_out = _load(config, blueprint)
+  examples, held_out = load(config, blueprint)
   identity = {'examples': examples.digest}
   source = pipeline.make_source(
     examples,
@@ -84,7 +84,7 @@ def check_data(data, blueprint: Blueprint) -> None:
     )
 
 
-def _load(config, blueprint: Blueprint) -> tuple[Examples, Examples | None]:
+def load(config, blueprint: Blueprint) -> tuple[Examples, Examples | None]:
   """The examples to train on and those held out, or None."""
   data, tok = config.data, blueprint.tokenizer
   check_data(data, blueprint)

@@ -100,7 +100,7 @@ def draw_blueprint(config) -> Blueprint:
     raise UserError(
       f'model.path={path!r} has no tokenizer: set --config.tokenizer.path'
     )
-  return Blueprint(path, _fingerprint(path), model_config, tokenizer, lora)
+  return Blueprint(path, fingerprint(path), model_config, tokenizer, lora)
 
 
 def fresh_config(shape, tokenizer: Tokenizer) -> ModelConfig:
@@ -220,7 +220,7 @@ def _own_tokenizer(config) -> Tokenizer:
   return load_tokenizer(path)
 
 
-def _fingerprint(path: str) -> str:
+def fingerprint(path: str) -> str:
   """A hash of each weight file's name, size, beginning and end.
 
   It tells checkpoints apart without reading all of them.

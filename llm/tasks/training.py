@@ -49,6 +49,7 @@ _FREE = {
   ),
   'data': ('path', 'eval_path'),  # the contents count: Recipe.identity
   'lora': ('export',),
+  'teacher': ('path',),  # the weights count: Recipe.identity
 }
 _FREE_GROUPS = ('mesh', 'sample', 'log', 'export', 'model', 'tokenizer')
 

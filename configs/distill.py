@@ -1,0 +1,45 @@
+r"""Distillation: a student learns the next tokens of a teacher (GKD).
+
+  python launch.py --config=configs/distill.py --workdir=runs/distill \
+    --config.model.path=STUDENT --config.teacher.path=TEACHER \
+    --config.data.path=ROWS.jsonl --config.export=OUT
+
+Rows as for `configs/sft.py`. A batch is on policy, answers of the student to
+the rows' prompts, with probability `rollout.lmbda`, and else the rows as they
+are; on both the loss is the divergence of the two models' next tokens
+(Agarwal et al., 2306.13649). With `rollout.lmbda=1` rows of a prompt alone will
+do. Expected: the loss falls towards 0 and `agreement` rises. All fields:
+docs/alignment.md.
+"""
+
+from ml_collections import config_dict
+
+from llm.config_args import parse_arg
+from llm.tasks.training_fields import training_fields
+
+
+def get_config(arg=None):
+  """Every field of a distillation; there are no bundles to choose."""
+  parse_arg(arg)
+  config = training_fields('distill')
+  config.data.packing = False
+  config.train.steps = 200
+  config.train.batch_size = 16
+  config.train.eval_every = 50
+  config.optim.lr = 2e-5
+  config.optim.warmup_steps = 10
+
+  teacher = config.teacher = config_dict.ConfigDict()
+  # A model folder or llama2.c .bin of the student's vocabulary.
+  teacher.path = config_dict.placeholder(str)
+
+  rollout = config.rollout = config_dict.ConfigDict()
+  rollout.lmbda = 0.5  # share of the batches that the student writes
+  rollout.seq_kd = False  # True: the teacher writes the other batches
+  rollout.max_new_tokens = 128
+  rollout.temperature = 1.0  # of the sampler
+
+  loss = config.loss
+  loss.beta = 0.5  # 0: forward KL, 1: reverse KL, between: generalised JSD
+  loss.temperature = 1.0  # divides the logits of both models
+  return config
