@@ -27,7 +27,7 @@ _BAD_PATH = (
 
 
 def main(argv: list[str]) -> int:
-  """Returns the exit status: 0, 1 (a run failed), 2 (bad input) or 130."""
+  """Returns the exit status; docs/running.md has what each means."""
   warnings.formatwarning = _one_line
   try:
     return _run(argv)
