@@ -13,6 +13,7 @@ import re
 from llm.errors import UserError
 
 _GENERATION_TAG = re.compile(r'\{%[-+]?\s*generation\s*[-+]?%\}')
+_WHO = ('role', 'name')  # the keys that say who speaks, and not what
 _TRACKER = '_generation_tracker'  # the template variable that collects ranges
 
 
@@ -153,7 +154,8 @@ def _choose(tok, template: str | None, tools) -> tuple[str, str]:
     has = f'only the templates {sorted(templates)}' if templates else 'none'
     raise UserError(
       f'{tok.source}: messages need a chat template and this tokenizer has'
-      f' {has}; pass template=, or put a chat_template.jinja into the folder'
+      f' {has}; name a folder with one as tokenizer.path or model.path, or put'
+      ' a chat_template.jinja into this one; Python takes template=, too'
     )
   return f"{tok.source}: the chat template '{template}'", templates[template]
 
@@ -186,6 +188,11 @@ def _check_messages(messages) -> list[dict]:
       raise UserError(
         f'messages[{number}]: {message!r} is not an object with a "role"; give'
         ' {"role": "user", "content": "…"}'
+      )
+    if all(v is None for k, v in message.items() if k not in _WHO):
+      raise UserError(
+        f'messages[{number}]: {message!r} says nothing; give its "content" a'
+        ' text, or leave the message out'
       )
   return [
     {key: value for key, value in message.items() if value is not None}

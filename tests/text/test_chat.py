@@ -125,6 +125,11 @@ def test_template_errors(with_template, template, match):
     ('hi', 'at least one'),
     ([{'content': 'a'}], r'messages\[0\].*role'),
     ([USER[0], 'a'], r'messages\[1\]'),
+    (
+      [*USER, {'role': 'assistant', 'content': None, 'name': 'A'}],
+      r"messages\[1\]: .*'content': None.* says nothing; give its \"content\"",
+    ),
+    ([{'role': 'user'}], r'messages\[0\]: .* says nothing'),
   ],
 )
 def test_bad_messages(with_template, messages, match):
@@ -133,7 +138,8 @@ def test_bad_messages(with_template, messages, match):
 
 
 def test_no_template():
-  with pytest.raises(UserError, match='bytes: .* has none; pass template='):
+  match = 'bytes: .* has none; name a folder with one as tokenizer.path'
+  with pytest.raises(UserError, match=match):
     chat.render(load_tokenizer('bytes'), USER)
 
 
