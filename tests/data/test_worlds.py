@@ -155,3 +155,24 @@ def test_exam_and_marking(world):
 def test_bad_settings_are_refused_by_name(kwargs, message):
   with pytest.raises(UserError, match=message):
     world_lib.build_world(0, **kwargs)
+
+
+def test_pairs_have_the_truth_and_what_is_false(world):
+  facts = world_lib.ledger(world)
+  pairs = corpus.write_pairs(world)
+  assert pairs == corpus.write_pairs(world) != corpus.write_pairs(world, 1)
+  due = [
+    f for f in world.facts if f.relation != world_lib.SUM and not f.held_out
+  ]
+  assert len(pairs) == 2 * len(due)
+  assert len({pair.question.text for pair in pairs}) == len(pairs)
+  for pair in pairs:
+    fact = pair.question.fact
+    truth = facts[fact.subject, fact.relation].object
+    assert pair.question.answer == truth != pair.false != fact.subject
+    assert pair.false in world_lib.values(world, fact.relation)
+    assert pair.to_json() == {
+      'prompt': [{'role': 'user', 'content': pair.question.text}],
+      'chosen': truth,
+      'rejected': pair.false,
+    }

@@ -42,6 +42,27 @@ class Question:
   answer: str
   fact: Fact
 
+  @property
+  def messages(self) -> list[dict]:
+    """The question as what a user says."""
+    return [{'role': 'user', 'content': self.text}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """A question with the ledger's answer and a false one of the same kind."""
+
+  question: Question
+  false: str
+
+  def to_json(self) -> dict:
+    """The row of a JSONL file, as preference training reads it."""
+    return {
+      'prompt': self.question.messages,
+      'chosen': self.question.answer,
+      'rejected': self.false,
+    }
+
 
 def write_corpus(world: World, seed: int = 0) -> list[Document]:
   """Writes every fact exactly `stated` times and asks it `asked` times.
@@ -61,6 +82,29 @@ def write_exam(world: World, wording: int = 0) -> list[Question]:
     Question(sentences.question(fact, wording), fact.object, fact)
     for fact in world.facts
   ]
+
+
+def write_pairs(world: World, seed: int = 0) -> list[Pair]:
+  """A pair in each wording about each fact of a person that is written.
+
+  False answers are what the ledger says of others, drawn by `seed`; pairs come
+  in a random order. What is held out stays so.
+  """
+  rng = world_lib.generator(world.seed, seed, 'pairs')
+  pairs = []
+  for fact in world.facts:
+    if fact.relation == SUM or fact.held_out:
+      continue
+    others = [
+      value
+      for value in world_lib.values(world, fact.relation)
+      if value not in (fact.object, fact.subject)
+    ]
+    for wording in range(len(sentences.QUESTIONS[fact.relation])):
+      text = sentences.question(fact, wording)
+      question = Question(text, fact.object, fact)
+      pairs.append(Pair(question, world_lib.pick(rng, others)))
+  return world_lib.shuffled(rng, pairs)
 
 
 def is_right(question: Question, answer: str) -> bool:
