@@ -1,0 +1,216 @@
+"""Tables and figure of arithmetic from rewards, from results.csv alone."""
+
+import os
+from typing import Sequence
+
+import matplotlib.pyplot as plt
+
+from experiments import readme
+from llm.sweeps import report
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+BEFORE = (0.30, 0.50)  # pass@1 of the model that rewards begin with
+PASS_GOAL, MINUTES_GOAL, RANDOM_GOAL = 0.90, 20, 0.02
+GROWS, FLAT = 1.2, 0.1  # of the length of wrong answers, as a factor
+NAMES = {
+  'sft': 'fine-tuned',
+  'exact': 'GRPO, reward of the right sum',
+  'random': 'GRPO, random reward (control)',
+  'grpo': 'GRPO',
+  'dr_grpo': 'Dr.GRPO',
+}
+_COLORS = {
+  'exact': '#c44e52',
+  'random': '#8c8c8c',
+  'grpo': '#c44e52',
+  'dr_grpo': '#4c72b0',
+}
+
+
+def analyze(csv_path: str, out_dir: str) -> None:
+  """Writes the README's part and rewards.png."""
+  rows = report.read_csv(csv_path)
+  readme.write_section(FOLDER, out_dir, section(rows))
+  _draw(rows, os.path.join(out_dir, 'rewards.png'))
+
+
+def section(rows: Sequence[report.Row]) -> str:
+  """Returns the README's part with all numbers."""
+  return '\n'.join(
+    (
+      _goal_table(rows),
+      _addition_table(part(rows, 'addition')),
+      _length_table(part(rows, 'length')),
+      readme.cost_line(rows),
+    )
+  )
+
+
+def part(rows: Sequence[report.Row], name: str) -> list[report.Row]:
+  """The runs of a part."""
+  return [row for row in rows if row['config.part'] == name]
+
+
+def curve(row: report.Row, run: str, name: str) -> list[tuple[int, float]]:
+  """A metric of a run's training as (step, mean of the last steps)."""
+  prefix = f'{run}.curve.{name}.'
+  points = [
+    (int(key.removeprefix(prefix)), value)
+    for key, value in row.items()
+    if key.startswith(prefix) and value is not None
+  ]
+  return sorted(points)
+
+
+def growth(rows: Sequence[report.Row], run: str) -> list[float]:
+  """Length of wrong held-out answers after a run, over that before it."""
+  return [row[f'{run}.length_wrong'] / row['sft.length_wrong'] for row in rows]
+
+
+def _goal_table(rows) -> str:
+  sums, lengths = part(rows, 'addition'), part(rows, 'length')
+  before = [row['sft.pass_1'] for row in sums]
+  after = [row['exact.pass_1'] for row in sums]
+  minutes = [row['seconds'] / 60 for row in sums]
+  lifted = [row['random.pass_1'] - row['sft.pass_1'] for row in sums]
+  grpo, dr_grpo = growth(lengths, 'grpo'), growth(lengths, 'dr_grpo')
+  apart = report.mean_interval([a - b for a, b in zip(grpo, dr_grpo)])
+  flat = report.mean_interval(dr_grpo)
+  low, high = BEFORE
+  lines = [
+    (
+      'pass@1 on held-out sums after fine-tuning, %',
+      f'{100 * low:.0f} to {100 * high:.0f} in each run',
+      _percent(before),
+      all(low <= value <= high for value in before),
+    ),
+    (
+      'the same after GRPO, %',
+      f'≥ {100 * PASS_GOAL:.0f} in each run',
+      _percent(after),
+      min(after) >= PASS_GOAL,
+    ),
+    (
+      'minutes for both',
+      f'≤ {MINUTES_GOAL}',
+      _pair(report.mean_interval(minutes), 1),
+      max(minutes) <= MINUTES_GOAL,
+    ),
+    (
+      'gain of pass@1 by a random reward (control), points',
+      f'≤ {100 * RANDOM_GOAL:.0f}',
+      _percent(lifted),
+      max(lifted) <= RANDOM_GOAL,
+    ),
+    (
+      'length of wrong answers, GRPO over before',
+      f'≥ {GROWS}',
+      _pair(report.mean_interval(grpo), 2),
+      report.mean_interval(grpo)[0] >= GROWS,
+    ),
+    (
+      'the same, Dr.GRPO',
+      f'{1 - FLAT} to {1 + FLAT}',
+      _pair(flat, 2),
+      abs(flat[0] - 1) <= FLAT,
+    ),
+    (
+      'GRPO less Dr.GRPO, pairs of equal seeds',
+      '> 0 with its interval',
+      _pair(apart, 2),
+      apart[0] - apart[1] > 0,
+    ),
+  ]
+  return readme.table(
+    ('number', 'goal', 'measured', 'reached'),
+    [
+      (name, goal, value, 'yes' if reached else 'no')
+      for name, goal, value, reached in lines
+    ],
+  )
+
+
+def _addition_table(rows) -> str:
+  lines = []
+  for run in ('sft', 'exact', 'random'):
+    lines.append(
+      (
+        NAMES[run],
+        *(
+          _percent([row[f'{run}.{name}'] for row in rows])
+          for name in ('greedy', 'pass_1', 'pass_8')
+        ),
+        readme.mean(rows, f'{run}.seconds', 0),
+      )
+    )
+  header = ('additions', 'greedy, %', 'pass@1, %', 'pass@8, %', 'seconds')
+  return (
+    readme.table(header, lines)
+    + f'\n{rows[0]["sft.parameters"]:,} parameters. Groups of answers that '
+    'differ in their rewards: '
+    f'{_percent(_at(rows, "exact", "groups_with_signal", 0))}% in the first '
+    f'steps, {_percent(_at(rows, "exact", "groups_with_signal", -1))}% in the '
+    'last ones; entropy '
+    f'{_pair(report.mean_interval(_at(rows, "exact", "entropy", 0)), 2)} and '
+    f'{_pair(report.mean_interval(_at(rows, "exact", "entropy", -1)), 2)} nats '
+    'per token.\n'
+  )
+
+
+def _length_table(rows) -> str:
+  lines = []
+  for run in ('sft', 'grpo', 'dr_grpo'):
+    lines.append(
+      (
+        NAMES[run],
+        _percent([row[f'{run}.pass_1'] for row in rows]),
+        readme.mean(rows, f'{run}.length_wrong', 1),
+        readme.mean(rows, f'{run}.length_right', 1),
+        readme.mean(rows, f'{run}.wrong_answers', 0),
+        readme.mean(rows, f'{run}.seconds', 0),
+      )
+    )
+  header = (
+    'additions with a tail',
+    'pass@1, %',
+    'tokens of wrong answers',
+    'of right ones',
+    'wrong ones',
+    'seconds',
+  )
+  return readme.table(header, lines)
+
+
+def _at(rows, run: str, name: str, index: int) -> list[float]:
+  return [curve(row, run, name)[index][1] for row in rows]
+
+
+def _percent(values: Sequence[float]) -> str:
+  return _pair(report.mean_interval([100 * value for value in values]), 1)
+
+
+def _pair(interval: tuple[float, float], digits: int) -> str:
+  value, half = interval
+  text = f'{value:,.{digits}f}'
+  return text if half != half else f'{text} ± {half:,.{digits}f}'
+
+
+def _draw(rows, path: str) -> None:
+  figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
+  panels = (
+    ('addition', 'reward_mean', ('exact', 'random')),
+    ('length', 'length_wrong', ('grpo', 'dr_grpo')),
+  )
+  for axis, (name, metric, runs) in zip(axes, panels):
+    for run in runs:
+      for i, row in enumerate(part(rows, name)):
+        label = None if i else NAMES[run]
+        points = zip(*curve(row, run, metric))
+        axis.plot(*points, color=_COLORS[run], lw=1, label=label)
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.set_xlabel('step')
+    axis.legend(frameon=False, fontsize=8)
+  axes[0].set(title='additions', ylabel='mean reward of the answers')
+  axes[1].set(title='additions with a tail', ylabel='tokens of wrong answers')
+  figure.savefig(path, dpi=150)
+  plt.close(figure)

@@ -1,0 +1,50 @@
+"""Arithmetic learned from the reward of its answers, one part and seed a run.
+
+python launch.py --config=experiments/grpo_arithmetic/config.py \
+    --config.part=addition --workdir=runs/arithmetic
+
+`part` is one of
+
+  addition  fine-tuning to a mediocre model, then GRPO with an exact answer's
+            reward, and beside it with a random reward
+  length    fine-tuning on answers with a tail of dots, then GRPO and Dr.GRPO
+            with a reward that does not look at the tail
+
+Expected: `result.json` with held-out accuracies and lengths after some minutes
+on two cores. `:smoke` trains for some steps only, to see that everything works.
+The whole experiment:
+`python launch.py --sweep=experiments/grpo_arithmetic/sweep.py`.
+"""
+
+import ml_collections
+
+from experiments.grpo_arithmetic import measure
+from llm.config_args import parse_arg
+
+
+def get_config(arg=None):
+  """Fields of one run; `:smoke` makes it short."""
+  arg = parse_arg(arg, smoke=False)
+  config = ml_collections.ConfigDict()
+  config.task = measure.run
+  config.part = 'addition'
+  config.seed = 0  # of the sums, the weights, the order and the answers
+  config.held_out = 32 if arg.smoke else 512  # sums that nothing is trained on
+
+  config.addition = _part(arg.smoke)
+  own = config.length = _part(arg.smoke)
+  own.wrong_share = 0.5  # of the demonstrations
+  return config
+
+
+def _part(smoke):
+  own = ml_collections.ConfigDict()
+  own.layers = 1 if smoke else 3
+  own.heads = 1 if smoke else 5  # of width 32
+  own.wrong_share = 0.0
+  own.sft_steps = 4 if smoke else 400
+  own.sft_lr = 1e-3
+  own.rl_steps = 2 if smoke else 200
+  own.rl_lr = 3e-4
+  own.prompts = 4 if smoke else 16  # of a rollout, 8 answers to each
+  return own

@@ -1,0 +1,274 @@
+"""The run: one part of the experiment, by `config.part`."""
+
+from collections.abc import Callable
+import functools
+import pathlib
+import random
+import re
+import time
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from experiments import machine
+from experiments.grpo_arithmetic import problems
+from llm import api, config_args
+from llm.errors import UserError
+from llm.tasks import rl, supervised, training_report
+from llm.tasks import run as run_lib
+from llm.train.rollout import sample_answers
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+MODULE = __name__
+GROUP = 8  # answers to a prompt, in training and in pass@8
+CURVE_STEPS = 10  # that a point of a curve is the mean of
+WATCHED = (
+  'reward_mean',
+  'length_wrong',
+  'length_right',
+  'entropy',
+  'groups_with_signal',
+)
+PROMPTS_AT_ONCE = 64  # in the exam
+# Tokens of an answer, the end token included, by part.
+MAX_NEW_TOKENS = {'addition': 4, 'length': 24}
+
+
+def starts_right(row: dict[str, Any], text: str, finished: bool) -> float:
+  """1 if the digits that the text begins with are the answer."""
+  del finished
+  return float(re.match(r'\d*', text)[0] == row['answer'])
+
+
+def random_reward(
+  row: dict[str, Any], text: str, finished: bool, *, seed: int
+) -> float:
+  """0 or 1, whatever was answered."""
+  del row, text, finished
+  return float(_coin(seed).random() < 0.5)
+
+
+@functools.lru_cache
+def _coin(seed: int) -> random.Random:
+  return random.Random(seed)
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
+  """Measures one part and writes `result.json`.
+
+  Raises:
+    UserError: no workdir, or an unknown part.
+  """
+  if not workdir:
+    raise UserError('no --workdir: name a folder for result.json')
+  if config.part not in PARTS:
+    raise UserError(
+      f'part={config.part!r}: use one of {", ".join(sorted(PARTS))}'
+    )
+  result = {'machine': machine.describe()}
+  result |= PARTS[config.part](config, pathlib.Path(workdir))
+  run_lib.write_result(workdir, result)
+
+
+def addition(config, workdir: pathlib.Path) -> dict:
+  """GRPO with the reward of right answers, and with a random one."""
+  began = time.perf_counter()
+  train, held_out = problems.split(config.seed, config.held_out)
+  result = {'sft': _tune(config, workdir, train)}
+  rewards = {
+    'exact': (('exact_answer', 1.0),),
+    'random': ((f'{MODULE}:random_reward', 1.0, {'seed': config.seed}),),
+  }
+  for name, reward in rewards.items():
+    result[name] = _reinforce(config, workdir, train, name, 'grpo', reward)
+    if name == 'exact':
+      result['seconds'] = time.perf_counter() - began
+  return _examine(config, workdir, held_out, result)
+
+
+def length(config, workdir: pathlib.Path) -> dict:
+  """How GRPO and Dr.GRPO change the length of answers."""
+  train, held_out = problems.split(config.seed, config.held_out)
+  result = {'sft': _tune(config, workdir, train)}
+  reward = ((f'{MODULE}:starts_right', 1.0),)
+  for name in ('grpo', 'dr_grpo'):
+    result[name] = _reinforce(config, workdir, train, name, name, reward)
+  return _examine(config, workdir, held_out, result)
+
+
+PARTS: dict[str, Callable[..., dict]] = {
+  'addition': addition,
+  'length': length,
+}
+
+
+def _fields(name: str, config) -> ml_collections.ConfigDict:
+  fields = config_args.load_config(str(CONFIGS / name))
+  fields.seed = fields.data.seed = config.seed
+  fields.tokenizer.path = 'bytes'
+  fields.data.packing = False
+  fields.data.max_length = 64
+  fields.train.eval_every = 0
+  fields.train.keep = 1
+  fields.train.best = ''
+  return fields
+
+
+def _tune(config, workdir: pathlib.Path, train: list[dict]) -> dict:
+  """SFT of fresh weights on right answers."""
+  own = config[config.part]
+  rows = problems.demonstrations(
+    train,
+    config.seed,
+    tails=config.part == 'length',
+    wrong_share=own.wrong_share,
+  )
+  fields = _fields('sft.py', config)
+  fields.data.path = problems.write(workdir / 'demonstrations.jsonl', rows)
+  fields.model.embed_dim = 32 * own.heads
+  fields.model.hidden_dim = 88 * own.heads
+  fields.model.num_layers = own.layers
+  fields.model.num_heads = fields.model.num_kv_heads = own.heads
+  fields.model.head_dim = 32
+  fields.model.max_length = 128
+  fields.train.steps = own.sft_steps
+  fields.train.batch_size = 64
+  fields.optim.lr = own.sft_lr
+  fields.optim.schedule = 'linear'
+  fields.optim.warmup_steps = min(20, fields.train.steps)
+  fields.export = str(workdir / 'sft')
+  began = time.perf_counter()
+  result = supervised.run(fields, str(workdir / 'tuning'))
+  return {
+    'seconds': time.perf_counter() - began,
+    'loss': result['loss'],
+    'parameters': result['parameters'],
+  }
+
+
+def _reinforce(
+  config,
+  workdir: pathlib.Path,
+  train: list[dict],
+  name: str,
+  algorithm: str,
+  rewards: tuple,
+) -> dict:
+  """A run of `configs/rl.py` from the tuned model, exported as `name`."""
+  own = config[config.part]
+  fields = _fields('rl.py', config)
+  fields.model.path = str(workdir / 'sft')
+  fields.data.path = problems.write(workdir / 'prompts.jsonl', train)
+  fields.rewards = rewards
+  fields.loss.name = algorithm
+  fields.loss.kl_coef = 0.0
+  fields.rollout.group_size = GROUP
+  fields.rollout.max_new_tokens = MAX_NEW_TOKENS[config.part]
+  fields.train.steps = own.rl_steps
+  fields.train.batch_size = own.prompts
+  fields.optim.lr = own.rl_lr
+  fields.optim.schedule = 'linear'
+  fields.optim.warmup_steps = min(10, own.rl_steps)
+  fields.export = str(workdir / name)
+  began = time.perf_counter()
+  rl.run(fields, str(workdir / f'rl_{name}'))
+  seconds = time.perf_counter() - began
+  rows = training_report.read_rows(str(workdir / f'rl_{name}'))
+  return {
+    'seconds': seconds,
+    'logprob_gap': max(row['logprob_gap'] for row in rows),
+    'curve': {key: curve(rows, key) for key in WATCHED},
+  }
+
+
+def curve(rows: list[dict], key: str) -> dict[int, float]:
+  """Means over `CURVE_STEPS` steps, by the last of them.
+
+  Steps that lack the key (a rollout without a wrong answer has no length of
+  wrong ones) are left out.
+  """
+  points = {}
+  for start in range(0, len(rows), CURVE_STEPS):
+    part = rows[start : start + CURVE_STEPS]
+    values = [row[key] for row in part if key in row]
+    if values:
+      points[part[-1]['step']] = float(np.mean(values))
+  return points
+
+
+def _examine(config, workdir, held_out: list[dict], result: dict) -> dict:
+  """Adds what each exported model answers to the held-out prompts."""
+  is_right = starts_right if config.part == 'length' else _is_answer
+  for name in result:
+    if not (workdir / name).is_dir():
+      continue
+    model, params, tok = api.load(str(workdir / name))
+    ask = functools.partial(
+      _ask, model, params, tok, held_out, MAX_NEW_TOKENS[config.part]
+    )
+    greedy, _ = marks(held_out, ask(1, 0.0, config.seed), tok, is_right)
+    right, lengths = marks(
+      held_out, ask(GROUP, 1.0, config.seed), tok, is_right
+    )
+    result[name] |= summarise(greedy, right, lengths)
+  return result
+
+
+def _is_answer(row, text, finished) -> bool:
+  del finished
+  return text == row['answer']
+
+
+def _ask(model, params, tok, rows, max_new_tokens, size, temperature, seed):
+  """`size` answers to each prompt, after each other."""
+  answers = []
+  for start in range(0, len(rows), PROMPTS_AT_ONCE):
+    part = rows[start : start + PROMPTS_AT_ONCE]
+    answers += sample_answers(
+      model,
+      params,
+      [tok.encode(row['prompt']) for row in part],
+      group_size=size,
+      seed=(seed, start),
+      max_new_tokens=max_new_tokens,
+      temperature=temperature,
+      eos_ids=model.config.eos_ids,
+    )
+  return answers
+
+
+def marks(rows, answers, tok, is_right) -> tuple[np.ndarray, np.ndarray]:
+  """bool[rows, size] right, int[rows, size] tokens of the answers."""
+  size = len(answers) // len(rows)
+  right = [
+    bool(is_right(rows[i // size], tok.decode(answer.token_ids), True))
+    for i, answer in enumerate(answers)
+  ]
+  lengths = [len(answer.token_ids) for answer in answers]
+  shape = (len(rows), size)
+  return np.reshape(right, shape), np.reshape(lengths, shape)
+
+
+def summarise(
+  greedy: np.ndarray, right: np.ndarray, lengths: np.ndarray
+) -> dict[str, float]:
+  """Accuracies and lengths of the held-out answers.
+
+  Args:
+    greedy: bool[rows, 1].
+    right: bool[rows, size], of drawn answers.
+    lengths: int[rows, size].
+  """
+  result = {
+    'greedy': greedy.mean(),
+    'pass_1': right.mean(),
+    f'pass_{right.shape[1]}': right.any(axis=1).mean(),
+    'length': lengths.mean(),
+    'wrong_answers': (~right).sum(),
+  }
+  if right.any():
+    result['length_right'] = lengths[right].mean()
+  if not right.all():
+    result['length_wrong'] = lengths[~right].mean()
+  return {name: float(value) for name, value in result.items()}

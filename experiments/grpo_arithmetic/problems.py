@@ -1,0 +1,59 @@
+"""Sums of two numbers of two digits, as rows of SFT and of RL."""
+
+from collections.abc import Iterable
+import json
+import pathlib
+
+import numpy as np
+
+OPERANDS = range(10, 100)
+END_OF_TAIL = 0.15  # chance that a tail ends before its next mark
+LONGEST_TAIL = 20
+RIGHT, WRONG = '.', '?'  # marks of a tail
+ERRORS = (-10, -2, -1, 1, 2, 10)  # of wrong demonstrations
+
+
+def split(seed: int, held_out: int) -> tuple[list[dict], list[dict]]:
+  """All 8,100 sums in a random order, as (rows to train on, held out).
+
+  A row is {'prompt': '12+34=', 'answer': '46'}.
+  """
+  rows = [
+    {'prompt': f'{a}+{b}=', 'answer': str(a + b)}
+    for a in OPERANDS
+    for b in OPERANDS
+  ]
+  order = np.random.default_rng((seed, 0)).permutation(len(rows))
+  rows = [rows[i] for i in order]
+  return rows[held_out:], rows[:held_out]
+
+
+def demonstrations(
+  rows: Iterable[dict], seed: int, *, tails: bool, wrong_share: float
+) -> list[dict]:
+  """Rows of SFT: each prompt with an answer.
+
+  Args:
+    rows: from `split`.
+    seed: draws what follows.
+    tails: put marks after the answer, as many as a coin says whatever the
+      answer is: '46....' or, where it is wrong, '47????'.
+    wrong_share: chance of a wrong answer.
+  """
+  rng = np.random.default_rng((seed, 1))
+  out = []
+  for row in rows:
+    answer, mark = row['answer'], RIGHT
+    if rng.random() < wrong_share:
+      answer, mark = str(int(answer) + rng.choice(ERRORS)), WRONG
+    length = min(rng.geometric(END_OF_TAIL) - 1, LONGEST_TAIL) if tails else 0
+    out.append({'prompt': row['prompt'], 'completion': answer + mark * length})
+  return out
+
+
+def write(path: pathlib.Path, rows: Iterable[dict]) -> str:
+  """Writes JSONL and returns the path, as configs have it."""
+  with path.open('w', encoding='utf-8') as file:
+    for row in rows:
+      file.write(json.dumps(row) + '\n')
+  return str(path)

@@ -1,0 +1,14 @@
+"""Both parts: additions with three seeds, lengths with five.
+
+python launch.py --sweep=experiments/grpo_arithmetic/sweep.py
+"""
+
+from llm.sweeps import grid
+
+config = 'experiments/grpo_arithmetic/config.py'
+
+
+def sweep():
+  """Yields the overrides of each run."""
+  yield from grid.product({'part': ('addition',), 'seed': range(3)})
+  yield from grid.product({'part': ('length',), 'seed': range(5)})

@@ -1,0 +1,117 @@
+"""Arithmetic from rewards: its sums, its rewards and its numbers."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments.grpo_arithmetic import analyze, measure, problems
+from llm import config_args
+from llm.decode.generate import Completion
+from llm.errors import UserError
+from llm.text.tokenizer import load_tokenizer
+
+FOLDER = pathlib.Path(analyze.FOLDER)
+
+
+def test_sums_are_right_and_apart():
+  train, held_out = problems.split(0, 512)
+  assert len(train) == 8100 - 512 and len(held_out) == 512
+  prompts = {row['prompt'] for row in train + held_out}
+  assert len(prompts) == 8100
+  for row in train[:50] + held_out[:50]:
+    a, b = row['prompt'].removesuffix('=').split('+')
+    assert int(a) + int(b) == int(row['answer']) and len(a) == len(b) == 2
+  assert problems.split(0, 512)[1] == held_out != problems.split(1, 512)[1]
+
+
+def test_tails_do_not_depend_on_what_they_follow():
+  rows, _ = problems.split(0, 512)
+  plain = problems.demonstrations(rows, 0, tails=False, wrong_share=0.0)
+  assert [row['completion'] for row in plain] == [r['answer'] for r in rows]
+  shown = problems.demonstrations(rows, 0, tails=True, wrong_share=0.5)
+  tails = {problems.RIGHT: [], problems.WRONG: []}
+  right = []
+  for row, demonstration in zip(rows, shown, strict=True):
+    digits = demonstration['completion'].rstrip('.?')
+    tail = demonstration['completion'].removeprefix(digits)
+    right.append(digits == row['answer'])
+    mark = problems.RIGHT if right[-1] else problems.WRONG
+    assert set(tail) <= {mark}
+    tails[mark].append(len(tail))
+  assert abs(np.mean(right) - 0.5) < 0.03
+  counts = np.arange(1000)
+  tail = problems.END_OF_TAIL
+  chances = tail * (1 - tail) ** counts
+  expected = (np.minimum(counts, problems.LONGEST_TAIL) * chances).sum()
+  for lengths in tails.values():
+    assert abs(np.mean(lengths) - expected) < 0.25
+
+
+def test_rewards_do_not_look_at_the_tail():
+  row = {'prompt': '12+34=', 'answer': '46'}
+  for text, reward in (
+    ('46', 1), ('46....', 1), ('46??', 1), ('46?7', 1), ('467', 0),
+    ('4', 0), ('.46', 0), ('', 0),
+  ):  # fmt: skip
+    assert measure.starts_right(row, text, True) == reward
+    assert measure.starts_right(row, text, False) == reward
+  drawn = [measure.random_reward(row, '46', True, seed=7) for _ in range(400)]
+  assert set(drawn) == {0.0, 1.0} and abs(np.mean(drawn) - 0.5) < 0.1
+
+
+def test_marks_are_by_prompt_and_lengths_by_mark():
+  tok = load_tokenizer('bytes')
+  rows = [{'answer': '46'}, {'answer': '7'}]
+
+  def answer(text):
+    ids = [*tok.encode(text, bos=False), *tok.eos_ids[:1]]
+    return Completion(ids, [], [], [], [], [], 'stop', 6, {})
+
+  answers = [answer(text) for text in ('46.', '45???', '8', '9?')]
+  right, lengths = measure.marks(rows, answers, tok, measure.starts_right)
+  assert right.tolist() == [[True, False], [False, False]]
+  assert lengths.tolist() == [[4, 6], [2, 3]]
+  numbers = measure.summarise(right[:, :1], right, lengths)
+  assert numbers == {
+    'greedy': 0.5, 'pass_1': 0.25, 'pass_2': 0.5, 'length': 3.75,
+    'wrong_answers': 3.0, 'length_right': 4.0, 'length_wrong': 11 / 3,
+  }  # fmt: skip
+  all_right = measure.summarise(right[:1, :1], right[:1, :1], lengths[:1, :1])
+  assert 'length_wrong' not in all_right
+
+
+def test_a_curve_is_of_the_steps_that_have_a_value():
+  rows = [{'step': i, 'x': float(i)} for i in range(1, 13)]
+  assert measure.curve(rows, 'x') == {10: 5.5, 12: 11.5}
+  del rows[1]['x'], rows[10]['x'], rows[11]['x']
+  assert measure.curve(rows, 'x') == {10: 53 / 9}
+  csv = {'grpo.curve.x.10': 5.5, 'grpo.curve.x.9': 1.0, 'grpo.curve.x.3': None}
+  assert analyze.curve(csv, 'grpo', 'x') == [(9, 1.0), (10, 5.5)]
+
+
+def test_growth_is_over_the_length_before():
+  rows = [{'sft.length_wrong': 8.0, 'grpo.length_wrong': 12.0}]
+  assert analyze.growth(rows, 'grpo') == [1.5]
+
+
+def test_the_readme_has_the_goals():
+  text = ' '.join((FOLDER / 'README.md').read_text(encoding='utf-8').split())
+  low, high = analyze.BEFORE
+  assert f'between {100 * low:.0f}% and {100 * high:.0f}%' in text
+  assert f'at least {100 * analyze.PASS_GOAL:.0f}%' in text
+  assert f'within {analyze.MINUTES_GOAL} minutes' in text
+  assert f'at most {100 * analyze.RANDOM_GOAL:.0f} points' in text
+  assert f'at least {analyze.GROWS} times' in text
+  assert f'within {100 * analyze.FLAT:.0f}%' in text
+
+
+def test_what_a_run_needs_is_said(tmp_path):
+  config = config_args.load_config(str(FOLDER / 'config.py'))
+  with pytest.raises(UserError, match='no --workdir'):
+    measure.run(config, None)
+  config.part = 'products'
+  with pytest.raises(
+    UserError, match="part='products': use one of addition, l"
+  ):
+    measure.run(config, str(tmp_path))
