@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from llm.models.cache import LayerCache, Segment, extend
 from llm.models.config import ModelConfig
 from llm.models.layers import Linear, RMSNorm, soft_cap
+from llm.models.placement import keep_heads
 from llm.models.rope import rotate
 
 # Longer queries are attended to in blocks, so that scores take
@@ -207,6 +208,7 @@ class Attention(nn.Module):
       dtype=self.dtype,
       name='qkv',
     )(x)
+    qkv = keep_heads(qkv)
     batch, length = x.shape[:2]
     q = qkv[..., :groups, :].reshape(batch, length, heads, config.head_dim)
     k, v = qkv[..., groups, :], qkv[..., groups + 1, :]

@@ -23,6 +23,32 @@ def keep_rows(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, *rest))
 
 
+def fetch_rows(table: jax.Array) -> jax.Array:
+  """table [V, D], whole rows of it on each device; V stays split by `tensor`.
+
+  For a lookup: its result has rows of the batch and D on the same device, which
+  the compiler would reach, in the backward pass, by fetching all of both.
+  """
+  if not _in_mesh():
+    return table
+  spec = PartitionSpec(PartitionSpec.UNCONSTRAINED, None)
+  return jax.lax.with_sharding_constraint(table, spec)
+
+
+def keep_heads(qkv: jax.Array) -> jax.Array:
+  """qkv [B, T, K, G + 2, H], whole heads of it on each device.
+
+  Where `tensor` does not divide K, the rows of each kv-head are split; taking
+  queries, keys and values apart then crosses devices, and is done on all of
+  them instead.
+  """
+  if not _spread(qkv, ('tensor',)):
+    return qkv
+  if qkv.shape[2] % jax.sharding.get_abstract_mesh().shape['tensor'] == 0:
+    return qkv
+  return jax.lax.with_sharding_constraint(qkv, PartitionSpec(ROWS))
+
+
 def on_own_rows(
   function: Callable[..., jax.Array],
   x: jax.Array,
@@ -72,9 +98,15 @@ def on_own_rows(
 
 def _spread(x: jax.Array, also: tuple[str, ...] = ()) -> bool:
   """True where the mesh in context divides the rows of x among devices."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if not set(ROWS) <= set(mesh.axis_names) - set(mesh.manual_axes):
+  if not _in_mesh():
     return False
+  mesh = jax.sharding.get_abstract_mesh()
   shards = mesh.shape['data'] * mesh.shape['fsdp']
   several = shards * math.prod(mesh.shape[a] for a in also)
   return several > 1 and x.shape[0] % shards == 0
+
+
+def _in_mesh() -> bool:
+  """True where a mesh is in context whose axes are left to the compiler."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return set(ROWS) <= set(mesh.axis_names) - set(mesh.manual_axes)

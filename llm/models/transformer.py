@@ -17,7 +17,7 @@ from llm.models.cache import CallContext, KVCache, OpenCache
 from llm.models.config import GLOBAL, LOCAL, ModelConfig
 from llm.models.layers import GatedMLP, RMSNorm, linear, soft_cap
 from llm.models.moe import MoE
-from llm.models.placement import keep_rows
+from llm.models.placement import fetch_rows, keep_rows
 from llm.models.remat import rematerialised
 from llm.models.rope import inverse_frequencies, rope_tables
 
@@ -289,7 +289,7 @@ class _Embedder(nn.Module):
     )
 
   def __call__(self, tokens, dtype):
-    return keep_rows(self.embedding[tokens].astype(dtype))
+    return keep_rows(fetch_rows(self.embedding)[tokens].astype(dtype))
 
 
 class _Head(nn.Module):
