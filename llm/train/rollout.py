@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from llm.decode.generate import Completion, generate
-from llm.decode.prefill import bucket
+from llm.decode.prefill import fine_bucket
 from llm.decode.sampling_params import SamplingParams
 from llm.decode.step import CHUNK_STEPS
 from llm.models.transformer import Transformer
@@ -87,12 +87,12 @@ def answer_arrays(
   Returns:
     `tokens`, `segment_ids`, `positions`: int32[B, T]; `loss_mask`: bool[B, T];
     `old_logprobs`: float32[B, T], of the drawn tokens at the temperature that
-    they were drawn with. T is on the ladder of buckets.
+    they were drawn with. T is on the ladder 16, 24, 32, 48, ….
   """
   lengths = [
     len(p) + len(a.token_ids) for p, a in zip(prompts, answers, strict=True)
   ]
-  shape = (len(lengths), bucket(max(lengths)))
+  shape = (len(lengths), fine_bucket(max(lengths), 16))
   batch = {
     'tokens': np.zeros(shape, np.int32),
     'segment_ids': np.zeros(shape, np.int32),
