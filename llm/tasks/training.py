@@ -17,7 +17,7 @@ import numpy as np
 
 from llm.checkpoints.train_state import Checkpoints
 from llm.errors import RunError, UserError
-from llm.parallel.distributed import is_writer
+from llm.parallel.distributed import any_process, is_writer
 from llm.parallel.mesh import on_mesh
 from llm.parallel.sharding import state_shardings
 from llm.tasks import exports, report, samples, training_report, writers
@@ -48,7 +48,7 @@ _FREE = {
     'remat',
   ),
   'data': ('path', 'eval_path'),  # the contents count: Recipe.identity
-  'lora': ('export',),
+  'lora': ('export', 'path'),  # the contents count: Blueprint.weights
   'teacher': ('path',),  # the weights count: Recipe.identity
 }
 _FREE_GROUPS = ('mesh', 'sample', 'log', 'export', 'model', 'tokenizer')
@@ -155,11 +155,11 @@ def train(
 
     def should_stop():
       checkpoints.check()  # a save that failed ends the run at once
-      return bool(stop) and recipe.may_stop()
+      return any_process(bool(stop)) and recipe.may_stop()
 
     state = loop.fit(
       state,
-      _compile(config, trainee, tx, recipe, microbatches, abstract),
+      compile_step(config, trainee, tx, recipe, microbatches, abstract),
       recipe.draw,
       _schedule(config.train),
       frozen=trainee.frozen,
@@ -172,8 +172,8 @@ def train(
       should_stop=should_stop,
     )
     checkpoints.wait()
-    if stop:
-      _end(stop.received, int(state.step))
+    if any_process(bool(stop)):
+      _end(stop.received or 'SIGTERM', int(state.step))
     if config.train.export == 'best':
       state = _best_state(config, workdir, abstract, checkpoints)
   try:
@@ -184,6 +184,33 @@ def train(
       f'{error.filename or workdir}: {error.strerror or error}; the trained '
       'state is saved: mend this and start the same command again'
     ) from error
+
+
+def compile_step(config, trainee, tx, recipe, microbatches, abstract):
+  """The jitted step of a run, on its mesh.
+
+  Args:
+    config: of the run.
+    trainee: the model.
+    tx: the optimizer.
+    recipe: the kind of training.
+    microbatches: parts of a batch.
+    abstract: the state or its shapes, with the sharding of each leaf.
+
+  Returns:
+    `step(state, batch, rng, frozen)`, see `make_train_step`; the state is
+    donated.
+  """
+  step = make_train_step(
+    recipe.loss_fn,
+    tx,
+    microbatches=microbatches,
+    clip_norm=config.optim.clip_norm,
+    ema_decay=config.train.ema_decay,
+  )
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+  return on_mesh(step, trainee.mesh)
 
 
 def averaged(state: TrainState) -> Any:
@@ -250,20 +277,6 @@ def _open_rows(stack, config, workdir, start):
       bar.update(task, completed=row['step'], description=text)
 
   return on_row, bar.console
-
-
-def _compile(config, trainee, tx, recipe, microbatches, abstract):
-  """The jitted step, on the mesh; its state is donated."""
-  step = make_train_step(
-    recipe.loss_fn,
-    tx,
-    microbatches=microbatches,
-    clip_norm=config.optim.clip_norm,
-    ema_decay=config.train.ema_decay,
-  )
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-  return on_mesh(step, trainee.mesh)
 
 
 def _best_state(config, workdir, abstract, checkpoints) -> TrainState:

@@ -1,0 +1,114 @@
+"""Systems that take turns: each in a process of its own, which sleeps between.
+
+The measuring process asks, a line of JSON on the other's stdin, and is answered
+by one on its stdout.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class Worker:
+  """The other end of `python -m MODULE ARGUMENTS`; close it.
+
+  Args:
+    module: whose process answers.
+    arguments: of its command line.
+    threads: of torch and others; they make one per core unless told otherwise.
+  """
+
+  def __init__(self, module: str, arguments: list[str], threads: int):
+    self._name = ' '.join([module, *arguments[:1]])
+    self._process = subprocess.Popen(
+      [sys.executable, '-m', module, *arguments],
+      cwd=ROOT,
+      env=os.environ | {'OMP_NUM_THREADS': str(threads)},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+
+  def ask(self, **request: Any) -> dict[str, Any]:
+    """Has it work; returns its answer.
+
+    Raises:
+      RuntimeError: the process has ended; its stderr says why.
+    """
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.write(json.dumps(request) + '\n')
+      self._process.stdin.flush()
+    line = self._process.stdout.readline()
+    if not line:
+      status = self._process.wait()
+      raise RuntimeError(f'{self._name} ended with exit status {status}')
+    return json.loads(line)
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.stdin.close()
+    self._process.stdout.close()
+    self._process.wait()
+
+
+class Requests:
+  """This end: the requests that come, and the answers to them."""
+
+  def __init__(self):
+    # Libraries print to stdout as they like; the answers have it alone.
+    self._answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    return map(json.loads, sys.stdin)
+
+  def answer(self, **values: Any) -> None:
+    """Answers the request that came last."""
+    self._answers.write(json.dumps(values) + '\n')
+    self._answers.flush()
+
+
+def take_turns(
+  workers: dict[str, Worker], repetitions: int, steps: int
+) -> dict[str, list[float]]:
+  """Seconds of each turn of `steps` steps, by system.
+
+  The order is turned by one in each repetition, so that no system always runs
+  after the same other one.
+  """
+  seconds = {name: [] for name in workers}
+  names = list(workers)
+  for repetition in range(repetitions):
+    shift = repetition % len(names)
+    for name in names[shift:] + names[:shift]:
+      seconds[name].append(workers[name].ask(steps=steps)['seconds'])
+      each = seconds[name][-1] / steps
+      print(f'{repetition} {name}: {each:.3f} s a step', flush=True)
+  return seconds
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
+  """How often 'ours' is as fast as the fastest other: of paired turns.
+
+  Returns:
+    `median`, `least` and `most`; {} where there is no other system.
+  """
+  others = [seconds[name] for name in seconds if name != 'ours']
+  if not others:
+    return {}
+  pairs = [
+    min(theirs) / ours
+    for ours, *theirs in zip(seconds['ours'], *others, strict=True)
+  ]
+  return {
+    'median': statistics.median(pairs),
+    'least': min(pairs),
+    'most': max(pairs),
+  }
