@@ -1,5 +1,7 @@
 """What the measurements of all experiments say about the machine."""
 
+from collections.abc import Sequence
+import importlib.metadata
 import os
 import platform
 
@@ -12,6 +14,17 @@ def describe() -> dict[str, str | int | float]:
   """
   load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else -1.0
   return {'cpu': _cpu_name(), 'cores': _cores(), 'load': round(load, 2)}
+
+
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+  """The version of each package; None where it is not installed."""
+  found = {}
+  for package in packages:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      found[package] = None
+  return found
 
 
 def use_cores(count: int) -> None:

@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from typing import Any
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -76,22 +77,23 @@ class Requests:
 
 
 def take_turns(
-  workers: dict[str, Worker], repetitions: int, steps: int
-) -> dict[str, list[float]]:
-  """Seconds of each turn of `steps` steps, by system.
+  workers: dict[str, Worker], repetitions: int, **request: Any
+) -> dict[str, list[dict[str, Any]]]:
+  """The answers of each system to the same request, in order.
 
-  The order is turned by one in each repetition, so that no system always runs
-  after the same other one.
+  The order of the systems is turned by one in each repetition, so that none of
+  them always runs after the same other one.
   """
-  seconds = {name: [] for name in workers}
+  answers = {name: [] for name in workers}
   names = list(workers)
   for repetition in range(repetitions):
     shift = repetition % len(names)
     for name in names[shift:] + names[:shift]:
-      seconds[name].append(workers[name].ask(steps=steps)['seconds'])
-      each = seconds[name][-1] / steps
-      print(f'{repetition} {name}: {each:.3f} s a step', flush=True)
-  return seconds
+      began = time.perf_counter()
+      answers[name].append(workers[name].ask(**request))
+      took = time.perf_counter() - began
+      print(f'{repetition + 1}/{repetitions} {name}: {took:.2f} s', flush=True)
+  return answers
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """The run: all systems take turns, from the same weights on the same rows."""
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import statistics
@@ -31,9 +30,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   check_fields(config)
   result = {
     'machine': machine.describe(),
-    'versions': {name: _version(name) for name in _PACKAGES},
+    'versions': machine.versions(_PACKAGES),
   }
-  seconds, first = {}, {}
+  first = {}
   with contextlib.ExitStack() as stack:
     workers = {}
     for name in config.systems:
@@ -45,7 +44,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
       workers[name] = stack.enter_context(contextlib.closing(worker))
       # The first steps compile and allocate: compared, and not timed.
       first[name] = worker.ask(steps=config.compared_steps)
-    seconds = turns.take_turns(workers, config.repetitions, config.steps)
+    answers = turns.take_turns(workers, config.repetitions, steps=config.steps)
+  seconds = {
+    name: [a['seconds'] for a in each] for name, each in answers.items()
+  }
   for name in config.systems:
     each = [s / config.steps for s in seconds[name]]
     result[name] = {
@@ -136,10 +138,3 @@ def compare(kind: str, first: dict[str, dict]) -> dict[str, float]:
     steps = zip(*others, strict=True)
     apart = {'loss_apart': max(max(s) - min(s) for s in steps)}
   return {'steps': len(ours), 'first': ours[0], 'last': ours[-1], **apart}
-
-
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None

@@ -1,6 +1,6 @@
 """The run: all systems take turns on the same weights and prompts."""
 
-import importlib.metadata
+import contextlib
 import importlib.util
 import statistics
 import tempfile
@@ -9,8 +9,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments import machine
-from experiments.inference_speed.worker import SYSTEMS, Worker
+from experiments import machine, turns
+from experiments.inference_speed.worker import SYSTEMS
 from llm.checkpoints.hf_save import save_hf
 from llm.errors import UserError
 from llm.models.config import ModelConfig
@@ -18,6 +18,7 @@ from llm.models.transformer import init_params
 from llm.tasks import bandwidth
 from llm.tasks import run as run_lib
 
+_WORKER = 'experiments.inference_speed.worker'
 _NEEDS = {'transformers_dynamic': 'torch', 'transformers_static': 'torch'}
 _PACKAGES = ('jax', 'torch', 'transformers', 'llama_cpp_python')
 
@@ -32,7 +33,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     raise UserError('no --workdir: name a folder for result.json')
   result = {
     'machine': machine.describe(),
-    'versions': {name: _version(name) for name in _PACKAGES},
+    'versions': machine.versions(_PACKAGES),
   }
   machine.use_cores(config.threads)
   systems = _systems(config)
@@ -44,15 +45,15 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     step_bytes = bandwidth.step_bytes(shape, params, lengths)
     del params
     rates = [bandwidth.measure_bandwidth(1.0)]
-    turns = _take_turns(config, systems, folder)
+    answers = _take_turns(config, systems, folder)
     rates.append(bandwidth.measure_bandwidth(1.0))
   result['bandwidth_gb_s'] = max(rates) / 1e9
   for system in systems:
-    result[system] = _summary(config, turns[system])
+    result[system] = _summary(config, answers[system])
     steps = result[system]['decode_tokens_per_s'] / config.batch_size
     result[system]['bandwidth_share'] = steps * step_bytes / max(rates)
-  result['ratio'] = _ratios(turns)
-  result['tokens'] = _compare(turns, config.new_tokens)
+  result['ratio'] = _ratios(answers)
+  result['tokens'] = _compare(answers, config.new_tokens)
   run_lib.write_result(workdir, result)
   _print(result, systems)
 
@@ -98,32 +99,21 @@ def _lengths(config) -> list[int]:
 def _take_turns(config, systems, folder) -> dict[str, list[dict]]:
   """Each system's answers, in the order of the repetitions.
 
-  A turn is one whole answer. The order is turned by one in each repetition, so
-  that no system always runs after the same other one. The first answer of each
-  system, which compiles and allocates, is not counted.
+  A turn is one whole answer. The first answer of each system, which compiles
+  and allocates, is not counted.
   """
   rng = np.random.default_rng(config.seed)
   shape = (config.batch_size, config.prompt_tokens)
   prompts = rng.integers(0, config.model.vocab_size, shape).tolist()
-  workers, turns = [], {name: [] for name in systems}
-  try:
+  request = {'prompts': prompts, 'new_tokens': config.new_tokens}
+  workers = {}
+  with contextlib.ExitStack() as stack:
     for name in systems:
-      workers.append(Worker(name, folder, config.threads))
-      workers[-1].generate(prompts, config.new_tokens)
-    for repetition in range(config.repetitions):
-      shift = repetition % len(workers)
-      for worker in workers[shift:] + workers[:shift]:
-        answer = worker.generate(prompts, config.new_tokens)
-        turns[worker.system].append(answer)
-        print(
-          f'{repetition} {worker.system}: prefill {answer["prefill_s"]:.3f} s, '
-          f'decode {answer["decode_s"]:.3f} s',
-          flush=True,
-        )
-  finally:
-    for worker in workers:
-      worker.close()
-  return turns
+      arguments = [name, folder, str(config.threads)]
+      worker = turns.Worker(_WORKER, arguments, config.threads)
+      workers[name] = stack.enter_context(contextlib.closing(worker))
+      worker.ask(**request)
+    return turns.take_turns(workers, config.repetitions, **request)
 
 
 def _summary(config, answers: list[dict]) -> dict[str, float]:
@@ -142,16 +132,16 @@ def _summary(config, answers: list[dict]) -> dict[str, float]:
   }
 
 
-def _ratios(turns: dict[str, list[dict]]) -> dict[str, float]:
+def _ratios(seen: dict[str, list[dict]]) -> dict[str, float]:
   """Our speed over another's: medians over repetitions of paired ratios.
 
   `transformers` is the faster of its two caches in each repetition.
   """
   others = {
     'transformers': [
-      turns[name] for name in turns if name.startswith('transformers')
+      seen[name] for name in seen if name.startswith('transformers')
     ],
-    'llama_cpp': [turns[name] for name in turns if name == 'llama_cpp'],
+    'llama_cpp': [seen[name] for name in seen if name == 'llama_cpp'],
   }
   ratios = {}
   for phase in ('prefill', 'decode'):
@@ -160,7 +150,7 @@ def _ratios(turns: dict[str, list[dict]]) -> dict[str, float]:
         continue
       pairs = [
         min(answer[f'{phase}_s'] for answer in answers) / ours[f'{phase}_s']
-        for ours, *answers in zip(turns['ours'], *systems, strict=True)
+        for ours, *answers in zip(seen['ours'], *systems, strict=True)
       ]
       key = f'{phase}_vs_{name}'
       ratios[key] = statistics.median(pairs)
@@ -169,28 +159,21 @@ def _ratios(turns: dict[str, list[dict]]) -> dict[str, float]:
   return ratios
 
 
-def _compare(turns: dict[str, list[dict]], new_tokens: int) -> dict:
+def _compare(seen: dict[str, list[dict]], new_tokens: int) -> dict:
   """Whether all systems compute the same model.
 
   `equal` is the least number of leading tokens in which any answer of any
   system agrees with our first one; `distinct` counts different tokens in our
   rows, since equal tokens would mean little if they all were one.
   """
-  ours = np.array(turns['ours'][0]['tokens'])
+  ours = np.array(seen['ours'][0]['tokens'])
   equal = new_tokens
-  for answers in turns.values():
+  for answers in seen.values():
     for answer in answers:
       same = np.array(answer['tokens']) == ours
       equal = min(equal, int(np.cumprod(same, axis=1).sum(axis=1).min()))
   distinct = min(len(set(row)) for row in ours.tolist())
   return {'equal': equal, 'of': new_tokens, 'distinct': distinct}
-
-
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
 
 
 def _print(result: dict, systems: list[str]) -> None:

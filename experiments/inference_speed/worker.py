@@ -2,22 +2,15 @@
 
   python -m experiments.inference_speed.worker SYSTEM FOLDER THREADS
 
-A line of JSON on stdin, `{"prompts": [[id, ...], ...], "new_tokens": n}`, is
-answered by one on stdout, `{"tokens", "prefill_s", "decode_s"}`. Between them
-the process sleeps, so that systems which take turns do not disturb each other.
+`{"prompts": [[id, ...], ...], "new_tokens": n}` is answered by `tokens`,
+`prefill_s` and `decode_s`.
 """
 
-import contextlib
-import json
-import os
-import subprocess
 import sys
-from typing import Any
 
 from experiments import machine
 from experiments.inference_speed import opponents
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+from experiments.turns import Requests
 
 
 def ours(folder: str, threads: int) -> opponents.Generator:
@@ -54,61 +47,17 @@ SYSTEMS = {
 }
 
 
-class Worker:
-  """The other end of such a process, for the measuring one; close it."""
-
-  def __init__(self, system: str, folder: str, threads: int):
-    self.system = system
-    # torch and llama.cpp make one OpenMP thread per core unless told otherwise.
-    env = os.environ | {'OMP_NUM_THREADS': str(threads)}
-    self._process = subprocess.Popen(
-      [sys.executable, '-m', __spec__.name, system, folder, str(threads)],
-      cwd=ROOT,
-      env=env,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-
-  def generate(self, prompts: list[list[int]], new_tokens: int) -> dict:
-    """Has it generate; returns its answer.
-
-    Raises:
-      RuntimeError: the process has ended; its stderr says why.
-    """
-    request = {'prompts': prompts, 'new_tokens': new_tokens}
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.write(json.dumps(request) + '\n')
-      self._process.stdin.flush()
-    line = self._process.stdout.readline()
-    if not line:
-      status = self._process.wait()
-      raise RuntimeError(f'{self.system} ended with exit status {status}')
-    return json.loads(line)
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.stdin.close()
-    self._process.stdout.close()
-    self._process.wait()
-
-
 def main(argv: list[str]) -> None:
   """Serves one system until stdin ends."""
   system, folder, threads = argv[1], argv[2], int(argv[3])
-  # Libraries print to stdout as they like: the answers have it for themselves.
-  answers = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)
+  requests = Requests()
   machine.use_cores(threads)
   generate = SYSTEMS[system](folder, threads)
-  for line in sys.stdin:
-    request: dict[str, Any] = json.loads(line)
+  for request in requests:
     tokens, prefill_s, decode_s = generate(
       request['prompts'], request['new_tokens']
     )
-    answer = {'tokens': tokens, 'prefill_s': prefill_s, 'decode_s': decode_s}
-    answers.write(json.dumps(answer) + '\n')
-    answers.flush()
+    requests.answer(tokens=tokens, prefill_s=prefill_s, decode_s=decode_s)
 
 
 if __name__ == '__main__':

@@ -1,21 +1,23 @@
 """The run: all systems take turns, from the same weights on the same rows."""
 
-import importlib.metadata
+import contextlib
 import importlib.util
+import json
 import statistics
 import tempfile
 
 import jax
 import ml_collections
 
-from experiments import machine
-from experiments.training_speed.worker import SYSTEMS, Worker
+from experiments import machine, turns
+from experiments.training_speed.worker import SYSTEMS
 from llm.checkpoints.hf_save import save_hf
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 from llm.models.transformer import init_params
 from llm.tasks import run as run_lib
 
+_WORKER = 'experiments.training_speed.worker'
 _PACKAGES = ('jax', 'torch', 'transformers')
 
 
@@ -29,7 +31,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     raise UserError('no --workdir: name a folder for result.json')
   result = {
     'machine': machine.describe(),
-    'versions': {name: _version(name) for name in _PACKAGES},
+    'versions': machine.versions(_PACKAGES),
   }
   machine.use_cores(config.threads)
   systems = check_systems(config)
@@ -42,16 +44,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   )
   with tempfile.TemporaryDirectory(dir=workdir) as folder:
     save_hf(folder, shape, init_params(shape, jax.random.key(config.seed)))
-    losses, turns, split = _take_turns(config, systems, folder)
+    losses, seconds, split = _take_turns(config, systems, folder)
   tokens = config.batch_size * config.tokens
-  for system, seconds in turns.items():
-    rates = [config.steps * tokens / s for s in seconds]
+  for system, each in seconds.items():
+    rates = [config.steps * tokens / s for s in each]
     result[system] = {
       'tokens_per_s': statistics.median(rates),
       'least': min(rates),
       'most': max(rates),
     }
-  result['ratio'] = ratios(turns)
+  result['ratio'] = turns.ratios(seconds)
   result['split'] = {f'{k[:-2]}_ms': 1e3 * v for k, v in split.items()}
   result['losses'] = compare(losses)
   run_lib.write_result(workdir, result)
@@ -97,46 +99,21 @@ def settings(config) -> dict:
 def _take_turns(config, systems, folder):
   """(losses of the first steps, seconds of each turn, our split).
 
-  The first steps, which compile and allocate, are compared and not timed. The
-  order is turned by one in each repetition, so that no system always runs
-  after the same other one.
+  The first steps, which compile and allocate, are compared and not timed.
   """
-  workers, losses, turns = [], {}, {name: [] for name in systems}
-  try:
+  workers, losses = {}, {}
+  with contextlib.ExitStack() as stack:
     for name in systems:
-      workers.append(Worker(name, folder, settings(config)))
-      losses[name] = workers[-1].ask(steps=config.compared_steps)['losses']
-    for repetition in range(config.repetitions):
-      shift = repetition % len(workers)
-      for worker in workers[shift:] + workers[:shift]:
-        seconds = worker.ask(steps=config.steps)['seconds']
-        turns[worker.system].append(seconds)
-        each = seconds / config.steps
-        print(f'{repetition} {worker.system}: {each:.3f} s a step', flush=True)
-    split = workers[systems.index('ours')].ask(split=2 * config.steps)
-  finally:
-    for worker in workers:
-      worker.close()
-  return losses, turns, split
-
-
-def ratios(turns: dict[str, list[float]]) -> dict[str, float]:
-  """Our speed over `transformers`: the median of paired ratios.
-
-  In each repetition it is the faster of its two optimizers.
-  """
-  others = [turns[name] for name in turns if name != 'ours']
-  if not others:
-    return {}
-  pairs = [
-    min(seconds) / ours
-    for ours, *seconds in zip(turns['ours'], *others, strict=True)
-  ]
-  return {
-    'tokens_per_s': statistics.median(pairs),
-    'least': min(pairs),
-    'most': max(pairs),
+      arguments = [name, folder, json.dumps(settings(config))]
+      worker = turns.Worker(_WORKER, arguments, config.threads)
+      workers[name] = stack.enter_context(contextlib.closing(worker))
+      losses[name] = worker.ask(steps=config.compared_steps)['losses']
+    answers = turns.take_turns(workers, config.repetitions, steps=config.steps)
+    split = workers['ours'].ask(split=2 * config.steps)
+  seconds = {
+    name: [a['seconds'] for a in each] for name, each in answers.items()
   }
+  return losses, seconds, split
 
 
 def compare(losses: dict[str, list[float]]) -> dict[str, float]:
@@ -151,13 +128,6 @@ def compare(losses: dict[str, list[float]]) -> dict[str, float]:
     'first': ours[0],
     'last': ours[-1],
   }
-
-
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
 
 
 def _print(result: dict, systems: list[str]) -> None:

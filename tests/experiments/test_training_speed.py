@@ -16,21 +16,6 @@ from llm.models.transformer import init_params
 CONFIG = 'experiments/training_speed/config.py:smoke'
 
 
-def test_ratios_are_paired_and_to_the_faster_optimizer():
-  turns = {
-    'ours': [1.0, 2.0, 1.0],
-    'transformers': [3.0, 3.0, 9.0],
-    'transformers_fused': [2.0, 8.0, 4.0],
-  }
-  # 2 / 1, 3 / 2, 4 / 1
-  assert measure.ratios(turns) == {
-    'tokens_per_s': 2.0,
-    'least': 1.5,
-    'most': 4.0,
-  }
-  assert measure.ratios({'ours': [1.0]}) == {}
-
-
 def test_the_largest_difference_of_any_loss_counts():
   losses = {'ours': [3.0, 2.0], 'a': [3.0, 2.5], 'b': [2.75, 2.0]}
   assert measure.compare(losses) == {
