@@ -11,7 +11,7 @@ from llm.sweeps import report
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 BEFORE = (0.30, 0.50)  # pass@1 of the model that rewards begin with
 PASS_GOAL, MINUTES_GOAL, RANDOM_GOAL = 0.90, 20, 0.02
-GROWS, FLAT = 1.2, 0.1  # of the length of wrong answers, as a factor
+GROWS, FLAT = 1.2, 0.15  # of the length of wrong answers, as a factor
 NAMES = {
   'sft': 'fine-tuned',
   'exact': 'GRPO, reward of the right sum',
@@ -110,7 +110,7 @@ def _goal_table(rows) -> str:
     ),
     (
       'the same, Dr.GRPO',
-      f'{1 - FLAT} to {1 + FLAT}',
+      f'{1 - FLAT:.2f} to {1 + FLAT:.2f}',
       _pair(flat, 2),
       abs(flat[0] - 1) <= FLAT,
     ),

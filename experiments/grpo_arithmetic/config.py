@@ -29,22 +29,34 @@ def get_config(arg=None):
   config.task = measure.run
   config.part = 'addition'
   config.seed = 0  # of the sums, the weights, the order and the answers
-  config.held_out = 32 if arg.smoke else 512  # sums that nothing is trained on
 
-  config.addition = _part(arg.smoke)
+  own = config.addition = _part(arg.smoke)
+  own.operands = (10, 99)  # the smallest and the largest one
+  own.wrong_share = 0.0  # of the demonstrations
+  own.random_steps = 2 if arg.smoke else 100  # with the random reward
   own = config.length = _part(arg.smoke)
-  own.wrong_share = 0.5  # of the demonstrations
+  own.operands = (0, 29)
+  own.wrong_share = 0.5
+  if not arg.smoke:
+    own.held_out = 256
+    own.layers, own.heads = 2, 3
+    own.sft_steps = 600
+    own.sft_lr = 2e-3
+    own.sft_schedule = 'linear'
+    own.prompts = 16
+    own.rl_steps = 100
   return config
 
 
 def _part(smoke):
   own = ml_collections.ConfigDict()
+  own.held_out = 32 if smoke else 512  # sums that nothing is trained on
   own.layers = 1 if smoke else 3
   own.heads = 1 if smoke else 5  # of width 32
-  own.wrong_share = 0.0
   own.sft_steps = 4 if smoke else 400
   own.sft_lr = 1e-3
-  own.rl_steps = 2 if smoke else 200
-  own.rl_lr = 3e-4
-  own.prompts = 4 if smoke else 16  # of a rollout, 8 answers to each
+  own.sft_schedule = 'constant'
+  own.rl_steps = 2 if smoke else 300
+  own.rl_lr = 2e-4
+  own.prompts = 4 if smoke else 32  # of a rollout, 8 answers to each
   return own

@@ -74,14 +74,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
 def addition(config, workdir: pathlib.Path) -> dict:
   """GRPO with the reward of right answers, and with a random one."""
   began = time.perf_counter()
-  train, held_out = problems.split(config.seed, config.held_out)
+  train, held_out = _split(config)
   result = {'sft': _tune(config, workdir, train)}
   rewards = {
     'exact': (('exact_answer', 1.0),),
     'random': ((f'{MODULE}:random_reward', 1.0, {'seed': config.seed}),),
   }
   for name, reward in rewards.items():
-    result[name] = _reinforce(config, workdir, train, name, 'grpo', reward)
+    steps = config.addition['rl_steps' if name == 'exact' else 'random_steps']
+    result[name] = _reinforce(
+      config, workdir, train, name, 'grpo', reward, steps
+    )
     if name == 'exact':
       result['seconds'] = time.perf_counter() - began
   return _examine(config, workdir, held_out, result)
@@ -89,11 +92,12 @@ def addition(config, workdir: pathlib.Path) -> dict:
 
 def length(config, workdir: pathlib.Path) -> dict:
   """How GRPO and Dr.GRPO change the length of answers."""
-  train, held_out = problems.split(config.seed, config.held_out)
+  train, held_out = _split(config)
   result = {'sft': _tune(config, workdir, train)}
   reward = ((f'{MODULE}:starts_right', 1.0),)
+  steps = config.length.rl_steps
   for name in ('grpo', 'dr_grpo'):
-    result[name] = _reinforce(config, workdir, train, name, name, reward)
+    result[name] = _reinforce(config, workdir, train, name, name, reward, steps)
   return _examine(config, workdir, held_out, result)
 
 
@@ -113,6 +117,11 @@ def _fields(name: str, config) -> ml_collections.ConfigDict:
   fields.train.keep = 1
   fields.train.best = ''
   return fields
+
+
+def _split(config) -> tuple[list[dict], list[dict]]:
+  own = config[config.part]
+  return problems.split(config.seed, own.operands, own.held_out)
 
 
 def _tune(config, workdir: pathlib.Path, train: list[dict]) -> dict:
@@ -135,7 +144,7 @@ def _tune(config, workdir: pathlib.Path, train: list[dict]) -> dict:
   fields.train.steps = own.sft_steps
   fields.train.batch_size = 64
   fields.optim.lr = own.sft_lr
-  fields.optim.schedule = 'linear'
+  fields.optim.schedule = own.sft_schedule
   fields.optim.warmup_steps = min(20, fields.train.steps)
   fields.export = str(workdir / 'sft')
   began = time.perf_counter()
@@ -154,6 +163,7 @@ def _reinforce(
   name: str,
   algorithm: str,
   rewards: tuple,
+  steps: int,
 ) -> dict:
   """A run of `configs/rl.py` from the tuned model, exported as `name`."""
   own = config[config.part]
@@ -165,11 +175,11 @@ def _reinforce(
   fields.loss.kl_coef = 0.0
   fields.rollout.group_size = GROUP
   fields.rollout.max_new_tokens = MAX_NEW_TOKENS[config.part]
-  fields.train.steps = own.rl_steps
+  fields.train.steps = steps
   fields.train.batch_size = own.prompts
   fields.optim.lr = own.rl_lr
   fields.optim.schedule = 'linear'
-  fields.optim.warmup_steps = min(10, own.rl_steps)
+  fields.optim.warmup_steps = min(10, steps)
   fields.export = str(workdir / name)
   began = time.perf_counter()
   rl.run(fields, str(workdir / f'rl_{name}'))

@@ -1,4 +1,4 @@
-"""Sums of two numbers of two digits, as rows of SFT and of RL."""
+"""Sums of two numbers, as rows of SFT and of RL."""
 
 from collections.abc import Iterable
 import json
@@ -6,22 +6,29 @@ import pathlib
 
 import numpy as np
 
-OPERANDS = range(10, 100)
 END_OF_TAIL = 0.15  # chance that a tail ends before its next mark
 LONGEST_TAIL = 20
 RIGHT, WRONG = '.', '?'  # marks of a tail
 ERRORS = (-10, -2, -1, 1, 2, 10)  # of wrong demonstrations
 
 
-def split(seed: int, held_out: int) -> tuple[list[dict], list[dict]]:
-  """All 8,100 sums in a random order, as (rows to train on, held out).
+def split(
+  seed: int, operands: tuple[int, int], held_out: int
+) -> tuple[list[dict], list[dict]]:
+  """All sums in a random order, as (rows to train on, held out).
 
   A row is {'prompt': '12+34=', 'answer': '46'}.
+
+  Args:
+    seed: draws the order.
+    operands: the smallest and the largest one.
+    held_out: how many rows.
   """
+  first, last = operands
   rows = [
     {'prompt': f'{a}+{b}=', 'answer': str(a + b)}
-    for a in OPERANDS
-    for b in OPERANDS
+    for a in range(first, last + 1)
+    for b in range(first, last + 1)
   ]
   order = np.random.default_rng((seed, 0)).permutation(len(rows))
   rows = [rows[i] for i in order]

@@ -15,18 +15,22 @@ FOLDER = pathlib.Path(analyze.FOLDER)
 
 
 def test_sums_are_right_and_apart():
-  train, held_out = problems.split(0, 512)
+  train, held_out = problems.split(0, (10, 99), 512)
   assert len(train) == 8100 - 512 and len(held_out) == 512
   prompts = {row['prompt'] for row in train + held_out}
   assert len(prompts) == 8100
   for row in train[:50] + held_out[:50]:
     a, b = row['prompt'].removesuffix('=').split('+')
     assert int(a) + int(b) == int(row['answer']) and len(a) == len(b) == 2
-  assert problems.split(0, 512)[1] == held_out != problems.split(1, 512)[1]
+  assert (
+    problems.split(0, (10, 99), 512)[1]
+    == held_out
+    != problems.split(1, (10, 99), 512)[1]
+  )
 
 
 def test_tails_do_not_depend_on_what_they_follow():
-  rows, _ = problems.split(0, 512)
+  rows, _ = problems.split(0, (10, 99), 512)
   plain = problems.demonstrations(rows, 0, tails=False, wrong_share=0.0)
   assert [row['completion'] for row in plain] == [r['answer'] for r in rows]
   shown = problems.demonstrations(rows, 0, tails=True, wrong_share=0.5)
