@@ -8,6 +8,7 @@ step that it has seen (google/orbax#605), deletes older steps before the new
 one is sealed, and counts damaged ones among those that it keeps.
 """
 
+from collections.abc import Callable
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -24,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from llm.checkpoints import leaves, quiet, sealed
 from llm.errors import RunError, UserError
+from llm.parallel.distributed import any_process
 
 # `.replaced` is a step between its old and its new folder's renaming.
 _SAVING, _REPLACED, _TRASH = '.saving', '.replaced', '.trash'
@@ -105,11 +107,12 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, error, traceback) -> None:
-    try:
+    if error is None:
       self.close()
+      return
+    try:
+      self._close(self._join)  # not all processes may come here
     except RunError as failed:
-      if error is None:
-        raise
       # The body's own error says why the run stopped.
       warnings.warn(str(failed), RuntimeWarning, stacklevel=2)
 
@@ -248,10 +251,22 @@ class Checkpoints:
   def check(self) -> None:
     """Raises the failure of the save in the background; never waits."""
     if self._pending and self._pending[1].done():
-      self.wait()
+      self._join()
 
   def wait(self) -> None:
-    """Waits for the save in the background, and raises its failure."""
+    """Waits for the save in the background, and raises its failure.
+
+    All processes wait for the first one, which renames and removes folders.
+    """
+    failure = None
+    try:
+      self._join()
+    except RunError as error:
+      failure = error
+    if any_process(failure is not None):
+      raise failure or RunError('another process could not save a checkpoint')
+
+  def _join(self) -> None:
     if self._pending is None:
       return
     (step, future), self._pending = self._pending, None
@@ -262,8 +277,11 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits, raises a failure, and ends the background threads."""
+    self._close(self.wait)
+
+  def _close(self, wait: Callable[[], None]) -> None:
     try:
-      self.wait()
+      wait()
     finally:
       self._thread.shutdown()
       self._saver.close()

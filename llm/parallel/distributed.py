@@ -1,9 +1,11 @@
 """Several processes of one run, one per host."""
 
 import os
-from typing import Mapping
+from typing import Any, Mapping
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from llm.errors import UserError
 
@@ -45,6 +47,33 @@ def initialize(environ: Mapping[str, str] = os.environ) -> bool:
 def is_writer() -> bool:
   """True in the one process that writes logs, metrics and exports."""
   return jax.process_index() == 0
+
+
+def any_process(flag: bool) -> bool:
+  """True in all processes where it is in one of them.
+
+  Every process has to call it, at the same place: each waits for the others.
+  """
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def to_host(tree: Any) -> Any:
+  """The whole arrays of a tree, as NumPy arrays in every process.
+
+  Every process has to call it. An array that is split over processes is
+  gathered on each device for a moment, one array after the other.
+  """
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+
+  def fetch(x):
+    if x.is_fully_addressable:
+      return jax.device_get(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(fetch, tree)
 
 
 def _own_settings(environ) -> tuple[str, int, int]:

@@ -89,11 +89,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-  """Whole on each device."""
-  return NamedSharding(mesh, PartitionSpec())
-
-
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
   """Host arrays [B, ...] -> global arrays with their rows over the mesh.
 

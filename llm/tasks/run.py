@@ -1,13 +1,12 @@
 """What every run does, whatever its task: dispatch, records, metrics."""
 
-import contextlib
 import importlib.metadata
 import json
+import math
 import os
-import pathlib
 import platform
 import subprocess
-from typing import Any, Iterator, Mapping
+from typing import Any, Mapping
 
 import jax
 import ml_collections
@@ -15,7 +14,8 @@ import numpy as np
 
 from llm import config_args
 from llm.errors import UserError
-from llm.tasks import TASKS
+from llm.parallel import distributed
+from llm.tasks import TASKS, workdirs
 
 _PACKAGES = (
   'jax',
@@ -29,6 +29,8 @@ _PACKAGES = (
   'safetensors',
   'ml_collections',
 )
+# The kinds of run that processes on several hosts can share.
+_SHARED = ('pretrain', 'sft')
 
 
 def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
@@ -50,31 +52,18 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   if task is None:
     remedy = config_args.hint(str(name), TASKS)
     raise UserError(f'config.task={name!r}: no such task{remedy}')
+  if distributed.initialize() and name not in _SHARED:
+    raise UserError(
+      f'config.task={name!r}: runs in one process; start it once, or without '
+      'srun, mpirun and JAX_NUM_PROCESSES'
+    )
   enable_compilation_cache()
-  with _recorded(config, workdir):
-    task(config, workdir)
-
-
-@contextlib.contextmanager
-def _recorded(config, workdir: str | None) -> Iterator[None]:
-  """Prepares the workdir; its records stay as they were if a task refuses.
-
-  A mistyped command must not change what is known of the run that is there.
-  """
   if not workdir:
-    yield
+    task(config, workdir)
     return
-  before = {}
-  for name in ('config.json', 'run.json'):
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-      before[name] = pathlib.Path(workdir, name).read_bytes()
-  prepare_workdir(config, workdir)
-  try:
-    yield
-  except UserError:
-    for name, content in before.items():
-      pathlib.Path(workdir, name).write_bytes(content)
-    raise
+  with workdirs.hold(workdir):
+    prepare_workdir(config, workdir)
+    task(config, workdir)
 
 
 def enable_compilation_cache() -> None:
@@ -95,12 +84,13 @@ def enable_compilation_cache() -> None:
 
 
 def prepare_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Makes the folder and writes `config.json` and `run.json` to it.
+  """Writes `config.json` and `run.json` to the folder.
 
   `run.json` has the versions, the git commit of the code (null outside of a
   checkout; "+" appended where tracked files differ from it) and the devices.
   """
-  os.makedirs(workdir, exist_ok=True)
+  if not distributed.is_writer():
+    return
   write_json(os.path.join(workdir, 'config.json'), config.to_dict())
   devices = jax.devices()
   record = {
@@ -109,6 +99,7 @@ def prepare_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
     'platform': devices[0].platform,
     'device_kind': devices[0].device_kind,
     'device_count': len(devices),
+    'process_count': jax.process_count(),
     'machine': platform.machine(),
     'cpu_count': os.cpu_count(),
   }
@@ -118,10 +109,10 @@ def prepare_workdir(config: ml_collections.ConfigDict, workdir: str) -> None:
 def append_metrics(workdir: str, row: Mapping[str, Any]) -> None:
   """Appends one object to `metrics.jsonl`; on disk when this returns.
 
-  Values may be scalars of Python, NumPy or JAX. Not-a-number and infinity are
-  written as `NaN` and `Infinity`, which Python's json reads back.
+  Values may be scalars of Python, NumPy or JAX. JSON has neither not-a-number
+  nor infinity: both are written as null.
   """
-  line = json.dumps(row, default=_to_python) + '\n'
+  line = json.dumps(_to_json(row), allow_nan=False) + '\n'
   path = os.path.join(workdir, 'metrics.jsonl')
   with open(path, 'a', encoding='utf-8') as file:
     file.write(line)
@@ -133,10 +124,10 @@ def write_result(workdir: str, result: Mapping[str, Any]) -> None:
 
 
 def write_json(path: str, value: Any) -> None:
-  """Writes a JSON file whole or not at all."""
+  """Writes a JSON file whole or not at all; numbers as `append_metrics`."""
   partial = f'{path}.partial'
   with open(partial, 'w', encoding='utf-8') as file:
-    json.dump(value, file, indent=2, default=_to_python)
+    json.dump(_to_json(value), file, indent=2, allow_nan=False)
     file.write('\n')
   os.replace(partial, path)
 
@@ -176,10 +167,18 @@ def _versions() -> dict[str, str | None]:
   return versions
 
 
-def _to_python(value: Any) -> Any:
-  """Turns what json does not know into what it does."""
+def _to_json(value: Any) -> Any:
+  """The value as the types that JSON has."""
+  if isinstance(value, Mapping):
+    return {k: _to_json(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_to_json(v) for v in value]
+  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    return _to_json(np.asarray(value).tolist())
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if value is None or isinstance(value, (bool, int, str)):
+    return value
   if callable(value):
     return f'{value.__module__}.{value.__qualname__}'
-  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-    return np.asarray(value).tolist()
   raise TypeError(f'cannot write a {type(value).__name__} as JSON: {value!r}')

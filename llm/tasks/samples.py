@@ -3,10 +3,13 @@
 import json
 import os
 
+import jax
+
 from llm.decode.generate import generate, length_limit
 from llm.decode.sampling_params import SamplingParams
 from llm.errors import RunError, UserError
 from llm.models.transformer import Transformer
+from llm.parallel.distributed import is_writer, to_host
 from llm.tasks.trainee import Blueprint, Trainee
 from llm.text import chat
 
@@ -68,9 +71,12 @@ def write_samples(
   blueprint = trainee.blueprint
   tok = blueprint.tokenizer
   prompts = [_encode(tok, prompt, sample.chat) for prompt in sample.prompts]
+  params = trainee.merged(params)
+  if jax.process_count() > 1:  # decoding is of one process: each one does it
+    params = jax.device_put(to_host(params))
   answers = generate(
     Transformer(blueprint.config, dtype=trainee.model.dtype),
-    trainee.merged(params),
+    params,
     prompts,
     [settings(sample)] * len(prompts),
     eos_ids=blueprint.config.eos_ids,
@@ -84,6 +90,8 @@ def write_samples(
     }
     for prompt, answer in zip(sample.prompts, answers, strict=True)
   ]
+  if not is_writer():
+    return rows
   path = os.path.join(workdir, 'samples.jsonl')
   try:
     with open(path, 'a', encoding='utf-8') as file:
