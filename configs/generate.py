@@ -29,6 +29,8 @@ def get_config(arg=None):
   config.task = 'generate'
   config.model = config_dict.ConfigDict()
   config.model.path = optional(str)
+  config.lora = config_dict.ConfigDict()
+  config.lora.path = optional(str)  # a PEFT folder to add to the model
   config.tokenizer = config_dict.ConfigDict()
   config.tokenizer.path = optional(str)  # None: beside the model
   # What to continue: one of the three. An empty prompt starts from BOS alone.

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.checkpoints import hf, llama2c
+from llm.checkpoints import hf, llama2c, peft
 from llm.decode.generate import Completion
 from llm.decode.generate import generate as generate_tokens
 from llm.decode.sampling_params import SamplingParams, expand, stop_ids
 from llm.decode.score import score as score_tokens
 from llm.errors import UserError
+from llm.models import lora as lora_lib
 from llm.models.config import ModelConfig
+from llm.models.lora_config import LoraConfig
 from llm.models.transformer import Transformer, stack_layers
 from llm.text.text_stream import start_stream
 from llm.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
@@ -24,6 +26,8 @@ DTYPES = {
   'bfloat16': jnp.bfloat16,
   'float16': jnp.float16,
 }
+# Settings, and the adapter tree in float32 with unrolled layers.
+Adapters = tuple[LoraConfig, Any]
 
 
 def check_dtype(dtype: str) -> None:
@@ -39,11 +43,34 @@ def read_config(path: str) -> ModelConfig:
       f'model.path={path!r} does not exist: give a Hugging Face model folder '
       'or a llama2.c .bin file'
     )
+  names = os.listdir(path) if os.path.isdir(path) else []
+  if peft.CONFIG in names and 'config.json' not in names:
+    raise UserError(
+      f'model.path={path!r} holds adapters alone: name them as lora.path, and '
+      'their base as model.path'
+    )
   return (hf if os.path.isdir(path) else llama2c).read_config(path)
 
 
+def read_adapters(path: str, config: ModelConfig) -> Adapters:
+  """The adapters of a PEFT folder for a model of this shape.
+
+  Raises:
+    UserError: as `peft.read_peft`.
+  """
+  try:
+    return peft.read_peft(path, config)
+  except UserError as error:
+    raise UserError(f'lora.path: {error}') from None
+
+
 def read_params(
-  path: str, config: ModelConfig, dtype: Any, progress=None, shardings=None
+  path: str,
+  config: ModelConfig,
+  dtype: Any,
+  progress=None,
+  shardings=None,
+  adapters: Adapters | None = None,
 ):
   """The parameters of either.
 
@@ -54,13 +81,27 @@ def read_params(
     progress: as for `load`.
     shardings: tree of where each parameter shall lie; None: the default
       device.
+    adapters: of `read_adapters`, to be added to the weights: the sum is taken
+      in float32 and cast to `dtype`.
   """
   if os.path.isdir(path):
-    return hf.load_params(
+    params = hf.load_params(
       path, config, dtype=dtype, shardings=shardings, progress=progress
     )
-  params = llama2c.load(path, dtype=dtype, progress=progress)[1]
-  return params if shardings is None else jax.device_put(params, shardings)
+  else:
+    params = llama2c.load(path, dtype=dtype, progress=progress)[1]
+    if shardings is not None:
+      params = jax.device_put(params, shardings)
+  if adapters is None:
+    return params
+  settings, lora = adapters
+  merge = jax.jit(
+    lora_lib.merge,
+    static_argnums=2,
+    donate_argnums=0,
+    out_shardings=shardings,
+  )
+  return merge(params, lora, settings)
 
 
 def read_tokenizer(
@@ -76,6 +117,7 @@ def load(
   *,
   dtype: str = 'float32',
   tokenizer: str | None = None,
+  lora: str | None = None,
   scan_layers: bool = False,
   progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Transformer, Any, Tokenizer | None]:
@@ -85,6 +127,7 @@ def load(
     path: a Hugging Face folder, or a llama2.c `.bin` file.
     dtype: of parameters and activations: float32, bfloat16 or float16.
     tokenizer: where the tokenizer is; default: with the model.
+    lora: a PEFT folder, whose adapters are added to the weights.
     scan_layers: stack the layers (see `Transformer`).
     progress: called with (bytes done, bytes in all, tensor name).
 
@@ -97,7 +140,8 @@ def load(
   check_dtype(dtype)
   config = read_config(path)
   text = read_tokenizer(path, config, tokenizer)
-  params = read_params(path, config, DTYPES[dtype], progress)
+  adapters = read_adapters(lora, config) if lora else None
+  params = read_params(path, config, DTYPES[dtype], progress, adapters=adapters)
   if scan_layers:
     params = stack_layers(params, config)
   model = Transformer(config, scan_layers=scan_layers, dtype=DTYPES[dtype])

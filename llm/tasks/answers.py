@@ -11,8 +11,8 @@ from llm.decode.sampling_params import SamplingParams
 from llm.errors import UserError
 from llm.tasks import bandwidth, report
 from llm.tasks.compile_clock import compile_clock
-from llm.tasks.loading import Loaded
-from llm.tasks.output import Key, digest, fingerprint
+from llm.tasks.loading import Loaded, files_of
+from llm.tasks.output import Key, digest
 from llm.tasks.requests import Request
 from llm.text.text_stream import TextStream, start_stream
 
@@ -42,7 +42,7 @@ class Decoding:
 
 def make_rows(found: list[Request], config) -> list[Row]:
   """One row per request and sample, in order."""
-  model = fingerprint(config.model.path)
+  model = files_of(config)
   rows = []
   for request in found:
     for i, sampling in enumerate(sampling_params.expand(request.sampling)):

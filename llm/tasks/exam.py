@@ -207,6 +207,7 @@ def _generate_config(folder, model_folder, settings):
   return ml_collections.ConfigDict(
     {
       'model': {'path': str(model_folder)},
+      'lora': {'path': None},
       'tokenizer': {'path': None},
       'prompts_file': str(folder / 'questions.jsonl'),
       'dtype': 'float32',

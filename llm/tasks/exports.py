@@ -7,16 +7,15 @@ find at its end that it may not write them.
 import os
 from typing import Any
 
-import jax
-
 from llm.checkpoints import hf, peft
 from llm.checkpoints.folder import read_json, weight_files
 from llm.checkpoints.hf_save import reward_config
 from llm.errors import UserError
 from llm.models import lora as lora_lib
 from llm.models.hf_config import to_hf
+from llm.parallel.distributed import is_writer, to_host
 from llm.tasks import report
-from llm.tasks.trainee import Blueprint, Trainee
+from llm.tasks.trainee import Blueprint, Trainee, export_params
 
 _ADAPTERS = ('adapter_config.json', 'adapter_model.safetensors')
 
@@ -40,6 +39,8 @@ def check_fields(
   """
   fields = {'export': config.export, 'lora.export': config.lora.export}
   taken = {'the workdir': workdir, 'model.path': config.model.path}
+  if 'teacher' in config:
+    taken['teacher.path'] = config.teacher.path
   for field, path in fields.items():
     if path is None:
       continue
@@ -77,28 +78,31 @@ def write(
   """
   blueprint = trainee.blueprint
   if config.export is not None:
-    merged = jax.device_get(trainee.merged(params))
+    whole = to_host(export_params(config, trainee, params))
     if reward_head is not None:
-      merged = merged | {'reward_head': jax.device_get(reward_head)}
-    hf.save_hf(
-      config.export,
-      blueprint.config,
-      merged,
-      tokenizer=blueprint.tokenizer,
-      reward_head=reward_head is not None,
-    )
-    report.tell(f'exported to {config.export}')
+      whole = whole | {'reward_head': to_host(reward_head)}
+    if is_writer():
+      hf.save_hf(
+        config.export,
+        blueprint.config,
+        whole,
+        tokenizer=blueprint.tokenizer,
+        reward_head=reward_head is not None,
+      )
+      report.tell(f'exported to {config.export}')
   if config.lora.export is not None:
     if trainee.model.scan_layers:
       params = lora_lib.unstack(params, blueprint.config)
-    peft.save_peft(
-      config.lora.export,
-      blueprint.lora,
-      blueprint.config,
-      jax.device_get(params),
-      base_model=blueprint.path,
-    )
-    report.tell(f'adapters exported to {config.lora.export}')
+    adapters = to_host(params)
+    if is_writer():
+      peft.save_peft(
+        config.lora.export,
+        blueprint.lora,
+        blueprint.config,
+        adapters,
+        base_model=blueprint.path,
+      )
+      report.tell(f'adapters exported to {config.lora.export}')
 
 
 def _check_writable(where: str, path: str) -> None:

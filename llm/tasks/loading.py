@@ -5,7 +5,9 @@ from typing import Any
 
 from llm.api import (
   DTYPES,
+  Adapters,
   check_dtype,
+  read_adapters,
   read_config,
   read_params,
   read_tokenizer,
@@ -15,18 +17,23 @@ from llm.errors import UserError
 from llm.models.config import ModelConfig
 from llm.models.transformer import Transformer
 from llm.tasks import report
+from llm.tasks.output import fingerprint
 from llm.tasks.requests import Limits
 from llm.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A checkpoint without its weights; `tokenizer` is None if it has none."""
+  """A checkpoint without its weights; `tokenizer` is None if it has none.
+
+  `adapters` are those of `lora.path`, or None.
+  """
 
   path: str
   config: ModelConfig
   tokenizer: Tokenizer | None
   limits: Limits
+  adapters: Adapters | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +46,11 @@ class Loaded:
 
 
 def open_model(config) -> Source:
-  """Reads config and tokenizer of `config.model.path`.
+  """Reads config, tokenizer and adapters, and no weights.
 
   Args:
-    config: with `model.path`, `tokenizer.path`, `dtype` and `max_length`.
+    config: with `model.path`, `lora.path`, `tokenizer.path`, `dtype` and
+      `max_length`.
 
   Raises:
     UserError: the path is no checkpoint, or a field does not fit it.
@@ -56,11 +64,24 @@ def open_model(config) -> Source:
   check_dtype(config.dtype)
   model_config = read_config(path)
   tokenizer = read_tokenizer(path, model_config, config.tokenizer.path)
-  return Source(path, model_config, tokenizer, _limits(config, model_config))
+  adapters = None
+  if config.lora.path is not None:
+    adapters = read_adapters(config.lora.path, model_config)
+  limits = _limits(config, model_config)
+  return Source(path, model_config, tokenizer, limits, adapters)
+
+
+def files_of(config) -> list:
+  """What tells the files of model and adapters from all others."""
+  paths = (config.model.path, config.lora.path)
+  return [part for path in paths if path for part in fingerprint(path)]
 
 
 def load_weights(config, source: Source) -> Loaded:
-  """Reads the parameters, with a progress bar on stderr."""
+  """Reads the parameters, with a progress bar on stderr.
+
+  Adapters are added to them: decoding costs what it does without.
+  """
   dtype = DTYPES[config.dtype]
   model = Transformer(source.config, dtype=dtype)
   with report.progress_bar() as bar:
@@ -69,7 +90,9 @@ def load_weights(config, source: Source) -> Loaded:
     def progress(done, total, _):
       bar.update(task, completed=done, total=total)
 
-    params = read_params(source.path, source.config, dtype, progress)
+    params = read_params(
+      source.path, source.config, dtype, progress, adapters=source.adapters
+    )
   return Loaded(source, model, params)
 
 

@@ -60,8 +60,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     UserError: a field has no meaning; the message names it.
   """
   if workdir is None:
-    workdir = DEFAULT_WORKDIR
-    run_lib.prepare_workdir(config, workdir)
+    run_lib.run_task(config, DEFAULT_WORKDIR)
+    return
   # What a later stage would refuse is refused before any work.
   _check(config)
   world = _build_world(config)

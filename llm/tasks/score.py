@@ -7,7 +7,7 @@ from llm.decode.score import score
 from llm.errors import UserError
 from llm.tasks import loading, report, requests
 from llm.tasks import run as run_lib
-from llm.tasks.output import digest, fingerprint, open_output
+from llm.tasks.output import digest, open_output
 from llm.tasks.requests import Limits
 
 ROW_KEYS = ('token_ids', 'prompt', 'completion')
@@ -29,7 +29,7 @@ def run(config, workdir: str | None) -> None:
     raise UserError(f'batch_size={config.batch_size}: use 1 or more')
   source = loading.open_model(config)
   rows = read_rows(config.input, source.tokenizer, source.limits)
-  model = [*fingerprint(source.path), config.dtype]
+  model = [*loading.files_of(config), config.dtype]
   keys = [
     (i, 0, digest(model, tokens, prompt_tokens))
     for i, (tokens, prompt_tokens) in enumerate(rows)

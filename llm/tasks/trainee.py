@@ -13,7 +13,7 @@ from llm import api
 from llm.errors import UserError
 from llm.models import lora as lora_lib
 from llm.models.config import ModelConfig, RopeConfig
-from llm.models.lora_config import LoraConfig
+from llm.models.lora_config import LoraConfig, match_targets
 from llm.models.transformer import (
   Transformer,
   init_params,
@@ -32,7 +32,9 @@ _ENDS = 1 << 16  # bytes of a weight file that tell it from others
 class Blueprint:
   """The model before its weights: what the data can be checked against.
 
-  `weights` is a fingerprint of the checkpoint's files, None for a fresh model.
+  `weights` is a fingerprint of the checkpoint's files (and of those at
+  `lora.path`), None for a fresh model. `adapters` are those that training goes
+  on from, None for fresh ones.
   """
 
   path: str | None
@@ -40,6 +42,7 @@ class Blueprint:
   config: ModelConfig
   tokenizer: Tokenizer
   lora: LoraConfig | None
+  adapters: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +70,19 @@ class Trainee:
       return {'params': params}
     return lora_lib.variables(frozen['base'], params, lora, keys=keys)
 
+  def folded(self, params) -> Any:
+    """Plain parameters, laid out as the model runs them."""
+    lora = self.blueprint.lora
+    if lora is None:
+      return params
+    merge = jax.jit(lora_lib.merge, static_argnums=2)
+    return merge(self.frozen['base'], params, lora)
+
   def merged(self, params) -> Any:
-    """Plain parameters with unrolled layers, for decoding and export."""
-    config, lora = self.blueprint.config, self.blueprint.lora
-    if lora is not None:
-      params = jax.jit(lora_lib.merge, static_argnums=2)(
-        self.frozen['base'], params, lora
-      )
+    """Plain parameters with unrolled layers, for decoding."""
+    params = self.folded(params)
     if self.model.scan_layers:
-      params = unstack_layers(params, config)
+      params = unstack_layers(params, self.blueprint.config)
     return params
 
 
@@ -87,8 +94,13 @@ def draw_blueprint(config) -> Blueprint:
   """
   api.check_dtype(config.dtype)
   path = config.model.path
-  lora = _lora_config(config.lora)
+  lora, adapters = _lora_config(config.lora), None
   if path is None:
+    if config.lora.path is not None:
+      raise UserError(
+        f'lora.path={config.lora.path!r}: adapters go on from their own base; '
+        'set model.path'
+      )
     tokenizer = _own_tokenizer(config)
     return Blueprint(
       None, None, fresh_config(config.model, tokenizer), tokenizer, lora
@@ -100,7 +112,11 @@ def draw_blueprint(config) -> Blueprint:
     raise UserError(
       f'model.path={path!r} has no tokenizer: set --config.tokenizer.path'
     )
-  return Blueprint(path, fingerprint(path), model_config, tokenizer, lora)
+  weights = fingerprint(path)
+  if config.lora.path is not None:
+    adapters = _read_adapters(config.lora, model_config)
+    weights += fingerprint(config.lora.path)
+  return Blueprint(path, weights, model_config, tokenizer, lora, adapters)
 
 
 def fresh_config(shape, tokenizer: Tokenizer) -> ModelConfig:
@@ -154,7 +170,7 @@ def trained_shapes(config, blueprint: Blueprint) -> Any:
     base = init_params(model_config, key, jnp.float32, scan)
     if lora is None:
       return base
-    return lora_lib.init_lora(lora, model_config, base, key)
+    return _first_adapters(blueprint, base, key)
 
   return jax.eval_shape(make)
 
@@ -173,17 +189,49 @@ def build_trainee(config, blueprint: Blueprint, mesh) -> Trainee:
   )
   key = jax.random.key(config.seed)
   base_dtype = jnp.float32 if blueprint.lora is None else model.dtype
-  base = _base_params(config, blueprint, mesh, base_dtype, key)
+  base = _base_params(config, blueprint, mesh, base_dtype)
   if blueprint.lora is None:
     return Trainee(blueprint, model, mesh, base, {})
-  make = lambda base: lora_lib.init_lora(
-    blueprint.lora, blueprint.config, base, jax.random.fold_in(key, 1)
-  )
-  adapters = _on_mesh(make, mesh, base)
+  if blueprint.adapters is None:
+    key = jax.random.fold_in(key, 1)
+    make = lambda base: _first_adapters(blueprint, base, key)
+    adapters = _on_mesh(make, mesh, base)
+  else:
+    adapters = jax.device_get(_first_adapters(blueprint, base, key))
+    adapters = jax.device_put(adapters, param_shardings(adapters, mesh))
   return Trainee(blueprint, model, mesh, adapters, {'base': base})
 
 
-def _base_params(config, blueprint, mesh, dtype, key):
+def export_params(config, trainee: Trainee, params) -> Any:
+  """What was trained as plain float32 parameters, for a model folder.
+
+  Under LoRA the base lies in memory in the dtype of the computation. The
+  adapters are added to the checkpoint's own weights instead, read anew, so that
+  nothing is rounded.
+  """
+  frozen = trainee.frozen
+  if trainee.blueprint.lora is None or config.dtype == 'float32':
+    return trainee.merged(params)
+  if trainee.blueprint.path is None:  # drawn in that dtype
+    base = jax.tree.map(lambda x: x.astype(jnp.float32), frozen['base'])
+  else:
+    base = _base_params(config, trainee.blueprint, trainee.mesh, jnp.float32)
+    base = {name: base[name] for name in frozen['base']}
+  trainee = dataclasses.replace(trainee, frozen={**frozen, 'base': base})
+  return trainee.merged(params)
+
+
+def _first_adapters(blueprint: Blueprint, base, key) -> Any:
+  """Fresh adapters, or those of `lora.path`, laid out as the base is."""
+  if blueprint.adapters is None:
+    return lora_lib.init_lora(blueprint.lora, blueprint.config, base, key)
+  if 'layers' in base:
+    return lora_lib.stack(blueprint.adapters, blueprint.config)
+  return blueprint.adapters
+
+
+def _base_params(config, blueprint, mesh, dtype):
+  key = jax.random.key(config.seed)
   model_config, scan = blueprint.config, config.model.scan_layers
   if blueprint.path is None:
     draw = lambda key: init_params(model_config, key, dtype, scan)
@@ -250,6 +298,29 @@ def _check_shape(shape, config: ModelConfig) -> None:
         f'model.{name}={asked}: the model at model.path has {has}; leave '
         f'model.{name} unset'
       )
+
+
+def _read_adapters(fields, config: ModelConfig) -> Any:
+  """The adapters of `lora.path`, if `lora` says what they are.
+
+  Raises:
+    UserError: they cannot be read, or have other settings.
+  """
+  there, adapters = api.read_adapters(fields.path, config)
+  differ = [
+    f'--config.lora.{name}={getattr(there, name)}'
+    for name in ('rank', 'alpha', 'dora', 'rslora')
+    if fields[name] != getattr(there, name)
+  ]
+  asked = dataclasses.replace(there, targets=fields.targets)
+  if match_targets(asked, config) != match_targets(there, config):
+    differ.append(f'--config.lora.targets="{there.targets}"')
+  if differ:
+    raise UserError(
+      f'lora.path={fields.path!r}: its adapters have other settings than lora '
+      f'says; give {" ".join(differ)}'
+    )
+  return adapters
 
 
 def _lora_config(lora) -> LoraConfig | None:

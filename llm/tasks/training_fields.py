@@ -117,6 +117,7 @@ def _optim():
 
 def _lora():
   lora = config_dict.ConfigDict()
+  lora.path = config_dict.placeholder(str)  # PEFT folder to go on from
   lora.rank = 0  # 0: all parameters are trained
   lora.alpha = 16.0
   lora.targets = (
