@@ -37,12 +37,11 @@ def get_config(arg=None):
   own = config.length = _part(arg.smoke)
   own.operands = (0, 29)
   own.wrong_share = 0.5
+  own.sft_goal = 0.25
   if not arg.smoke:
     own.held_out = 256
     own.layers, own.heads = 2, 3
-    own.sft_steps = 600
     own.sft_lr = 2e-3
-    own.sft_schedule = 'linear'
     own.prompts = 16
     own.rl_steps = 100
   return config
@@ -53,9 +52,11 @@ def _part(smoke):
   own.held_out = 32 if smoke else 512  # sums that nothing is trained on
   own.layers = 1 if smoke else 3
   own.heads = 1 if smoke else 5  # of width 32
-  own.sft_steps = 4 if smoke else 400
+  # Fine-tuning goes on from one of these steps to the next until this share
+  # of sampled answers is right.
+  own.sft_steps = (4, 8) if smoke else tuple(range(300, 1501, 50))
+  own.sft_goal = 0.35
   own.sft_lr = 1e-3
-  own.sft_schedule = 'constant'
   own.rl_steps = 2 if smoke else 300
   own.rl_lr = 2e-4
   own.prompts = 4 if smoke else 32  # of a rollout, 8 answers to each

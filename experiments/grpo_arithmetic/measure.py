@@ -5,6 +5,7 @@ import functools
 import pathlib
 import random
 import re
+import shutil
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from llm import api, config_args
 from llm.errors import UserError
 from llm.tasks import rl, supervised, training_report
 from llm.tasks import run as run_lib
+from llm.train.rewards import exact_answer
 from llm.train.rollout import sample_answers
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -125,35 +127,53 @@ def _split(config) -> tuple[list[dict], list[dict]]:
 
 
 def _tune(config, workdir: pathlib.Path, train: list[dict]) -> dict:
-  """SFT of fresh weights on right answers."""
+  """SFT of fresh weights, until enough of the answers are right.
+
+  When a model begins to add differs by a hundred steps between seeds, so the
+  run goes on, some steps at a time, until it answers `sft_goal` of the last
+  sums of `train`, which are no demonstrations.
+  """
   own = config[config.part]
+  trial = train[len(train) - own.held_out // 4 :]
   rows = problems.demonstrations(
-    train,
+    train[: -len(trial)],
     config.seed,
     tails=config.part == 'length',
     wrong_share=own.wrong_share,
   )
-  fields = _fields('sft.py', config)
+  fields = _tuning_fields(config)
   fields.data.path = problems.write(workdir / 'demonstrations.jsonl', rows)
+  fields.export = str(workdir / 'sft')
+  began = time.perf_counter()
+  for steps in own.sft_steps:
+    shutil.rmtree(workdir / 'sft', ignore_errors=True)
+    fields.train.steps = steps
+    result = supervised.run(fields, str(workdir / 'tuning'))
+    right = _sample(config, workdir / 'sft', trial, GROUP, 1.0)[0].mean()
+    if right >= own.sft_goal:
+      break
+  return {
+    'seconds': time.perf_counter() - began,
+    'steps': steps,
+    'trial': float(right),
+    'parameters': result['parameters'],
+  }
+
+
+def _tuning_fields(config) -> ml_collections.ConfigDict:
+  own = config[config.part]
+  fields = _fields('sft.py', config)
   fields.model.embed_dim = 32 * own.heads
   fields.model.hidden_dim = 88 * own.heads
   fields.model.num_layers = own.layers
   fields.model.num_heads = fields.model.num_kv_heads = own.heads
   fields.model.head_dim = 32
   fields.model.max_length = 128
-  fields.train.steps = own.sft_steps
   fields.train.batch_size = 64
   fields.optim.lr = own.sft_lr
-  fields.optim.schedule = own.sft_schedule
-  fields.optim.warmup_steps = min(20, fields.train.steps)
-  fields.export = str(workdir / 'sft')
-  began = time.perf_counter()
-  result = supervised.run(fields, str(workdir / 'tuning'))
-  return {
-    'seconds': time.perf_counter() - began,
-    'loss': result['loss'],
-    'parameters': result['parameters'],
-  }
+  fields.optim.schedule = 'constant'
+  fields.optim.warmup_steps = min(20, own.sft_steps[0])
+  return fields
 
 
 def _reinforce(
@@ -209,29 +229,20 @@ def curve(rows: list[dict], key: str) -> dict[int, float]:
 
 def _examine(config, workdir, held_out: list[dict], result: dict) -> dict:
   """Adds what each exported model answers to the held-out prompts."""
-  is_right = starts_right if config.part == 'length' else _is_answer
   for name in result:
     if not (workdir / name).is_dir():
       continue
-    model, params, tok = api.load(str(workdir / name))
-    ask = functools.partial(
-      _ask, model, params, tok, held_out, MAX_NEW_TOKENS[config.part]
-    )
-    greedy, _ = marks(held_out, ask(1, 0.0, config.seed), tok, is_right)
-    right, lengths = marks(
-      held_out, ask(GROUP, 1.0, config.seed), tok, is_right
-    )
+    greedy, _ = _sample(config, workdir / name, held_out, 1, 0.0)
+    right, lengths = _sample(config, workdir / name, held_out, GROUP, 1.0)
     result[name] |= summarise(greedy, right, lengths)
   return result
 
 
-def _is_answer(row, text, finished) -> bool:
-  del finished
-  return text == row['answer']
-
-
-def _ask(model, params, tok, rows, max_new_tokens, size, temperature, seed):
-  """`size` answers to each prompt, after each other."""
+def _sample(
+  config, folder: pathlib.Path, rows: list[dict], size: int, temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """`marks` of `size` answers to each prompt by a saved model."""
+  model, params, tok = api.load(str(folder))
   answers = []
   for start in range(0, len(rows), PROMPTS_AT_ONCE):
     part = rows[start : start + PROMPTS_AT_ONCE]
@@ -240,12 +251,13 @@ def _ask(model, params, tok, rows, max_new_tokens, size, temperature, seed):
       params,
       [tok.encode(row['prompt']) for row in part],
       group_size=size,
-      seed=(seed, start),
-      max_new_tokens=max_new_tokens,
+      seed=(config.seed, start),
+      max_new_tokens=MAX_NEW_TOKENS[config.part],
       temperature=temperature,
       eos_ids=model.config.eos_ids,
     )
-  return answers
+  is_right = starts_right if config.part == 'length' else exact_answer
+  return marks(rows, answers, tok, is_right)
 
 
 def marks(rows, answers, tok, is_right) -> tuple[np.ndarray, np.ndarray]:
