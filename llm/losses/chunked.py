@@ -2,17 +2,20 @@
 
 A [tokens, V] array of logits is the largest of a training step. Here a scan
 takes a block of tokens after the other through table product, softmax and,
-where somebody differentiates, gradient. The scan runs over the last axis of
-the tokens, so that a batch whose first axis is spread over devices stays where
-it is: each device scans its own rows, and only sums cross between them.
+where somebody differentiates, gradient (llm/losses/blocks.py).
+
+Positions that do not count, such as those of prompts, cost next to nothing: in
+each row those that count come first, and blocks behind the last of them are
+left out.
 """
 
 import functools
-import math
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+
+from llm.losses.blocks import over_blocks
 
 # Tokens of a block. Fewer cost more passes over the table's gradient, which is
 # added up over the blocks; more cost memory, and on a CPU the cache. Measured
@@ -74,6 +77,7 @@ def chunked_logprobs(
   table: jax.Array,
   targets: jax.Array,
   *,
+  counts: jax.Array | None = None,
   cap: float | None = None,
   temperature: float = 1.0,
   block_tokens: int = BLOCK_TOKENS,
@@ -86,6 +90,8 @@ def chunked_logprobs(
     hidden: float[..., D].
     table: float[V, D].
     targets: int[...], ids in [0, V).
+    counts: bool[...] or numbers that are 0 or not, the positions that somebody
+      reads; the others give 0, whatever their hidden state is. None: all.
     cap: soft cap on the logits, or None.
     temperature: above 0.
     block_tokens: tokens whose logits exist at a time.
@@ -98,7 +104,7 @@ def chunked_logprobs(
   """
   _check(hidden, table, targets, block_tokens)
   settings = (cap, temperature, block_tokens, False)
-  return _logprobs(hidden, table, targets, settings)[0]
+  return _masked_logprobs(hidden, table, targets, counts, settings)[0]
 
 
 def chunked_logprobs_and_entropy(
@@ -106,6 +112,7 @@ def chunked_logprobs_and_entropy(
   table: jax.Array,
   targets: jax.Array,
   *,
+  counts: jax.Array | None = None,
   cap: float | None = None,
   temperature: float = 1.0,
   block_tokens: int = BLOCK_TOKENS,
@@ -120,7 +127,7 @@ def chunked_logprobs_and_entropy(
   """
   _check(hidden, table, targets, block_tokens)
   settings = (cap, temperature, block_tokens, True)
-  return _logprobs(hidden, table, targets, settings)
+  return _masked_logprobs(hidden, table, targets, counts, settings)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -128,14 +135,15 @@ def _loss_sums(hidden, table, targets, weights, cap, block):
   """(loss sum, correct sum), without any gradient."""
   table = as_operand(table, hidden.dtype)
 
-  def one(_, x):
+  def one(sums, x):
     h, t, w = x
     nll, hits = _losses(_stats(block_logits(h, table, cap), t), w)
-    return None, ((nll * w).sum(), (hits * w).sum())
+    return (sums[0] + (nll * w).sum(), sums[1] + (hits * w).sum()), ()
 
-  xs = split_tokens((hidden, targets, weights), targets.shape, block)
-  _, (loss, correct) = lax.scan(one, None, xs)
-  return loss.sum(), correct.sum()
+  zero = jnp.zeros((), jnp.float32)
+  xs = hidden, targets, weights
+  sums, _ = over_blocks(one, (zero, zero), xs, weights != 0, block)
+  return sums
 
 
 def _loss_sums_fwd(hidden, table, targets, weights, cap, block):
@@ -151,10 +159,10 @@ def _loss_sums_fwd(hidden, table, targets, weights, cap, block):
     h_grad, add = _products(grad, logits, h, operand, cap)
     return table_grad + add, (h_grad, *_losses(stats, w))
 
-  xs = split_tokens((hidden, targets, weights), targets.shape, block)
   start = jnp.zeros(table.shape, jnp.float32)
-  table_grad, each = lax.scan(one, start, xs)
-  hidden_grad, nll, hits = (_join(x, targets.shape) for x in each)
+  xs = hidden, targets, weights
+  table_grad, each = over_blocks(one, start, xs, weights != 0, block)
+  hidden_grad, nll, hits = each
   out = (nll * weights).sum(), (hits * weights).sum()
   hidden_grad = hidden_grad.astype(hidden.dtype)
   return out, (hidden_grad, table_grad.astype(table.dtype), nll, hits)
@@ -175,38 +183,51 @@ def _loss_sums_bwd(cap, block, residuals, cotangents):
 _loss_sums.defvjp(_loss_sums_fwd, _loss_sums_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _logprobs(hidden, table, targets, settings):
+def _masked_logprobs(hidden, table, targets, counts, settings):
+  if counts is None:
+    counts = jnp.ones(targets.shape, bool)
+  if counts.shape != targets.shape:
+    raise ValueError(
+      f'counts has shape {counts.shape}, but targets {targets.shape}'
+    )
+  counts = counts != 0
+  hidden = jnp.where(counts[..., None], hidden, 0)
+  return _logprobs(hidden, table, targets, counts, settings)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _logprobs(hidden, table, targets, counts, settings):
   """(logprobs, entropy or None)."""
-  return _logprobs_fwd(hidden, table, targets, settings)[0]
+  return _logprobs_fwd(hidden, table, targets, counts, settings)[0]
 
 
-def _logprobs_fwd(hidden, table, targets, settings):
+def _logprobs_fwd(hidden, table, targets, counts, settings):
   cap, temperature, block, with_entropy = settings
   operand = as_operand(table, hidden.dtype)
 
-  def one(_, x):
-    h, t = x
+  def one(carry, x):
+    h, t, c = x
     logits = block_logits(h, operand, cap) / temperature
     top, total, target, _ = _stats(logits, t)
     log_total = top + jnp.log(total)
     entropy = None
     if with_entropy:
       entropy = jnp.log(total) - _mean_below(logits - top[..., None], total)
-    return None, (target - log_total, entropy, log_total)
+      entropy = jnp.where(c, entropy, 0.0)
+    return carry, (jnp.where(c, target - log_total, 0.0), entropy, log_total)
 
-  xs = split_tokens((hidden, targets), targets.shape, block)
-  _, out = lax.scan(one, None, xs)
-  out = jax.tree.map(lambda x: _join(x, targets.shape), out)
+  xs = hidden, targets, counts
+  _, out = over_blocks(one, (), xs, counts, block)
   logprobs, entropy, log_total = out
-  residuals = hidden, table, targets, entropy, log_total
+  residuals = hidden, table, targets, counts, entropy, log_total
   return (logprobs, entropy), residuals
 
 
 def _logprobs_bwd(settings, residuals, cotangents):
   cap, temperature, block, with_entropy = settings
-  hidden, table, targets, entropy, log_total = residuals
+  hidden, table, targets, counts, entropy, log_total = residuals
   operand = as_operand(table, hidden.dtype)
+  cotangents = jax.tree.map(lambda x: jnp.where(counts, x, 0.0), cotangents)
 
   def one(table_grad, x):
     h, t, entropy, log_total, (by_logprob, by_entropy) = x
@@ -221,12 +242,11 @@ def _logprobs_bwd(settings, residuals, cotangents):
     h_grad, add = _products(grad / temperature, capped, h, operand, cap)
     return table_grad + add, h_grad
 
-  xs = (hidden, targets, entropy, log_total, cotangents)
-  xs = split_tokens(xs, targets.shape, block)
   start = jnp.zeros(table.shape, jnp.float32)
-  table_grad, hidden_grad = lax.scan(one, start, xs)
-  hidden_grad = _join(hidden_grad, targets.shape).astype(hidden.dtype)
-  return hidden_grad, table_grad.astype(table.dtype), None
+  xs = hidden, targets, entropy, log_total, cotangents
+  table_grad, hidden_grad = over_blocks(one, start, xs, counts, block)
+  hidden_grad = hidden_grad.astype(hidden.dtype)
+  return hidden_grad, table_grad.astype(table.dtype), None, None
 
 
 _logprobs.defvjp(_logprobs_fwd, _logprobs_bwd)
@@ -310,37 +330,6 @@ def as_operand(x, dtype):
   XLA:CPU multiplies bfloat16 30 times slower than float32.
   """
   return x.astype(jnp.float32 if jax.default_backend() == 'cpu' else dtype)
-
-
-def split_tokens(xs, shape, block):
-  """Cuts the last token axis: [..., T, *] -> [blocks, ..., T / blocks, *].
-
-  Args:
-    xs: tree of arrays, each of the tokens' `shape` and what is behind it.
-    shape: [..., T].
-    block: tokens in a block, at most.
-  """
-  axis = len(shape) - 1
-  length, others = shape[-1], math.prod(shape[:-1])
-  blocks = -(-length // max(block // max(others, 1), 1))
-  size = -(-length // max(blocks, 1))
-
-  def cut(x):
-    width = [(0, 0)] * x.ndim
-    width[axis] = (0, blocks * size - length)
-    x = jnp.pad(x, width)
-    x = x.reshape(*shape[:-1], blocks, size, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 0)
-
-  return jax.tree.map(cut, xs)
-
-
-def _join(x, shape):
-  """The inverse of `split_tokens` for one array; `shape` is the tokens'."""
-  axis = len(shape) - 1
-  x = jnp.moveaxis(x, 0, axis)
-  x = x.reshape(*shape[:-1], -1, *x.shape[axis + 2 :])
-  return lax.slice_in_dim(x, 0, shape[-1], axis=axis)
 
 
 def _check(hidden, table, targets, block_tokens):

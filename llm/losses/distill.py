@@ -18,12 +18,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from llm.losses.chunked import (
-  BLOCK_TOKENS,
-  as_operand,
-  block_logits,
-  split_tokens,
-)
+from llm.losses.blocks import split_tokens
+from llm.losses.chunked import BLOCK_TOKENS, as_operand, block_logits
 from llm.losses.pairs import Sums
 
 

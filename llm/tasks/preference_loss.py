@@ -3,10 +3,12 @@
 from collections.abc import Callable
 import dataclasses
 import inspect
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm.decode.score import output_table
 from llm.errors import UserError
@@ -77,7 +79,7 @@ def loss_options(loss: Any) -> dict[str, Any]:
     names = ', '.join((*LOSSES, KTO))
     raise UserError(f'loss.name={loss.name!r}: use one of {names}')
   known = inspect.signature(LOSSES[loss.name]).parameters
-  given = {name: loss[name] for name in OPTIONS if loss[name] is not None}
+  given = {name: loss[name] for name in OPTIONS if loss.get(name) is not None}
   for name, value in given.items():
     if name not in known:
       has = ', '.join(f'loss.{n}' for n in OPTIONS if n in known)
@@ -92,8 +94,40 @@ def loss_options(loss: Any) -> dict[str, Any]:
   return given
 
 
+def check_loss(loss: Any) -> None:
+  """Refuses a `config.loss` of pairs that has no meaning."""
+  loss_options(loss)
+  if loss.beta is not None and not 0.0 < loss.beta < math.inf:
+    raise UserError(f'loss.beta={loss.beta}: use a number above 0')
+  if loss.alpha is not None and not 0.0 <= loss.alpha < math.inf:
+    raise UserError(f'loss.alpha={loss.alpha}: use 0 or more')
+  if loss.ld_alpha is not None and not 0.0 <= loss.ld_alpha <= 1.0:
+    raise UserError(f'loss.ld_alpha={loss.ld_alpha}: use a number from 0 to 1')
+  if loss.nll_prompt and loss.name != 'orpo':
+    raise UserError(
+      f'loss.nll_prompt=True: {loss.name} does not read it; orpo does'
+    )
+
+
+def tokens_per_pair(batch: dict[str, np.ndarray], loss: Any) -> np.ndarray:
+  """float32[B]: tokens of the chosen answers by pair, over a whole batch.
+
+  With `loss.nll_prompt` those of the prompts too.
+  """
+  chosen = batch['segment_ids'] % 2 == 1
+  inside = chosen & (batch['positions'] > 0)
+  counted = inside if loss.nll_prompt else inside & batch['loss_mask']
+  pairs = (batch['examples'] >= 0).sum() / 2
+  mean = counted.sum() / max(pairs, 1)
+  return np.full(len(batch['tokens']), mean, np.float32)
+
+
 def score_answers(
-  model: Any, variables: Any, batch: Any, ld_alpha: float | None = None
+  model: Any,
+  variables: Any,
+  batch: Any,
+  ld_alpha: float | None = None,
+  prompts: bool = False,
 ) -> Scores:
   """Log-probabilities of all answers of a batch.
 
@@ -103,6 +137,7 @@ def score_answers(
     batch: of `pipeline.make_source(group=2)`.
     ld_alpha: weight of the part of an answer that is longer than the other one
       (LD-DPO, 2409.06411); None weighs all alike.
+    prompts: those of the prompts are wanted too; else they are 0.
   """
   segments = batch['examples'].shape[1]
   hidden, _ = model.apply(
@@ -123,6 +158,7 @@ def score_answers(
     hidden,
     output_table(variables['params'], model),
     targets,
+    counts=inside if prompts else answer,
     cap=model.config.final_soft_cap,
   )
   ids = batch['segment_ids']
@@ -132,10 +168,10 @@ def score_answers(
   sums, tokens = packed_sequence_logprobs(
     logprobs, answer, ids, segments, weights
   )
-  prompts, prompt_tokens = packed_sequence_logprobs(
+  of_prompts, prompt_tokens = packed_sequence_logprobs(
     logprobs, inside - answer, ids, segments
   )
-  return Scores(sums, tokens, prompts, prompt_tokens)
+  return Scores(sums, tokens, of_prompts, prompt_tokens)
 
 
 def make_preference_loss(trainee: Trainee, loss: Any) -> LossFn:
@@ -149,7 +185,13 @@ def make_preference_loss(trainee: Trainee, loss: Any) -> LossFn:
   def loss_fn(params, frozen, batch, keys):
     del keys  # nothing is drawn
     variables = trainee.variables(params, frozen)
-    scores = score_answers(trainee.model, variables, batch, loss.ld_alpha)
+    scores = score_answers(
+      trainee.model,
+      variables,
+      batch,
+      ld_alpha=loss.ld_alpha,
+      prompts=loss.nll_prompt,
+    )
     chosen, rejected = _pairs(scores.logprobs)
     chosen_tokens, rejected_tokens = _pairs(scores.tokens)
     inputs = {
@@ -174,7 +216,7 @@ def make_preference_loss(trainee: Trainee, loss: Any) -> LossFn:
 
 def reference_logprobs(trainee, frozen, batch, loss) -> jax.Array:
   """float32[B, S]: from the batch, or from parameters that nobody trains."""
-  if loss.reference == PRECOMPUTED:
+  if 'ref_logprobs' in batch:
     return batch['ref_logprobs']
   params = frozen['base' if loss.reference == BASE else 'reference']
   scores = score_answers(

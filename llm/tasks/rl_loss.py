@@ -150,11 +150,12 @@ def answer_scores(
     value head also `values` float32[B, T].
   """
   hidden = _hidden(trainee, variables, batch)
-  targets, _ = _targets(batch)
+  targets, mask = _targets(batch)
   logprobs = chunked_logprobs(
     hidden,
     output_table(variables['params'], trainee.model),
     targets,
+    counts=mask,
     cap=trainee.model.config.final_soft_cap,
     temperature=temperature,
   )
@@ -184,6 +185,7 @@ def make_rl_loss(trainee: Trainee, loss: Any, rollout: Any) -> LossFn:
       hidden,
       output_table(variables['params'], trainee.model),
       targets,
+      counts=mask,
       cap=trainee.model.config.final_soft_cap,
       temperature=rollout.temperature,
     )
