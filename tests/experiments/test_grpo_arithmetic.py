@@ -119,3 +119,42 @@ def test_what_a_run_needs_is_said(tmp_path):
     UserError, match="part='products': use one of addition, l"
   ):
     measure.run(config, str(tmp_path))
+
+
+def _row(part, seed, **values):
+  row = {
+    'config.part': part, 'config.seed': seed, 'wall_s': 60.0, 'seconds': 600.0,
+    'machine.cpu': 'any', 'machine.cores': 2, 'machine.load': 0.5,
+    'sft.parameters': 10, 'exact.curve.entropy.10': 0.5,
+    'exact.curve.groups_with_signal.10': 0.75,
+  }  # fmt: skip
+  for run in ('sft', 'exact', 'random', 'grpo', 'dr_grpo'):
+    for name in (
+      'greedy', 'pass_1', 'pass_8', 'seconds', 'length_wrong', 'length_right',
+      'wrong_answers',
+    ):  # fmt: skip
+      row[f'{run}.{name}'] = 0.4
+  return row | {name.replace('__', '.'): x for name, x in values.items()}
+
+
+def _reached(rows):
+  table = analyze.section(rows).splitlines()[2:9]
+  return [line.split(' | ')[-1].removesuffix(' |') for line in table]
+
+
+def test_goals_are_judged_run_by_run_and_by_pairs():
+  rows = [
+    _row('addition', seed, exact__pass_1=0.9 + seed / 100) for seed in (0, 1)
+  ]
+  rows += [
+    _row('length', 0, grpo__length_wrong=0.6, dr_grpo__length_wrong=0.42),
+    _row('length', 1, grpo__length_wrong=0.7, dr_grpo__length_wrong=0.5),
+  ]
+  # Growth 1.5 and 1.75 against 1.05 and 1.25: the pairs differ by 0.45, 0.5.
+  assert _reached(rows) == ['yes'] * 7
+  rows[0]['exact.pass_1'], rows[1]['exact.pass_1'] = 0.89, 1.0
+  rows[1]['sft.pass_1'] = 0.51
+  rows[1]['random.pass_1'] = 0.54
+  rows[0]['seconds'] = 1300.0
+  rows[2]['dr_grpo.length_wrong'] = 0.6
+  assert _reached(rows) == ['no', 'no', 'no', 'no', 'yes', 'no', 'no']
