@@ -23,15 +23,17 @@ Then talk to it:
     --config.model.path=runs/quickstart/model
 """
 
+import pathlib
+
 from ml_collections import config_dict
 
-from llm.config_args import parse_arg
+from llm import config_args
 from llm.tasks.training_fields import training_fields
 
 
 def get_config(arg=None):
   """Every field of the quickstart; `:smoke` is a run of seconds for tests."""
-  arg = parse_arg(arg, smoke=False)
+  arg = config_args.parse_arg(arg, smoke=False)
   small = arg.smoke
   config = config_dict.ConfigDict()
   config.task = 'quickstart'
@@ -40,7 +42,7 @@ def get_config(arg=None):
   world = config.world = config_dict.ConfigDict()
   world.size = 7 if small else 56  # people
   world.max_operand = 4 if small else 9  # of the sums a + b
-  world.sum_exposures = 12 if small else 24  # written and asked, per sum
+  world.sum_exposures = 12 if small else 6  # written and asked, per sum
   world.held_out = 0.1  # share of facts that are never written
   world.quizzes = True  # what is asked is part of the texts too, as prose
 
@@ -64,11 +66,40 @@ def get_config(arg=None):
   config.sft = _training('sft', steps=40)
   config.sft.optim.lr = 0.003 if small else 0.001
 
+  config.preference = _preference(small)
+  config.rl = _rl(small)
+
   config.exam = config_dict.ConfigDict()
   config.exam.batch_size = 128 if small else 64  # rows answered together
   config.exam.max_new_tokens = 16  # of an answer
   config.exam.text_tokens = 16 if small else 64  # of a free text
   return config
+
+
+def _preference(small):
+  stage = _training('preference', steps=10 if small else 60)
+  stage.batch_size = 16  # pairs
+  stage.optim.lr = 1e-4
+  stage.loss = _fields('preference').loss
+  return stage
+
+
+def _rl(small):
+  stage, fields = _training('rl', steps=4 if small else 50), _fields('rl')
+  stage.batch_size = 4 if small else 32  # sums of a rollout
+  stage.optim.lr = 2e-4
+  stage.optim.warmup_steps = 5
+  stage.loss, stage.rewards = fields.loss, fields.rewards
+  stage.loss.kl_coef = 0.0
+  stage.rollout = fields.rollout
+  stage.rollout.max_new_tokens = 4  # of an answer, its end included
+  return stage
+
+
+def _fields(name):
+  """The fields of another kind of run, as its config has them."""
+  folder = pathlib.Path(__file__).parent
+  return config_args.load_config(str(folder / f'{name}.py'))
 
 
 def _training(task, steps):

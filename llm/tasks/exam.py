@@ -1,8 +1,6 @@
 """The exam of a world: every question asked, every answer marked."""
 
-from collections.abc import Sequence
 import dataclasses
-import json
 import pathlib
 
 import jax
@@ -20,6 +18,7 @@ from llm.tasks import bandwidth, loading, report
 from llm.tasks import requests as requests_lib
 from llm.tasks.answers import generate_rows, make_rows, plan_decoding
 from llm.tasks.compile_clock import compile_clock
+from llm.tasks.quickstart_data import read_jsonl, write_jsonl
 from llm.tasks.stages import Stage
 
 POPULAR = 16  # statements from which on a fact counts as popular
@@ -31,7 +30,7 @@ GROUPS = (
   'sums: written',
   'sums: never written',
 )
-MODELS = ('untrained', 'pretrained', 'tuned')
+UNTRAINED = 'untrained'
 TEXTS = 3  # free texts, each begun with the name of a popular person
 
 
@@ -49,75 +48,85 @@ def group_of(fact: world_lib.Fact) -> str:
 def hold_exam(
   folder: pathlib.Path,
   world: world_lib.World,
-  model_folder: pathlib.Path,
+  models: dict[str, pathlib.Path],
   *,
-  pretrained: pathlib.Path,
   settings: ml_collections.ConfigDict,
 ) -> dict:
-  """Asks a saved model about every fact, greedily, and marks its answers.
+  """Asks saved models about every fact, greedily, and marks their answers.
 
-  For contrast the same questions go to a fresh model of the same shape, and
-  to the model before it was tuned.
+  For contrast the same questions go to a fresh model of the same shape,
+  `UNTRAINED`.
 
-  The answers come from the code of `configs/generate.py`, with both phases
-  timed. Writes `questions.jsonl`, `answers.jsonl` (in the form
-  and order of a generate run) and `marks.jsonl` to `folder`.
+  The answers come from the code of `configs/generate.py`, those of the last
+  model with both phases timed. Writes `questions.jsonl`, its `answers.jsonl`
+  (in the form and order of a generate run) and `marks.jsonl` to `folder`.
 
   Args:
     folder: for the files.
     world: the ledger.
-    model_folder: a Hugging Face folder.
-    pretrained: the folder of the model before it was tuned.
+    models: Hugging Face folders of models of one shape by their names, in the
+      order in which they were trained, each from the one before.
     settings: `batch_size`; `max_new_tokens` of an answer and `text_tokens` of
       a free text.
 
   Returns:
-    `questions` (how many), `groups` (name: questions, and how many of them each
-    of `MODELS` answered right), `texts` (what the pretrained model goes on to
-    write about popular people), `phases` (the lines of the table of both
-    phases) and `result`, the shares of right answers and the speeds by short
-    names.
+    `questions` (how many), `models` (the names, with the untrained one),
+    `groups` (name: questions, and how many of them each model answered right),
+    `texts` (what the first model goes on to write about popular people),
+    `phases` (the lines of the table of both phases) and `result`, the shares
+    of right answers and the speeds by short names.
   """
   questions = corpus_lib.write_exam(world)
-  _write_jsonl(
+  write_jsonl(
     folder / 'questions.jsonl',
-    [{'messages': _messages(question)} for question in questions]
+    [{'messages': question.messages} for question in questions]
     + [
       {'prompt': person, 'sampling': {'max_new_tokens': settings.text_tokens}}
       for person in world.people[:TEXTS]
     ],
   )
-  config = _generate_config(folder, model_folder, settings)
-  source = loading.open_model(config)
-  tuned = loading.load_weights(config, source)
-  phases = report.Phases()
-  rows = _generate(config, tuned, phases)
-  _write_jsonl(folder / 'answers.jsonl', rows)
-  answers = {'tuned': [row['text'] for row in rows]}
-  others = {
-    'untrained': init_params(source.config, jax.random.key(world.seed)),
-    'pretrained': api.read_params(
-      str(pretrained), source.config, loading.DTYPES[config.dtype]
-    ),
-  }
-  # Placed as the tuned ones are, or everything would be compiled again.
-  places = jax.tree.map(lambda x: x.sharding, tuned.params)
-  for name, params in others.items():
-    other = dataclasses.replace(tuned, params=jax.device_put(params, places))
-    rows = _generate(config, other, report.Phases())
-    answers[name] = [row['text'] for row in rows]
+  config = _generate_config(folder, [*models.values()][-1], settings)
+  rows, phases = _answer(config, models, world.seed)
+  write_jsonl(folder / 'answers.jsonl', rows[[*models][-1]])
+  answers = {name: [row['text'] for row in rows[name]] for name in rows}
   marks = _mark(questions, answers)
-  _write_jsonl(folder / 'marks.jsonl', marks)
-  # Free text is what the pretrained model does; the tuned one only answers.
-  texts = answers['pretrained'][len(questions) :]
-  texts = zip(world.people, texts, strict=False)
+  write_jsonl(folder / 'marks.jsonl', marks)
+  # Free text is what the pretrained model does; the others only answer.
+  written = zip(
+    world.people, answers[[*models][0]][len(questions) :], strict=False
+  )
   return {
     'questions': len(questions),
+    'models': list(answers),
     'groups': _count(marks),
-    'texts': [person + text for person, text in texts],
+    'texts': [person + text for person, text in written],
     'phases': report.phase_rows(phases, bandwidth.measure_bandwidth()),
     'result': _shares(marks) | report.phase_record(phases),
   }
+
+
+def _answer(
+  config, models: dict[str, pathlib.Path], seed: int
+) -> tuple[dict[str, list[dict]], report.Phases]:
+  """What each model answers, the untrained one first; the times of the last."""
+  source = loading.open_model(config)
+  last = loading.load_weights(config, source)
+  phases = report.Phases()
+  rows = {[*models][-1]: _generate(config, last, phases)}
+  # Placed as the last ones are, or everything would be compiled again.
+  places = jax.tree.map(lambda x: x.sharding, last.params)
+  for name in (UNTRAINED, *models):
+    if name in rows:
+      continue
+    if name == UNTRAINED:
+      params = init_params(source.config, jax.random.key(seed))
+    else:
+      params = api.read_params(
+        str(models[name]), source.config, loading.DTYPES[config.dtype]
+      )
+    other = dataclasses.replace(last, params=jax.device_put(params, places))
+    rows[name] = _generate(config, other, report.Phases())
+  return {name: rows[name] for name in (UNTRAINED, *models)}, phases
 
 
 def print_report(exam: Stage) -> None:
@@ -125,26 +134,27 @@ def print_report(exam: Stage) -> None:
   report.print_table([tuple(row) for row in exam.summary['phases']])
   console = rich_console.Console(highlight=False)
   console.print()
-  marks = _read_jsonl(exam.folder / 'marks.jsonl')
+  marks = read_jsonl(exam.folder / 'marks.jsonl')
   table = rich_table.Table('right answers', box=None, pad_edge=False)
-  for name in (*MODELS, 'questions'):
+  models = exam.summary['models']
+  for name in (*models, 'questions'):
     table.add_column(name, justify='right')
   for name, group in exam.summary['groups'].items():
     total = group['questions']
-    shares = [f'{group[key] / total:.0%}' for key in MODELS]
+    shares = [f'{group[key] / total:.0%}' for key in models]
     table.add_row(name, *shares, str(total))
   console.print(table)
   console.print()
   examples = rich_table.Table(
-    'question', 'answer', 'truth', 'before tuning', box=None, pad_edge=False
+    'question', 'answer', 'truth', models[1], box=None, pad_edge=False
   )
   for i, group in enumerate(exam.summary['groups']):
     found = [mark for mark in marks if mark['group'] == group]
     mark = found[7 * i % len(found)]  # of another relation in each group
-    style = 'green' if mark['right']['tuned'] else 'red'
+    style = 'green' if mark['right'][models[-1]] else 'red'
     answer, before = (
       markup.escape(report.printable(mark['answers'][name]))
-      for name in ('tuned', 'pretrained')
+      for name in (models[-1], models[1])
     )
     examples.add_row(
       mark['question'],
@@ -164,7 +174,7 @@ def _mark(
   """One row per question; what follows the answers to questions is ignored."""
   marks = []
   for i, question in enumerate(questions):
-    given = {name: answers[name][i] for name in MODELS}
+    given = {name: texts[i] for name, texts in answers.items()}
     marks.append(
       {
         'question': question.text,
@@ -223,10 +233,6 @@ def _generate_config(folder, model_folder, settings):
   )
 
 
-def _messages(question: Question) -> list[dict]:
-  return [{'role': 'user', 'content': question.text}]
-
-
 def _count(marks: list[dict]) -> dict[str, dict[str, int]]:
   groups = {}
   for name in GROUPS:
@@ -234,7 +240,10 @@ def _count(marks: list[dict]) -> dict[str, dict[str, int]]:
     if found:
       groups[name] = {
         'questions': len(found),
-        **{key: sum(mark['right'][key] for mark in found) for key in MODELS},
+        **{
+          key: sum(mark['right'][key] for mark in found)
+          for key in found[0]['right']
+        },
       }
   return groups
 
@@ -249,18 +258,7 @@ def _shares(marks: list[dict]) -> dict[str, float]:
       if (mark['fact']['relation'] == world_lib.SUM) == is_sum
       and mark['fact']['stated']
     ]
-    for key in MODELS if found else ():
+    for key in found[0]['right'] if found else ():
       right = sum(mark['right'][key] for mark in found)
       shares[f'{name}_{key}'] = right / len(found)
   return shares
-
-
-def _read_jsonl(path: pathlib.Path) -> list[dict]:
-  with path.open(encoding='utf-8') as file:
-    return [json.loads(line) for line in file]
-
-
-def _write_jsonl(path: pathlib.Path, rows: Sequence[dict]) -> None:
-  with path.open('w', encoding='utf-8') as file:
-    for row in rows:
-      file.write(json.dumps(row, ensure_ascii=False) + '\n')

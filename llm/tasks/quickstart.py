@@ -1,16 +1,17 @@
 """The run `quickstart`: world, tokenizer, model and exam, from nothing.
 
-Six stages, each a folder of the workdir (see `llm.tasks.stages`):
-  corpus     the world's ledger, and what is written about it
-  tokenizer  a SentencePiece model with a chat template
-  pretrain   a run of `configs/pretrain.py` on the texts
-  sft        a run of `configs/sft.py` on the dialogues, from that model
-  model      the result, a Hugging Face folder
-  exam       questions, answers and their marks
+Eight stages, each a folder of the workdir (see `llm.tasks.stages`):
+  corpus      the world's ledger, and what is written about it
+  tokenizer   a SentencePiece model with a chat template
+  pretrain    a run of `configs/pretrain.py` on the texts
+  sft         a run of `configs/sft.py` on the dialogues, from that model
+  preference  a run of `configs/preference.py` on pairs of answers, from that
+  rl          a run of `configs/rl.py` on sums, from that
+  model       the result, a Hugging Face folder
+  exam        questions, answers and their marks of every model on the way
 """
 
 import functools
-import json
 import pathlib
 import shutil
 
@@ -19,34 +20,41 @@ import ml_collections
 import numpy as np
 from rich import console as rich_console
 
-from llm.data.worlds import corpus as corpus_lib
 from llm.data.worlds import world as world_lib
 from llm.errors import UserError
-from llm.tasks import exam, supervised, training_report
+from llm.tasks import (
+  exam,
+  preference,
+  preference_loss,
+  quickstart_data,
+  rl,
+  rl_loss,
+  supervised,
+  training_report,
+)
 from llm.tasks import run as run_lib
 from llm.tasks.stages import Stage, run_stage
 from llm.tasks.training_fields import training_fields
-from llm.text import training as tokenizer_training
-from llm.text.tokenizer import load_tokenizer
 from llm.train import optim
+from llm.train.rewards import check_rewards
 
 DEFAULT_WORKDIR = 'runs/quickstart'
-TEXTS, DIALOGUES = 'texts.jsonl', 'dialogues.jsonl'  # of the corpus
-# "<s> Question: … …</s>": the answer follows the question at once, as it does
-# in the texts' quizzes. A word between them ("Answer:") would be a place where
-# a model this small has never looked anything up, and what it is tuned on would
-# hardly carry over to what it only read (docs/quickstart.md has the numbers).
-CHAT_TEMPLATE = """{{ bos_token }}
-{%- for message in messages -%}
-  {%- if message.role == 'user' -%}
-    {{ ' Question: ' + message.content }}
-  {%- elif message.role == 'assistant' -%}
-    {{ ' ' + message.content + eos_token }}
-  {%- else -%}
-    {{ raise_exception('roles are user and assistant') }}
-  {%- endif -%}
-{%- endfor -%}
-"""
+# The training stages in their order: the run, what it reads of the corpus, and
+# how its stage is told of.
+TRAINING = {
+  'pretrain': (supervised.run, quickstart_data.TEXTS),
+  'sft': (supervised.run, quickstart_data.DIALOGUES),
+  'preference': (preference.run, quickstart_data.PAIRS),
+  'rl': (rl.run, quickstart_data.SUMS),
+}
+# The metrics, in words, that say what a stage did.
+_TOLD = {
+  'pretrain': ('loss', 'loss {:.2f} to {:.2f} nats'),
+  'sft': ('loss', 'loss {:.2f} to {:.2f} nats'),
+  'preference': ('loss', 'loss {:.2f} to {:.2f} nats'),
+  'rl': ('reward_mean', 'sampled sums that are right {:.0%} to {:.0%}'),
+}
+_LAST_ROWS = {'rl': 5}  # that the last value is the mean of; else 20
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
@@ -65,7 +73,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   # What a later stage would refuse is refused before any work.
   _check(config)
   world = _build_world(config)
-  pretrained, tuned, model = _make_model(config, world, pathlib.Path(workdir))
+  trained, model = _make_model(config, world, pathlib.Path(workdir))
   marks = run_stage(
     workdir,
     'exam',
@@ -73,17 +81,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     lambda folder: exam.hold_exam(
       folder,
       world,
-      model.folder,
-      pretrained=pretrained.folder / 'model',
+      {kind: stage.folder / 'model' for kind, stage in trained.items()},
       settings=config.exam,
     ),
   )
   _tell(marks, 'all {questions} questions that the ledger can answer')
   exam.print_report(marks)
   result = {}
-  for stage in (pretrained, tuned):
-    for key in ('loss', 'seconds'):
-      result[f'{stage.folder.name}_{key}'] = stage.summary[key]
+  for kind, stage in trained.items():
+    result[f'{kind}_{_TOLD[kind][0]}'] = stage.summary['last']
+    result[f'{kind}_seconds'] = stage.summary['seconds']
   run_lib.write_result(str(workdir), result | marks.summary['result'])
 
 
@@ -91,19 +98,22 @@ def _make_model(
   config: ml_collections.ConfigDict,
   world: world_lib.World,
   workdir: pathlib.Path,
-) -> tuple[Stage, Stage, Stage]:
-  """The stages up to the Hugging Face folder; returns the last three."""
+) -> tuple[dict[str, Stage], Stage]:
+  """The stages of `TRAINING` by name, and that of the final folder."""
   inputs = {'seed': config.seed, 'world': config.world.to_dict()}
+  inputs['files'] = [rows_file for _, rows_file in TRAINING.values()]
   corpus = run_stage(
     workdir,
     'corpus',
     inputs,
-    lambda folder: _write_corpus(folder, world, config.world.quizzes),
+    lambda folder: quickstart_data.write_corpus(
+      folder, world, config.world.quizzes
+    ),
   )
   _tell(
     corpus,
-    '{texts:,} texts and {dialogues:,} dialogues about {people} people and '
-    '{sums} sums',
+    '{texts:,} texts, {dialogues:,} dialogues and {pairs:,} pairs about '
+    '{people} people and {sums} sums',
   )
 
   inputs |= {'tokenizer': config.tokenizer.to_dict()}
@@ -111,28 +121,28 @@ def _make_model(
     workdir,
     'tokenizer',
     inputs,
-    lambda folder: _train_tokenizer(folder, corpus, config.tokenizer),
+    lambda folder: quickstart_data.train_tokenizer(
+      folder, corpus.folder, config.tokenizer.vocab_size
+    ),
   )
   _tell(tokenizer, '{vocab_size} tokens of {characters:.1f} characters')
 
-  stages = []
-  for kind, groups in (('pretrain', ('model', 'data')), ('sft', ())):
-    inputs |= {name: config[name].to_dict() for name in (*groups, kind)}
+  inputs |= {name: config[name].to_dict() for name in ('model', 'data')}
+  stages = {}
+  for kind in TRAINING:
+    inputs |= {kind: config[kind].to_dict()}
     fields = training_config(config, kind)
     build = functools.partial(_train, fields, workdir, kind)
     stage = run_stage(workdir, kind, inputs, build, in_place=True)
-    _tell(
-      stage,
-      '{parameters:,} parameters, {tokens:,} tokens in {seconds:.0f} s, '
-      'loss {first_loss:.2f} to {loss:.2f} nats',
-    )
-    stages.append(stage)
+    told = _TOLD[kind][1].format(stage.summary['first'], stage.summary['last'])
+    _tell(stage, '{tokens:,} tokens in {seconds:.0f} s, ' + told)
+    stages[kind] = stage
 
   model = run_stage(
-    workdir, 'model', inputs, functools.partial(_copy_model, stages[-1])
+    workdir, 'model', inputs, functools.partial(_copy_model, stage)
   )
   _tell(model, 'a folder for transformers and configs/generate.py')
-  return *stages, model
+  return stages, model
 
 
 def training_config(
@@ -142,7 +152,7 @@ def training_config(
 
   Args:
     config: see `configs/quickstart.py`.
-    kind: 'pretrain' or 'sft', the name of the stage and of its run.
+    kind: of `TRAINING`, the name of the stage and of its run.
   """
   fields, stage = training_fields(kind), config[kind]
   fields.seed = fields.data.seed = config.seed
@@ -150,11 +160,21 @@ def training_config(
   for name in ('steps', 'batch_size', 'checkpoint_every'):
     fields.train[name] = stage[name]
   fields.train.keep = 1
+  fields.train.best = ''
   fields.optim = stage.optim
-  fields.loss.name = 'cross_entropy'
-  fields.loss.neftune_alpha = 0.0
+  if kind in ('pretrain', 'sft'):
+    fields.loss.name = 'cross_entropy'
+    fields.loss.neftune_alpha = 0.0
+  else:
+    fields.loss = stage.loss
+    fields.data.packing = False
   if kind == 'pretrain':
     fields.model.update(config.model)
+  if kind == 'rl':
+    fields.data.overlong = 'drop'
+    fields.rollout, fields.rewards = stage.rollout, stage.rewards
+    room = config.model.max_length - stage.rollout.max_new_tokens
+    fields.data.max_length = min(config.data.max_length, room)
   return fields
 
 
@@ -164,6 +184,11 @@ def _check(config) -> None:
   _check_positive(config.model, 'model')
   _check_positive(config.data, 'data')
   _check_positive(config.exam, 'exam')
+  if config.world.sum_exposures < 1:
+    raise UserError(
+      f'world.sum_exposures={config.world.sum_exposures}: use 1 or more, for '
+      'the stage rl is about sums that are written'
+    )
   model = config.model
   if model.num_heads % model.num_kv_heads:
     raise UserError(
@@ -180,7 +205,7 @@ def _check(config) -> None:
       f'data.max_length={config.data.max_length}: use at most '
       f'model.max_length={model.max_length}'
     )
-  for kind in ('pretrain', 'sft'):
+  for kind in TRAINING:
     stage = config[kind]
     _check_positive(stage, kind)
     if stage.batch_size % jax.device_count():
@@ -190,6 +215,13 @@ def _check(config) -> None:
       )
     try:
       optim.make_optimizer(stage.optim, stage.steps)
+      if kind == 'preference':
+        preference_loss.loss_options(stage.loss)
+      elif kind == 'rl':
+        rl_loss.settings(stage.loss)
+        check_rewards(stage.rewards)
+        sizes = ('group_size', 'max_new_tokens')
+        _check_positive({k: stage.rollout[k] for k in sizes}, 'rollout')
     except UserError as error:
       raise UserError(f'{kind}: {error}') from None
 
@@ -210,53 +242,6 @@ def _build_world(config) -> world_lib.World:
   )
 
 
-def _write_corpus(
-  folder: pathlib.Path, world: world_lib.World, quizzes: bool
-) -> dict:
-  rows = [document.to_json() for document in corpus_lib.write_corpus(world)]
-  dialogues = [row for row in rows if 'messages' in row]
-  texts = [row for row in rows if 'text' in row]
-  if quizzes:
-    texts += [{'text': _quiz(row['messages'])} for row in dialogues]
-  _write_jsonl(folder / TEXTS, texts)
-  _write_jsonl(folder / DIALOGUES, dialogues)
-  _write_jsonl(folder / 'ledger.jsonl', map(vars, world.facts))
-  sums = sum(fact.relation == world_lib.SUM for fact in world.facts)
-  return {
-    'texts': len(texts),
-    'dialogues': len(dialogues),
-    'people': len(world.people),
-    'sums': sums,
-  }
-
-
-def _train_tokenizer(folder: pathlib.Path, corpus: Stage, settings) -> dict:
-  texts = [row['text'] for row in _read_jsonl(corpus.folder / TEXTS)]
-  dialogues = _read_jsonl(corpus.folder / DIALOGUES)
-  texts += [_chat(row['messages']) for row in dialogues]
-  model = tokenizer_training.train_sentencepiece(texts, settings.vocab_size)
-  (folder / 'tokenizer.model').write_bytes(model)
-  run_lib.write_json(
-    str(folder / 'tokenizer_config.json'),
-    {
-      'tokenizer_class': 'LlamaTokenizer',
-      'bos_token': '<s>',
-      'eos_token': '</s>',
-      'unk_token': '<unk>',
-      'add_bos_token': True,
-      'add_eos_token': False,
-      'legacy': False,
-      'chat_template': CHAT_TEMPLATE,
-    },
-  )
-  tokenizer = load_tokenizer(folder)
-  tokens = sum(len(tokenizer.encode(text, bos=False)) for text in texts)
-  return {
-    'vocab_size': tokenizer.vocab_size,
-    'characters': sum(map(len, texts)) / tokens,
-  }
-
-
 def _train(
   fields: ml_collections.ConfigDict,
   workdir: pathlib.Path,
@@ -264,51 +249,30 @@ def _train(
   folder: pathlib.Path,
 ) -> dict:
   """Runs the training task in the stage's folder; sets `fields`' paths."""
-  if kind == 'pretrain':
-    fields.tokenizer.path = str(workdir / 'tokenizer')
-    fields.data.path = str(workdir / 'corpus' / TEXTS)
+  run_training, rows_file = TRAINING[kind]
+  before = dict(zip([*TRAINING][1:], TRAINING))
+  if kind in before:
+    fields.model.path = str(workdir / before[kind] / 'model')
   else:
-    fields.model.path = str(workdir / 'pretrain' / 'model')
-    fields.data.path = str(workdir / 'corpus' / DIALOGUES)
+    fields.tokenizer.path = str(workdir / 'tokenizer')
+  fields.data.path = str(workdir / 'corpus' / rows_file)
   fields.export = str(folder / 'model')
-  result = supervised.run(fields, str(folder))
+  result = run_training(fields, str(folder))
   rows = training_report.read_rows(str(folder))
+  values = [row[_TOLD[kind][0]] for row in rows]
   return {
     'parameters': result['parameters'],
     'tokens': result['tokens'],
     # Of all steps, of which this process may have done the last ones only.
     'seconds': sum(row['tokens'] / row['tokens_per_s'] for row in rows),
-    'first_loss': rows[0]['loss'],
-    'loss': float(np.mean([row['loss'] for row in rows[-20:]])),
+    'first': values[0],
+    'last': float(np.mean(values[-_LAST_ROWS.get(kind, 20) :])),
   }
 
 
-def _copy_model(tuned: Stage, folder: pathlib.Path) -> dict:
-  shutil.copytree(tuned.folder / 'model', folder, dirs_exist_ok=True)
+def _copy_model(last: Stage, folder: pathlib.Path) -> dict:
+  shutil.copytree(last.folder / 'model', folder, dirs_exist_ok=True)
   return {}
-
-
-def _quiz(messages: list[dict]) -> str:
-  """The same questions and answers as running text: "How old is …? 45. …"."""
-  stops = {'user': '', 'assistant': '.'}
-  return ' '.join(m['content'] + stops[m['role']] for m in messages)
-
-
-def _chat(messages: list[dict]) -> str:
-  """The words of the chat template."""
-  names = {'user': 'Question: ', 'assistant': ''}
-  return ' '.join(names[m['role']] + m['content'] for m in messages)
-
-
-def _read_jsonl(path: pathlib.Path) -> list[dict]:
-  with path.open(encoding='utf-8') as file:
-    return [json.loads(line) for line in file]
-
-
-def _write_jsonl(path: pathlib.Path, rows) -> None:
-  with path.open('w', encoding='utf-8') as file:
-    for row in rows:
-      file.write(json.dumps(row, ensure_ascii=False) + '\n')
 
 
 def _tell(stage: Stage, text: str) -> None:
@@ -316,4 +280,4 @@ def _tell(stage: Stage, text: str) -> None:
   console = rich_console.Console(highlight=False, soft_wrap=True)
   note = ' [dim](done before)[/dim]' if stage.skipped else ''
   text = text.format(**stage.summary)
-  console.print(f'[bold]{stage.folder.name:<10}[/bold]{text}{note}')
+  console.print(f'[bold]{stage.folder.name:<12}[/bold]{text}{note}')

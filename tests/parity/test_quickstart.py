@@ -21,7 +21,12 @@ TURNS = [QUESTION, {'role': 'assistant', 'content': '4'}, QUESTION]
 def folder(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('quickstart')
   config = config_args.load_config(f'{ROOT}/configs/quickstart.py:smoke')
-  steps = ['--config.pretrain.steps=20', '--config.sft.steps=20']
+  steps = [
+    '--config.pretrain.steps=20',
+    '--config.sft.steps=20',
+    '--config.preference.steps=2',
+    '--config.rl.steps=2',
+  ]
   config_args.override_config(config, steps)
   done = {'questions': 0, 'groups': {}, 'texts': [], 'result': {}}
   with pytest.MonkeyPatch.context() as patch:

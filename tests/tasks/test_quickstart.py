@@ -12,12 +12,14 @@ from llm import config_args
 import llm.api
 from llm.data.worlds import world as world_lib
 from llm.errors import UserError
-from llm.tasks import exam, quickstart
+from llm.tasks import exam, quickstart, quickstart_data
 from llm.tasks import run as run_lib
 from llm.text import chat, chat_mask
 
 ROOT = pathlib.Path(__file__).parents[2]
-STAGES = ('corpus', 'tokenizer', 'pretrain', 'sft', 'model', 'exam')
+TRAINED = ('pretrain', 'sft', 'preference', 'rl')
+STAGES = ('corpus', 'tokenizer', *TRAINED, 'model', 'exam')
+MODELS = ('untrained', *TRAINED)
 STEPS = 12
 
 
@@ -40,6 +42,16 @@ def _config(*overrides):
     'sft.steps=4',
     'sft.batch_size=2',
     'sft.optim.warmup_steps=1',
+    'preference.steps=3',
+    'preference.batch_size=2',
+    'preference.optim.lr=0.001',
+    'preference.optim.warmup_steps=1',
+    'rl.steps=3',
+    'rl.batch_size=2',
+    'rl.optim.lr=0.001',
+    'rl.optim.warmup_steps=1',
+    'rl.rollout.group_size=4',
+    'rl.loss.entropy_coef=0.1',  # hardly a sum is right yet: something to learn
     'exam.batch_size=32',
     'exam.max_new_tokens=4',
     'exam.text_tokens=4',
@@ -94,23 +106,30 @@ def test_metrics_have_one_row_per_step(workdir):
   assert [row['step'] for row in tuning] == [1, 2, 3, 4]
 
 
-def test_the_model_is_the_tuned_one(workdir):
-  weights = 'model.safetensors'
-  tuned = (workdir / 'sft' / 'model' / weights).read_bytes()
-  assert (workdir / 'model' / weights).read_bytes() == tuned
-  assert (workdir / 'pretrain' / 'model' / weights).read_bytes() != tuned
+def test_the_model_is_that_of_the_last_stage(workdir):
+  weights = [
+    (workdir / kind / 'model' / 'model.safetensors').read_bytes()
+    for kind in TRAINED
+  ]
+  assert len(set(weights)) == len(TRAINED)
+  assert (workdir / 'model' / 'model.safetensors').read_bytes() == weights[-1]
   model, _, tok = llm.api.load(str(workdir / 'model'))
   assert model.config.eos_ids == tok.eos_ids == (2,)
   messages = [{'role': 'user', 'content': 'What is 1 + 1?'}]
   assert chat.encode(tok, messages) == tok.encode('Question: What is 1 + 1?')
 
 
-def test_tuning_begins_with_the_pretrained_model(workdir):
-  # With a rate of 0 the stage would export what it was given.
-  before = _params(workdir / 'pretrain' / 'model')
-  after = _params(workdir / 'model')
-  moved = max(float(abs(a - b).max()) for a, b in zip(after, before))
-  assert 0 < moved < 4 * 0.01  # four steps of at most about the rate
+def test_each_training_begins_with_the_model_before(workdir):
+  # With a rate of 0 a stage would export what it was given.
+  limits = {'sft': 4 * 0.01, 'preference': 3 * 0.003, 'rl': 3 * 0.003}
+  for kind, before in zip(TRAINED[1:], TRAINED):
+    moved = max(
+      float(abs(a - b).max())
+      for a, b in zip(
+        _params(workdir / kind / 'model'), _params(workdir / before / 'model')
+      )
+    )
+    assert 0 < moved < limits[kind]  # some steps of at most about the rate
   config = quickstart.training_config(_config(), 'sft')
   assert (config.task, config.train.steps, config.optim.lr) == ('sft', 4, 0.003)
 
@@ -137,7 +156,7 @@ def test_the_texts_have_quizzes_if_asked(workdir, tmp_path):
   question, answer = (m['content'] for m in dialogues[0]['messages'][:2])
   assert sum(text.startswith(f'{question} {answer}.') for text in texts)
   world = world_lib.build_world(0, 3, max_operand=2, sum_exposures=4)
-  quickstart._write_corpus(tmp_path, world, quizzes=False)
+  quickstart_data.write_corpus(tmp_path, world, quizzes=False)
   fewer = [row['text'] for row in _rows(tmp_path / 'texts.jsonl')]
   assert fewer == texts[: len(texts) - len(dialogues)]
   assert not any('?' in text for text in fewer)
@@ -151,16 +170,18 @@ def test_marks_follow_the_ledger(workdir):
   for mark, answer, fact in zip(marks, answers, world.facts):
     assert mark['truth'] == fact.object
     assert mark['question'] in answer['prompt']
-    assert mark['answers']['tuned'] == answer['text'].strip()
-    for name in ('untrained', 'pretrained', 'tuned'):
+    assert list(mark['answers']) == list(MODELS)
+    assert mark['answers']['rl'] == answer['text'].strip()
+    for name in MODELS:
       said = mark['answers'][name].rstrip('.')
       assert mark['right'][name] == (said == fact.object)
     assert {'prefill_s', 'decode_s'} <= set(answer['timing'])
   result = json.loads((workdir / 'result.json').read_text())
   written = [m for m in marks if m['fact']['stated']]
   sums = [m['right'] for m in written if m['fact']['relation'] == 'sum']
-  for name in ('untrained', 'pretrained', 'tuned'):
+  for name in MODELS:
     assert result[f'sums_{name}'] == np.mean([right[name] for right in sums])
+  assert result['rl_reward_mean'] >= 0 < result['preference_loss']
   assert min(result['prefill_tokens_per_s'], result['decode_tokens_per_s']) > 0
 
 
@@ -183,7 +204,7 @@ def test_a_second_run_repeats_nothing(workdir, capsys):
   assert capsys.readouterr().out.count('(done before)') == len(STAGES)
 
 
-@pytest.mark.parametrize('kind', ('pretrain', 'sft'))
+@pytest.mark.parametrize('kind', ('pretrain', 'rl'))
 def test_a_killed_training_goes_on_and_ends_the_same(
   kind, workdir, tmp_path, monkeypatch, capsys, no_exam
 ):
@@ -191,14 +212,19 @@ def test_a_killed_training_goes_on_and_ends_the_same(
 
   def dies(folder, row):
     append(folder, row)
-    if folder.endswith(kind) and row['step'] == 4:
+    if folder.endswith(kind) and row['step'] == total - 1:
       raise KeyboardInterrupt
 
-  if kind == 'sft':  # what was done before it does not matter here
-    for stage in STAGES[:3]:
-      shutil.copytree(workdir / stage, tmp_path / stage)
-  config = _config('sft.checkpoint_every=2')
+  def train(fields, root, name, folder):  # the other stages: as they were
+    if name == kind:
+      return build(fields, root, name, folder)
+    shutil.copytree(workdir / name / 'model', folder / 'model')
+    return json.loads((workdir / name / 'stage.json').read_text())['summary']
+
+  total, build = {'pretrain': STEPS, 'rl': 3}[kind], quickstart._train
+  config = _config('rl.checkpoint_every=1')
   record = tmp_path / kind / 'stage.json'
+  monkeypatch.setattr(quickstart, '_train', train)
   monkeypatch.setattr(run_lib, 'append_metrics', dies)
   with pytest.raises(KeyboardInterrupt):
     quickstart.run(config, str(tmp_path))
@@ -208,10 +234,11 @@ def test_a_killed_training_goes_on_and_ends_the_same(
   assert 'goes on from the checkpoint of step' in capsys.readouterr().err
   assert 'summary' in json.loads(record.read_text())
   rows = _rows(tmp_path / kind / 'metrics.jsonl')
-  assert [row['step'] for row in rows] == list(range(1, len(rows) + 1))
-  assert len(rows) == {'pretrain': STEPS, 'sft': 4}[kind]
+  assert [row['step'] for row in rows] == list(range(1, total + 1))
   for ours, unbroken in zip(
-    _params(tmp_path / 'model'), _params(workdir / 'model'), strict=True
+    _params(tmp_path / kind / 'model'),
+    _params(workdir / kind / 'model'),
+    strict=True,
   ):
     np.testing.assert_array_equal(ours, unbroken)
 
@@ -235,13 +262,16 @@ def no_training(workdir, monkeypatch):
   (
     ('pretrain.optim.lr=0.02', {'corpus', 'tokenizer'}),
     ('sft.optim.lr=0.02', {'corpus', 'tokenizer', 'pretrain'}),
+    ('rl.optim.lr=0.02', {'corpus', 'tokenizer', *TRAINED[:-1]}),
   ),
 )
 def test_other_settings_repeat_only_what_depends_on_them(
   override, skipped, tmp_path, capsys, no_training, no_exam
 ):
   quickstart.run(_config(), str(tmp_path))
-  assert no_training == [('pretrain', 0.01), ('sft', 0.003)]
+  assert no_training == [
+    ('pretrain', 0.01), ('sft', 0.003), ('preference', 0.001), ('rl', 0.001)
+  ]  # fmt: skip
   capsys.readouterr()
   quickstart.run(_config(override), str(tmp_path))
   lines = capsys.readouterr().out.splitlines()
@@ -265,6 +295,7 @@ def test_without_a_workdir_it_takes_its_own(
   ('override', 'message'),
   (
     ('world.size=1', 'world.size=1'),
+    ('world.sum_exposures=0', 'world.sum_exposures=0'),
     ('tokenizer.vocab_size=200', 'tokenizer.vocab_size=200'),
     ('sft.optim.name=sgdd', "sft: optim.name='sgdd'"),
     ('pretrain.optim.lr=-1.0', 'pretrain: optim.lr=-1.0'),
@@ -272,6 +303,10 @@ def test_without_a_workdir_it_takes_its_own(
     ('data.max_length=300', 'data.max_length=300'),
     ('sft.steps=0', 'sft.steps=0'),
     ('exam.batch_size=0', 'exam.batch_size=0'),
+    ('preference.loss.name=dpp', "preference: loss.name='dpp'"),
+    ('preference.loss.alpha=1.0', 'preference: loss.alpha=1.0'),
+    ('rl.loss.name=grop', "rl: loss.name='grop'"),
+    ('rl.rollout.group_size=0', 'rl: rollout.group_size=0'),
     ('model.num_kv_heads=3', 'model.num_kv_heads=3'),
     ('model.head_dim=7', 'model.head_dim=7'),
     ('seed=-1', 'seed=-1'),
