@@ -19,6 +19,12 @@ def _generate(config: ml_collections.ConfigDict, workdir: str | None):
   generate.run(config, workdir)
 
 
+def _online_preference(config: ml_collections.ConfigDict, workdir: str | None):
+  from llm.tasks import online_preference
+
+  online_preference.run(config, workdir)
+
+
 def _rl(config: ml_collections.ConfigDict, workdir: str | None):
   from llm.tasks import rl
 
@@ -58,6 +64,7 @@ def _reward(config: ml_collections.ConfigDict, workdir: str | None):
 TASKS = {
   'distill': _distill,
   'generate': _generate,
+  'online_preference': _online_preference,
   'preference': _preference,
   'pretrain': _supervised,
   'quickstart': _quickstart,

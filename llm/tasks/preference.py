@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import hashlib
 import json
-import math
 import os
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from llm.data import pipeline
 from llm.data.pairs import Pairs, load_pairs
-from llm.errors import UserError
+from llm.parallel.distributed import to_host
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import shard_batch
 from llm.tasks import (
@@ -43,7 +42,8 @@ def run(config, workdir: str | None) -> dict[str, float]:
   if config.loss.name == KTO:
     return kto.run(config, workdir)
   workdir = training_checks.check_fields(config, workdir)
-  _check_loss(config)
+  preference_loss.check_loss(config.loss)
+  check_reference(config)
   mesh = make_mesh(config.mesh)
   train, data = config.train, config.data
   microbatches = check_batch(train.batch_size, train.microbatch_size, mesh)
@@ -76,22 +76,6 @@ def run(config, workdir: str | None) -> dict[str, float]:
   return training.train(config, workdir, trainee, recipe, microbatches)
 
 
-def _check_loss(config) -> None:
-  loss = config.loss
-  preference_loss.loss_options(loss)
-  check_reference(config)
-  if loss.beta is not None and not 0.0 < loss.beta < math.inf:
-    raise UserError(f'loss.beta={loss.beta}: use a number above 0')
-  if loss.alpha is not None and not 0.0 <= loss.alpha < math.inf:
-    raise UserError(f'loss.alpha={loss.alpha}: use 0 or more')
-  if loss.ld_alpha is not None and not 0.0 <= loss.ld_alpha <= 1.0:
-    raise UserError(f'loss.ld_alpha={loss.ld_alpha}: use a number from 0 to 1')
-  if loss.nll_prompt and loss.name != 'orpo':
-    raise UserError(
-      f'loss.nll_prompt=True: {loss.name} does not read it; orpo does'
-    )
-
-
 def _resolved(config):
   """The config with the kind of reference that None stands for."""
   if config.loss.reference is not None:
@@ -99,7 +83,8 @@ def _resolved(config):
   config = config.copy_and_resolve_references()
   config.loss.reference = PRECOMPUTED
   if config.loss.name == KTO:  # it reads the reference on ever new rows
-    config.loss.reference = BASE if config.lora.rank else FROZEN
+    fresh = config.lora.rank and config.lora.path is None
+    config.loss.reference = BASE if fresh else FROZEN
   return config
 
 
@@ -126,9 +111,8 @@ def _reference_columns(config, trainee: Trainee, pairs: Pairs) -> Callable:
     table = _reference_table(config, trainee, pairs)
 
   def add(batch):
-    rows = len(batch['tokens'])
     batch = batch | {
-      'tokens_per_pair': np.full(rows, _tokens_per_pair(batch, loss))
+      'tokens_per_pair': preference_loss.tokens_per_pair(batch, loss)
     }
     if table is not None:
       # An empty segment has index -1: it reads the 0 that ends the table.
@@ -136,15 +120,6 @@ def _reference_columns(config, trainee: Trainee, pairs: Pairs) -> Callable:
     return batch
 
   return add
-
-
-def _tokens_per_pair(batch, loss) -> np.float32:
-  """Tokens of the chosen answers (and prompts) by pair, over the batch."""
-  chosen = batch['segment_ids'] % 2 == 1
-  inside = chosen & (batch['positions'] > 0)
-  counted = inside if loss.nll_prompt else inside & batch['loss_mask']
-  pairs = (batch['examples'] >= 0).sum() / 2
-  return np.float32(counted.sum() / max(pairs, 1))
 
 
 def _reference_table(config, trainee: Trainee, pairs: Pairs) -> np.ndarray:
@@ -175,7 +150,7 @@ def _reference_table(config, trainee: Trainee, pairs: Pairs) -> np.ndarray:
     task = bar.add_task('reference', total=len(pairs.examples))
     for batch in _eval_batches(config, pairs):
       device = shard_batch(batch, trainee.mesh)
-      logprobs = np.asarray(step(trainee.params, trainee.frozen, device))
+      logprobs = to_host(step(trainee.params, trainee.frozen, device))
       there = batch['examples'] >= 0
       table[batch['examples'][there]] = logprobs[there]
       bar.advance(task, int(there.sum()))

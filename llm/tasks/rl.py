@@ -43,11 +43,15 @@ def run(config, workdir: str | None) -> dict[str, float]:
   _check_fields(config)
   mesh = make_mesh(config.mesh)
   rows = config.train.batch_size * config.rollout.group_size
-  microbatches = _check_rows(
-    rows // config.rollout.minibatches, config.train.microbatch_size, mesh
+  microbatches = check_rows(
+    rows // config.rollout.minibatches,
+    config.train.microbatch_size,
+    mesh,
+    'the answers of a step (train.batch_size · rollout.group_size / '
+    'rollout.minibatches)',
   )
   blueprint = draw_blueprint(config)
-  prompts, held_out = _load(config, blueprint)
+  prompts, held_out = load(config, blueprint)
   identity = {'prompts': prompts_lib.digest(prompts)}
   shapes = jax.eval_shape(
     lambda params: _with_head(config, blueprint, params),
@@ -74,7 +78,16 @@ def run(config, workdir: str | None) -> dict[str, float]:
 
 def _check_fields(config) -> None:
   _check_loss(config)
-  _check_rollout(config)
+  check_rollout(config)
+  if config.rollout.max_resamples < 0:
+    raise UserError(
+      f'rollout.max_resamples={config.rollout.max_resamples}: use 0 or more'
+    )
+
+
+def check_rollout(config) -> None:
+  """Refuses what does not fit a run on the model's own answers."""
+  _check_sizes(config)
   rewards_lib.check_rewards(config.rewards)
   data = config.data
   if data.curriculum or data.separator:
@@ -94,7 +107,7 @@ def _check_fields(config) -> None:
     )
 
 
-def _check_rollout(config) -> None:
+def _check_sizes(config) -> None:
   rollout, train = config.rollout, config.train
   for name in ('group_size', 'max_new_tokens', 'epochs', 'minibatches'):
     if rollout[name] < 1:
@@ -103,10 +116,6 @@ def _check_rollout(config) -> None:
     raise UserError(
       f'rollout.temperature={rollout.temperature}: use a number of 0.0001 or '
       'more'
-    )
-  if rollout.max_resamples < 0:
-    raise UserError(
-      f'rollout.max_resamples={rollout.max_resamples}: use 0 or more'
     )
   margin = rollout.overlong_margin
   if not 0 <= margin <= rollout.max_new_tokens:
@@ -153,18 +162,17 @@ def _check_loss(config) -> None:
     raise UserError(f'loss.kl_horizon={loss.kl_horizon}: use more than 0')
 
 
-def _check_rows(rows: int, microbatch_size: int, mesh) -> int:
-  """`check_batch`, in the words of a rollout."""
+def check_rows(rows: int, microbatch_size: int, mesh, what: str) -> int:
+  """`check_batch`, in the words of a rollout: `what` its rows are."""
   if microbatch_size > 0 and rows % microbatch_size:
     raise UserError(
-      f'train.microbatch_size={microbatch_size}: use a divisor of {rows}, the '
-      'answers of a step (train.batch_size · rollout.group_size / '
-      'rollout.minibatches)'
+      f'train.microbatch_size={microbatch_size}: use a divisor of {rows}, '
+      f'{what}'
     )
   return check_batch(rows, microbatch_size, mesh)
 
 
-def _load(
+def load(
   config, blueprint: Blueprint
 ) -> tuple[list[Prompt], list[Prompt] | None]:
   """The prompts to train on and those held out, or None."""
@@ -218,13 +226,14 @@ def _hold_out(prompts: list[Prompt], fraction: float):
 def _with_reference(config, trainee: Trainee) -> Trainee:
   """The trainee, with the model before training where a KL is asked for.
 
-  Under LoRA that is the base, which is there anyway.
+  Under fresh adapters that is the base, which is there anyway.
   """
-  chosen = rl_loss.settings(config.loss)
-  if not chosen.get('kl_coef') or trainee.blueprint.lora is not None:
+  chosen, blueprint = rl_loss.settings(config.loss), trainee.blueprint
+  fresh = blueprint.lora is not None and blueprint.adapters is None
+  if not chosen.get('kl_coef') or fresh:
     return trainee
   # A copy: the first parameters are donated.
-  reference = jax.tree.map(jnp.copy, trainee.params)
+  reference = jax.tree.map(jnp.copy, trainee.folded(trainee.params))
   return dataclasses.replace(
     trainee, frozen={**trainee.frozen, 'reference': reference}
   )

@@ -1,57 +1,26 @@
 """Rollouts of a training run: prompts in, minibatches with advantages out."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from llm.data.prompts import Prompt, prompt_order
-from llm.decode.generate import Completion
-from llm.errors import RunError
+from llm.data.prompts import Prompt
 from llm.losses.policy import adaptive_kl_coef, groups_with_signal
 from llm.models.transformer import Transformer
 from llm.parallel.mesh import on_mesh
 from llm.parallel.sharding import shard_batch
 from llm.tasks import rl_loss
+from llm.tasks.rl_groups import Groups, Sampler, group_stats, minibatches
 from llm.tasks.rl_metrics import kl_stats, rollout_stats
-from llm.tasks.rl_rewards import Rater, Ratings
+from llm.tasks.rl_rewards import Rater
 from llm.tasks.trainee import Trainee
 from llm.train.rollout import answer_arrays, sample_answers
 
 _EVAL_ROWS = 64  # answers drawn together when held-out prompts are rated
-
-
-class _Groups(NamedTuple):
-  """Answers to prompts, `group_size` of each, after each other."""
-
-  prompts: list[Prompt]  # one per answer
-  answers: list[Completion]
-  ratings: Ratings
-
-  def take(self, rows: Sequence[int]) -> '_Groups':
-    """The answers of these rows."""
-    totals, parts = self.ratings
-    return _Groups(
-      [self.prompts[i] for i in rows],
-      [self.answers[i] for i in rows],
-      Ratings(totals[rows], {k: v[rows] for k, v in parts.items()}),
-    )
-
-  def join(self, other: '_Groups') -> '_Groups':
-    """These, and then those of another."""
-    parts = {
-      k: np.concatenate([v, other.ratings.parts[k]])
-      for k, v in self.ratings.parts.items()
-    }
-    totals = np.concatenate([self.ratings.totals, other.ratings.totals])
-    return _Groups(
-      self.prompts + other.prompts,
-      self.answers + other.answers,
-      Ratings(totals, parts),
-    )
 
 
 class Rollouts:
@@ -65,14 +34,11 @@ class Rollouts:
     self, config, trainee: Trainee, prompts: list[Prompt], rater: Rater
   ):
     self._config, self._trainee = config, trainee
-    self._prompts, self._rater = prompts, rater
+    self._sampler = Sampler(config, trainee, prompts, rater)
     self._chosen = rl_loss.settings(config.loss)
     self._kl_coef = self._chosen.get('kl_coef', 0.0)
-    self._place = self._rollouts = 0
+    self._rollouts = 0
     self._left = deque()
-    self._decoder = Transformer(
-      trainee.blueprint.config, dtype=trainee.model.dtype
-    )
     self._score = _make_score(config, trainee)
 
   def draw(self, state) -> tuple[Any, dict[str, float]]:
@@ -96,13 +62,13 @@ class Rollouts:
     """JSON-able; to be taken where `is_used_up`."""
     return {
       'rollouts': self._rollouts,
-      'place': self._place,
+      'place': self._sampler.place,
       'kl_coef': self._kl_coef,
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Goes to the place of a `get_state`."""
-    self._rollouts, self._place = state['rollouts'], state['place']
+    self._rollouts, self._sampler.place = state['rollouts'], state['place']
     self._kl_coef = state['kl_coef']
     self._left.clear()
 
@@ -112,12 +78,7 @@ class Rollouts:
     size = config.rollout.group_size
     groups, rounds = self._sample(params)
     batch = answer_arrays([p.token_ids for p in groups.prompts], groups.answers)
-    stats = rollout_stats(groups.answers, groups.ratings, size)
-    if stats['unrated'] == len(groups.answers):
-      raise RunError(
-        f'none of the {len(groups.answers)} answers of rollout '
-        f'{self._rollouts + 1} has a finite reward: mend the rewards'
-      )
+    stats = group_stats(groups, size, self._rollouts)
     stats |= {'rounds': rounds} | self._add_scores(params, batch)
     batch |= rl_loss.advantages(
       config.loss.name,
@@ -131,7 +92,7 @@ class Rollouts:
     self._rollouts += 1
     return batch, stats
 
-  def _sample(self, params) -> tuple[_Groups, int]:
+  def _sample(self, params) -> tuple[Groups, int]:
     """Rated answers to a batch of prompts, and the rounds that it took.
 
     DAPO draws whole rounds (of one compiled shape) until there are enough
@@ -142,7 +103,12 @@ class Rollouts:
     size, count = rollout.group_size, self._config.train.batch_size
     dynamic = rl_loss.ALGORITHMS[self._config.loss.name].dynamic_sampling
     merged = self._trainee.merged(policy_of(params))
-    groups = self._draw_groups(merged, 0)
+
+    def draw(round_):
+      seed = (self._config.seed, self._rollouts, round_)
+      return self._sampler.draw(merged, count, seed)
+
+    groups = draw(0)
     if not dynamic:
       return groups, 1
     for round_ in itertools.count(1):
@@ -152,42 +118,27 @@ class Rollouts:
       missing = count * size - len(kept)
       if not missing or round_ > rollout.max_resamples:
         return groups.take([*kept, *spare[len(spare) - missing :]]), round_
-      groups = groups.join(self._draw_groups(merged, round_))
-
-  def _draw_groups(self, merged, round_: int) -> _Groups:
-    """Rated groups of answers to the next prompts."""
-    config, size = self._config, self._config.rollout.group_size
-    count = config.train.batch_size
-    order = prompt_order(
-      len(self._prompts), config.data.shuffle, config.data.seed, self._place
-    )
-    prompts = [self._prompts[i] for i in itertools.islice(order, count)]
-    self._place += count
-    answers = sample_answers(
-      self._decoder,
-      merged,
-      [p.token_ids for p in prompts],
-      group_size=size,
-      seed=(config.seed, self._rollouts, round_),
-      max_new_tokens=config.rollout.max_new_tokens,
-      temperature=config.rollout.temperature,
-      eos_ids=self._trainee.blueprint.config.eos_ids,
-    )
-    repeated = [prompt for prompt in prompts for _ in range(size)]
-    return _Groups(repeated, answers, self._rater.rate(repeated, answers))
+      groups = groups.join(draw(round_))
 
   def _add_scores(self, params, batch) -> dict[str, float]:
     """Adds `ref_logprobs` and `old_values` where the loss reads them.
 
+    The gap between sampler and trainer costs a pass of the trainer: it is
+    taken of the first group, or of all answers where the pass gives the values.
+
     Returns:
-      The gap between sampler and trainer, and estimates of the KL.
+      The gap, and estimates of the KL.
     """
-    frozen = self._trainee.frozen
-    device = shard_batch(batch, self._trainee.mesh)
+    frozen, mesh = self._trainee.frozen, self._trainee.mesh
+    device = shard_batch(batch, mesh)
     mask = np.pad(batch['loss_mask'][:, 1:], ((0, 0), (0, 1)))
-    own = self._score(params, frozen, device)
-    gap = np.abs(np.asarray(own['logprobs']) - batch['old_logprobs'])
-    stats = {'logprob_gap': float(gap[mask].max())}
+    some = len(mask)
+    if self._config.loss.name != 'ppo':  # a group, or a row for each device
+      some = min(some, self._config.rollout.group_size * mesh.size)
+    first = {k: v[:some] for k, v in batch.items()}
+    own = self._score(params, frozen, shard_batch(first, mesh))
+    gap = np.abs(np.asarray(own['logprobs']) - first['old_logprobs'])
+    stats = {'logprob_gap': float(gap[mask[:some]].max(initial=0.0))}
     if self._chosen.get('kl_coef'):
       tree = frozen.get('reference', frozen.get('base'))
       reference = self._score(None, {'reference': tree}, device)
@@ -214,19 +165,10 @@ class Rollouts:
 
   def _parts(self, batch) -> Iterator[dict[str, np.ndarray]]:
     """Minibatches of whole groups, in a new order each epoch."""
-    config = self._config
-    rollout, count = config.rollout, config.train.batch_size
-    part = count // rollout.minibatches
-    within = np.arange(rollout.group_size)
-    for epoch in range(rollout.epochs):
-      order = np.arange(count)
-      if rollout.epochs * rollout.minibatches > 1:
-        seed = (config.seed, self._rollouts, epoch)
-        order = np.random.default_rng(seed).permutation(count)
-      for start in range(0, count, part):
-        groups = order[start : start + part, None]
-        rows = (groups * rollout.group_size + within).reshape(-1)
-        yield {k: v[rows] for k, v in batch.items()}
+    size = self._config.rollout.group_size
+    for groups in minibatches(self._config, self._rollouts):
+      rows = (groups[:, None] * size + np.arange(size)).reshape(-1)
+      yield {k: v[rows] for k, v in batch.items()}
 
 
 def make_evaluate(

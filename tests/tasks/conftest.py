@@ -22,31 +22,48 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope='session')
-def model_folder(tmp_path_factory):
+def save_model(folder, seed=0, **shape):
   """A random model over bytes, far from uniform, with a chat template."""
   tokenizer = load_tokenizer('bytes')
+  sizes = {
+    'vocab_size': tokenizer.vocab_size,
+    'embed_dim': 16,
+    'hidden_dim': 32,
+    'num_layers': 1,
+    'num_heads': 2,
+    'num_kv_heads': 1,
+    'head_dim': 8,
+    'max_length': MAX_LENGTH,
+  }
   config = ModelConfig(
-    vocab_size=tokenizer.vocab_size,
-    embed_dim=16,
-    hidden_dim=32,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    max_length=MAX_LENGTH,
-    bos_id=tokenizer.bos_id,
-    eos_ids=tokenizer.eos_ids,
+    bos_id=tokenizer.bos_id, eos_ids=tokenizer.eos_ids, **(sizes | shape)
   )
   shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   params = jax.tree.map(
     lambda x: rng.normal(1.0 if x.ndim == 1 else 0.0, 0.2, x.shape), shapes
   )
-  folder = tmp_path_factory.mktemp('model')
   hf.save_hf(str(folder), config, params, tokenizer=tokenizer, dtype=np.float32)
   (folder / 'chat_template.jinja').write_text(TEMPLATE)
   return str(folder)
+
+
+@pytest.fixture(scope='session')
+def model_folder(tmp_path_factory):
+  """A model of a few kilobytes."""
+  return save_model(tmp_path_factory.mktemp('model'))
+
+
+@pytest.fixture(scope='session')
+def teacher_folder(tmp_path_factory):
+  """Another one, wider and deeper, whose table has rows of padding."""
+  return save_model(
+    tmp_path_factory.mktemp('teacher'),
+    seed=1,
+    vocab_size=264,
+    embed_dim=24,
+    num_layers=2,
+  )
 
 
 @pytest.fixture

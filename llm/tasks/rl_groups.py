@@ -1,0 +1,121 @@
+"""Groups of rated answers: what every run on a model's own answers draws."""
+
+from collections.abc import Iterator, Sequence
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llm.data.prompts import Prompt, prompt_order
+from llm.decode.generate import Completion
+from llm.errors import RunError
+from llm.models.transformer import Transformer
+from llm.tasks.rl_metrics import rollout_stats
+from llm.tasks.rl_rewards import Rater, Ratings
+from llm.tasks.trainee import Trainee
+from llm.train.rollout import sample_answers
+
+
+class Groups(NamedTuple):
+  """Answers to prompts, `group_size` of each, after each other."""
+
+  prompts: list[Prompt]  # one per answer
+  answers: list[Completion]
+  ratings: Ratings
+
+  def take(self, rows: Sequence[int]) -> 'Groups':
+    """The answers of these rows."""
+    totals, parts = self.ratings
+    return Groups(
+      [self.prompts[i] for i in rows],
+      [self.answers[i] for i in rows],
+      Ratings(totals[rows], {k: v[rows] for k, v in parts.items()}),
+    )
+
+  def join(self, other: 'Groups') -> 'Groups':
+    """These, and then those of another."""
+    parts = {
+      k: np.concatenate([v, other.ratings.parts[k]])
+      for k, v in self.ratings.parts.items()
+    }
+    totals = np.concatenate([self.ratings.totals, other.ratings.totals])
+    return Groups(
+      self.prompts + other.prompts,
+      self.answers + other.answers,
+      Ratings(totals, parts),
+    )
+
+
+class Sampler:
+  """Draws groups of answers to the next prompts; `place` is where it stands."""
+
+  def __init__(
+    self, config, trainee: Trainee, prompts: list[Prompt], rater: Rater
+  ):
+    self._config, self._trainee = config, trainee
+    self._prompts, self._rater = prompts, rater
+    self._decoder = Transformer(
+      trainee.blueprint.config, dtype=trainee.model.dtype
+    )
+    self.place = 0
+
+  def draw(self, params: Any, count: int, seed: Sequence[int]) -> Groups:
+    """Rated groups of answers to the next `count` prompts.
+
+    Args:
+      params: of the policy, merged.
+      count: of prompts.
+      seed: numbers that name this draw.
+    """
+    config, size = self._config, self._config.rollout.group_size
+    order = prompt_order(
+      len(self._prompts), config.data.shuffle, config.data.seed, self.place
+    )
+    prompts = [self._prompts[i] for i in itertools.islice(order, count)]
+    self.place += count
+    answers = sample_answers(
+      self._decoder,
+      params,
+      [p.token_ids for p in prompts],
+      group_size=size,
+      seed=seed,
+      max_new_tokens=config.rollout.max_new_tokens,
+      temperature=config.rollout.temperature,
+      eos_ids=self._trainee.blueprint.config.eos_ids,
+    )
+    repeated = [prompt for prompt in prompts for _ in range(size)]
+    return Groups(repeated, answers, self._rater.rate(repeated, answers))
+
+
+def group_stats(
+  groups: Groups, group_size: int, rollouts: int
+) -> dict[str, float]:
+  """`rollout_stats` of a rollout that comes after `rollouts` others.
+
+  Raises:
+    RunError: not one of its answers could be rated.
+  """
+  stats = rollout_stats(groups.answers, groups.ratings, group_size)
+  if stats['unrated'] == len(groups.answers):
+    raise RunError(
+      f'none of the {len(groups.answers)} answers of rollout {rollouts + 1} '
+      'has a finite reward: mend the rewards'
+    )
+  return stats
+
+
+def minibatches(config, rollouts: int) -> Iterator[np.ndarray]:
+  """int[groups of a step]: which groups of rollout `rollouts` a step has.
+
+  Each epoch has every group once; where there are several steps, in an order
+  of its own.
+  """
+  rollout, count = config.rollout, config.train.batch_size
+  part = count // rollout.minibatches
+  for epoch in range(rollout.epochs):
+    order = np.arange(count)
+    if rollout.epochs * rollout.minibatches > 1:
+      seed = (config.seed, rollouts, epoch)
+      order = np.random.default_rng(seed).permutation(count)
+    for start in range(0, count, part):
+      yield order[start : start + part]
