@@ -1,0 +1,378 @@
+"""Tables and figure of the exact frontier, from results.csv alone."""
+
+import itertools
+import os
+import statistics
+from typing import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import readme
+from experiments.exact_frontier.measure import (
+  BETA,
+  BETAS,
+  FLIPPED,
+  KL_COEF,
+  KL_COEFS,
+  NOISE_BETAS,
+  PAIR_LOSSES,
+  SAMPLES,
+)
+from llm.sweeps import report
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+RATIO_GOALS = {
+  'dpo': 0.94,
+  'rloo': 0.99,
+  'ppo': 0.97,
+  'grpo': 0.97,
+  'grpo_corrected': 0.97,
+}
+BEST_GOAL = (0.93, 0.97)
+CONTROL_GOAL = 0.05  # of the gain with right labels, or the true reward
+ERRORS_GOAL = 2.0
+ENOUGH = 0.5  # KL coefficient from which the goals of sampling hold
+SETTINGS = {
+  'dpo': BETAS,
+  'rloo': KL_COEFS,
+  'ppo': KL_COEFS,
+  'grpo': KL_COEFS,
+  'grpo_corrected': KL_COEFS,
+  'best_of': SAMPLES,
+}
+NAMES = {
+  'dpo': 'DPO',
+  'cdpo': 'cDPO',
+  'robust_dpo': 'robust DPO',
+  'rpo': 'RPO',
+  'rloo': 'RLOO',
+  'ppo': 'PPO',
+  'grpo': 'GRPO',
+  'grpo_corrected': 'GRPO, KL times ratio',
+  'best_of': 'best of n',
+}
+_COLORS = {
+  'dpo': '#c44e52',
+  'cdpo': '#dd8452',
+  'robust_dpo': '#4c72b0',
+  'rloo': '#4c72b0',
+  'ppo': '#55a868',
+  'grpo': '#8172b3',
+  'grpo_corrected': '#ccb974',
+  'best_of': '#8c8c8c',
+}
+_NOISE_LINES = {0.1: '-', 0.5: '--'}  # of β
+
+
+def analyze(csv_path: str, out_dir: str) -> None:
+  """Writes the README's part and frontier.png."""
+  rows = report.read_csv(csv_path)
+  readme.write_section(FOLDER, out_dir, section(rows))
+  _draw(rows, os.path.join(out_dir, 'frontier.png'))
+
+
+def section(rows: Sequence[report.Row]) -> str:
+  """Returns the README's part with all numbers."""
+  return '\n'.join(
+    (
+      _goal_table(rows),
+      _policy_table(rows),
+      _best_table(part(rows, 'exact')),
+      _noise_table(part(rows, 'noise')),
+      _likelihood_table(part(rows, 'likelihood')),
+      _worlds_line(part(rows, 'exact')),
+      readme.cost_line(rows),
+    )
+  )
+
+
+def part(rows: Sequence[report.Row], name: str) -> list[report.Row]:
+  """Returns the rows of one part, a world each, in the order of their seeds."""
+  found = [row for row in rows if row['config.part'] == name]
+  return sorted(found, key=lambda row: row['config.seed'])
+
+
+def policies(rows: Sequence[report.Row], name: str) -> list[report.Row]:
+  """Returns the rows that have an algorithm's columns."""
+  home = {'dpo': 'dpo', 'best_of': 'exact'}.get(name, 'rl')
+  return part(rows, home)
+
+
+def extremes(
+  rows: Sequence[report.Row], name: str, settings: Sequence[float]
+) -> tuple[float, float]:
+  """Smallest and largest share of the frontier, of means over the worlds."""
+  group = policies(rows, name)
+  means = [
+    statistics.fmean(row[f'{name}_{setting}.ratio'] for row in group)
+    for setting in settings
+  ]
+  return min(means), max(means)
+
+
+def lead(
+  rows: Sequence[report.Row], name: str, flipped: float, beta: float
+) -> np.ndarray:
+  """By how much a loss beats DPO where labels are wrong, in each world."""
+  return np.array(
+    [
+      row[f'{name}_{flipped}_{beta}.ratio'] - row[f'dpo_{flipped}_{beta}.ratio']
+      for row in part(rows, 'noise')
+    ]
+  )
+
+
+def standard_errors(values: Sequence[float]) -> float:
+  """A mean in units of its standard error."""
+  error = statistics.stdev(values) / len(values) ** 0.5
+  return statistics.fmean(values) / error
+
+
+def _goal_table(rows) -> str:
+  lines = []
+  for name, goal in RATIO_GOALS.items():
+    settings = SETTINGS[name]
+    if name != 'dpo':
+      settings = [coef for coef in settings if coef >= ENOUGH]
+    lines.append(_ratio_goal(rows, name, goal, settings))
+  for name, goal in RATIO_GOALS.items():
+    below = [coef for coef in SETTINGS[name] if coef < ENOUGH]
+    if name != 'dpo':
+      lines.append(_ratio_goal(rows, name, goal, below))
+  low, high = extremes(rows, 'best_of', SAMPLES)
+  within = BEST_GOAL[0] <= low and high <= BEST_GOAL[1]
+  goal = ' to '.join(map(str, BEST_GOAL))
+  value = f'{low:.3f} to {high:.3f}'
+  lines.append((f'best of n, n = 2 to {SAMPLES[-1]}', goal, value, within))
+  lines += _noise_goals(rows)
+  lines += _likelihood_goals(part(rows, 'likelihood'))
+  lines += _control_goals(rows)
+  return readme.table(
+    ('number', 'goal', 'measured', 'reached'),
+    [(*line[:3], 'yes' if line[3] else 'no') for line in lines],
+  )
+
+
+def _ratio_goal(rows, name, goal, settings) -> tuple:
+  low, _ = extremes(rows, name, settings)
+  parameter = 'β' if name == 'dpo' else 'coefficient'
+  what = (
+    f'{NAMES[name]}, {parameter} {settings[0]} to {settings[-1]}: lowest '
+    'share of the frontier'
+  )
+  return what, f'≥ {goal}', f'{low:.3f}', low >= goal
+
+
+def _noise_goals(rows) -> list[tuple]:
+  lines = []
+  shares = ', '.join(f'{100 * f:.0f}' for f in FLIPPED)
+  for name in PAIR_LOSSES[1:]:
+    for beta in NOISE_BETAS:
+      errors = [standard_errors(lead(rows, name, f, beta)) for f in FLIPPED]
+      lines.append(
+        (
+          f'{NAMES[name]} before DPO at β {beta} and {shares}% wrong labels, '
+          'standard errors',
+          f'≥ {ERRORS_GOAL:.0f}',
+          ', '.join(f'{e:+.1f}' for e in errors),
+          min(errors) >= ERRORS_GOAL,
+        )
+      )
+  return lines
+
+
+def _likelihood_goals(rows) -> list[tuple]:
+  falls = [row['dpo.chosen'] for row in rows]
+  rises = [row['rpo.chosen'] for row in rows]
+  what = 'change of the chosen log-probability under'
+  return [
+    (
+      f'{what} DPO, nats',
+      '< 0 in each world',
+      _interval(falls, 2),
+      max(falls) < 0,
+    ),
+    (
+      f'{what} RPO, nats',
+      '> 0 in each world',
+      _interval(rises, 2),
+      min(rises) > 0,
+    ),
+  ]
+
+
+def _control_goals(rows) -> list[tuple]:
+  lines = []
+  for name, control, what in (
+    (f'dpo_{BETA}', 'coin', "DPO on a coin's labels"),
+    (f'rloo_{KL_COEF}', 'permuted', 'RLOO with permuted rewards'),
+  ):
+    group = policies(rows, name.split('_')[0])
+    shares = [row[f'{control}.gain'] / row[f'{name}.gain'] for row in group]
+    low, half = report.mean_interval(shares)
+    lines.append(
+      (
+        f'{what}: gain over that with true ones (control)',
+        f'< {CONTROL_GOAL}',
+        _interval(shares, 3),
+        low < CONTROL_GOAL,
+      )
+    )
+  return lines
+
+
+def _policy_table(rows) -> str:
+  lines = []
+  for name in RATIO_GOALS:
+    group = policies(rows, name)
+    for setting in SETTINGS[name]:
+      lines.append(
+        (NAMES[name], str(setting), *_cells(group, f'{name}_{setting}'))
+      )
+  dpo, rl = part(rows, 'dpo'), part(rows, 'rl')
+  lines.append(("DPO, a coin's labels", str(BETA), *_cells(dpo, 'coin')))
+  lines.append(
+    ('RLOO, permuted rewards', str(KL_COEF), *_cells(rl, 'permuted'))
+  )
+  header = ('trained', 'β or KL coefficient', 'KL, nats', 'gain')
+  return readme.table((*header, 'share of the frontier', 'least'), lines)
+
+
+def _best_table(rows) -> str:
+  lines = [
+    (
+      str(n),
+      f'{rows[0][f"best_of_{n}.formula"]:.3f}',
+      *_cells(rows, f'best_of_{n}', kl_digits=3),
+    )
+    for n in SAMPLES
+  ]
+  header = ('best of n', 'ln n - (n-1)/n', 'exact KL, nats', 'gain')
+  return readme.table((*header, 'share of the frontier', 'least'), lines)
+
+
+def _noise_table(rows) -> str:
+  lines = []
+  for flipped, beta, name in itertools.product(
+    FLIPPED, NOISE_BETAS, PAIR_LOSSES
+  ):
+    values = lead(rows, name, flipped, beta)
+    ahead = '' if name == 'dpo' else _interval(values, 3)
+    cells = _cells(rows, f'{name}_{flipped}_{beta}')
+    share = f'{100 * flipped:.0f}'
+    lines.append((share, str(beta), NAMES[name], *cells[:3], ahead))
+  header = ('wrong labels, %', 'β', 'loss', 'KL, nats', 'gain')
+  return readme.table((*header, 'share of the frontier', 'before DPO'), lines)
+
+
+def _likelihood_table(rows) -> str:
+  lines = []
+  for name in ('dpo', 'rpo'):
+    changes = [
+      [row[f'{name}.{which}'] for row in rows]
+      for which in ('chosen', 'rejected')
+    ]
+    margins = [chosen - rejected for chosen, rejected in zip(*changes)]
+    columns = (_interval(values, 2) for values in (*changes, margins))
+    lines.append((NAMES[name], *columns, _cells(rows, name)[2]))
+  header = (f'β = {BETA}, pairs that differ in the last token', 'chosen, nats')
+  more = ('rejected, nats', 'margin, nats', 'share of the frontier')
+  return readme.table((*header, *more), lines)
+
+
+def _worlds_line(rows) -> str:
+  entropy = [row['entropy'] for row in rows]
+  largest = [row['largest_reward'] for row in rows]
+  return (
+    f'{len(rows)} worlds: the reference has an entropy of {min(entropy):.1f} '
+    f'to {max(entropy):.1f} nats, the best string a reward of '
+    f'{min(largest):.1f} to {max(largest):.1f}.\n'
+  )
+
+
+def _cells(rows, name: str, kl_digits: int = 2) -> tuple[str, str, str, str]:
+  """KL, gain and share with intervals, and the least share, as text."""
+  ratios = [row[f'{name}.ratio'] for row in rows]
+  return (
+    readme.mean(rows, f'{name}.kl', kl_digits),
+    readme.mean(rows, f'{name}.gain', 2),
+    readme.mean(rows, f'{name}.ratio', 3),
+    f'{min(ratios):.3f}',
+  )
+
+
+def _interval(values: Sequence[float], digits: int) -> str:
+  mean, half = report.mean_interval(list(values))
+  return f'{mean:.{digits}f} ± {half:.{digits}f}'
+
+
+def _draw(rows, path: str) -> None:
+  figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout='constrained')
+  _draw_frontier(axes[0], rows)
+  _draw_shares(axes[1], rows)
+  _draw_noise(axes[2], rows)
+  for axis in axes:
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+  figure.savefig(path, dpi=150)
+  plt.close(figure)
+
+
+def _draw_frontier(axis, rows) -> None:
+  first = part(rows, 'exact')[0]
+  curve = sorted(
+    (float(name.removeprefix('frontier_')), value)
+    for name, value in first.items()
+    if name.startswith('frontier_') and value is not None
+  )
+  axis.plot(*zip((0.0, 0.0), *curve), color='k', lw=1, label='frontier')
+  for name, settings in SETTINGS.items():
+    row = policies(rows, name)[0]
+    points = [
+      (row[f'{name}_{s}.kl'], row[f'{name}_{s}.gain']) for s in settings
+    ]
+    axis.plot(*zip(*points), '.', color=_COLORS[name], label=NAMES[name])
+  axis.set(title='one world', xlabel='KL to the reference, nats', ylabel='gain')
+
+
+def _draw_shares(axis, rows) -> None:
+  for name, settings in SETTINGS.items():
+    group = policies(rows, name)
+    points = []
+    for setting in settings:
+      key = f'{name}_{setting}'
+      kl = statistics.fmean(row[f'{key}.kl'] for row in group)
+      ratios = [row[f'{key}.ratio'] for row in group]
+      points.append((kl, *report.mean_interval(ratios)))
+    x, y, half = zip(*sorted(points))
+    axis.errorbar(
+      x, y, half, fmt='.-', lw=1, color=_COLORS[name], label=NAMES[name]
+    )
+  axis.axhline(1.0, color='k', lw=1)
+  axis.set(
+    title='mean of all worlds',
+    xlabel='KL to the reference, nats',
+    ylabel="share of the frontier's gain",
+  )
+
+
+def _draw_noise(axis, rows) -> None:
+  group = part(rows, 'noise')
+  x = [100 * flipped for flipped in FLIPPED]
+  for name, beta in itertools.product(PAIR_LOSSES, _NOISE_LINES):
+    intervals = [
+      report.mean_interval([row[f'{name}_{f}_{beta}.ratio'] for row in group])
+      for f in FLIPPED
+    ]
+    axis.errorbar(
+      x,
+      *zip(*intervals),
+      fmt='.',
+      lw=1,
+      ls=_NOISE_LINES[beta],
+      color=_COLORS[name],
+      label=f'{NAMES[name]}, β = {beta}',
+    )
+  axis.set(title='wrong labels', xlabel='wrong labels, %', xticks=x)
+  axis.set_ylabel("share of the frontier's gain")

@@ -1,0 +1,42 @@
+"""Alignment where the optimum is known, one part in one world a run.
+
+python launch.py --config=experiments/exact_frontier/config.py \
+    --config.part=dpo --config.seed=0 --workdir=runs/exact_frontier
+
+`part` is one of
+
+  exact       the frontier of reward and KL, and best-of-n: nothing is trained
+  dpo         DPO over beta, and on the labels of a coin
+  noise       DPO, cDPO and robust DPO on labels of which some are wrong
+  likelihood  what becomes of the chosen strings under DPO and RPO
+  rl          RLOO, PPO and GRPO with the true reward, and RLOO with another
+
+Expected: `result.json` with KL, gain and share of the frontier's gain of each
+policy, after less than a minute on two cores. `:smoke` trains for a few steps
+only, to see that everything works. The whole experiment:
+`python launch.py --sweep=experiments/exact_frontier/sweep.py`.
+"""
+
+import ml_collections
+
+from experiments.exact_frontier import measure
+from llm.config_args import parse_arg
+
+
+def get_config(arg=None):
+  """Fields of one run; `:smoke` makes it short."""
+  arg = parse_arg(arg, smoke=False)
+  config = ml_collections.ConfigDict()
+  config.task = measure.run
+  config.part = 'dpo'
+  config.seed = 0  # of the world, the pairs, their order and the samples
+
+  config.pairs = 200 if arg.smoke else 20_000
+  config.steps = 2 if arg.smoke else 400
+  config.rate = 1e-2
+  config.batch_size = 16 if arg.smoke else 256  # pairs
+
+  config.rl_steps = 2 if arg.smoke else 400
+  config.rl_rate = 1e-2
+  config.samples = 16 if arg.smoke else 256  # in each step
+  return config
