@@ -19,6 +19,7 @@ from llm.data.pipeline import make_source
 from llm.models.transformer import Transformer
 from llm.parallel.mesh import make_mesh, on_mesh
 from llm.parallel.sharding import shard_batch
+from llm.tasks.host_memory import keep_freed_memory
 from llm.tasks.run import enable_compilation_cache
 from llm.tasks.supervised_loss import make_training_loss
 from llm.tasks.trainee import Blueprint, Trainee
@@ -34,6 +35,7 @@ class Trainer:
   """What `tasks.supervised` puts together, on rows that are made up."""
 
   def __init__(self, folder: str, settings: dict[str, Any]):
+    keep_freed_memory()
     enable_compilation_cache()
     config = hf.read_config(folder)
     mesh = make_mesh(types.SimpleNamespace(data=1, fsdp=1, tensor=1))

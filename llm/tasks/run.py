@@ -16,6 +16,7 @@ from llm import config_args
 from llm.errors import UserError
 from llm.parallel import distributed
 from llm.tasks import TASKS, workdirs
+from llm.tasks.host_memory import keep_freed_memory
 
 _PACKAGES = (
   'jax',
@@ -52,6 +53,7 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   if task is None:
     remedy = config_args.hint(str(name), TASKS)
     raise UserError(f'config.task={name!r}: no such task{remedy}')
+  keep_freed_memory()
   if distributed.initialize() and name not in _SHARED:
     raise UserError(
       f'config.task={name!r}: runs in one process; start it once, or without '
