@@ -10,6 +10,7 @@ import jax
 from experiments.alignment_speed import rows
 from llm import config_args
 from llm.tasks import preference, rl, training
+from llm.tasks.host_memory import keep_freed_memory
 from llm.tasks.run import enable_compilation_cache
 from llm.train import loop
 from llm.train.optim import make_optimizer
@@ -20,6 +21,7 @@ _REWARD = 'experiments.alignment_speed.rows:reward'
 
 def make_train(folder: str, settings: dict[str, Any]):
   """Returns `train(steps) -> rows of metrics`, which goes on from there."""
+  keep_freed_memory()
   enable_compilation_cache()
   kind = settings['kind']
   task, config = (rl, _rl) if kind == 'grpo' else (preference, _preference)
