@@ -135,9 +135,11 @@ def print_report(exam: Stage) -> None:
   console = rich_console.Console(highlight=False)
   console.print()
   marks = read_jsonl(exam.folder / 'marks.jsonl')
-  table = rich_table.Table('right answers', box=None, pad_edge=False)
+  table = rich_table.Table(
+    'right answers', box=None, pad_edge=False, collapse_padding=True
+  )
   models = exam.summary['models']
-  for name in (*models, 'questions'):
+  for name in (*models, 'of'):
     table.add_column(name, justify='right')
   for name, group in exam.summary['groups'].items():
     total = group['questions']

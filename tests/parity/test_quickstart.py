@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
   steps = [
     '--config.pretrain.steps=20',
     '--config.sft.steps=20',
-    '--config.preference.steps=2',
+    '--config.preference.steps=5',
     '--config.rl.steps=2',
   ]
   config_args.override_config(config, steps)
