@@ -42,8 +42,8 @@ def get_config(arg=None):
     own.held_out = 256
     own.layers, own.heads = 2, 3
     own.sft_lr = 2e-3
-    own.prompts = 16
-    own.rl_steps = 100
+    own.rl_lr = 1.5e-4
+    own.rl_steps = 200
   return config
 
 
