@@ -1,4 +1,4 @@
-"""Both parts: lengths with five seeds, additions with three.
+"""Both parts: additions with three seeds, lengths with five.
 
 python launch.py --sweep=experiments/grpo_arithmetic/sweep.py
 """
@@ -10,5 +10,5 @@ config = 'experiments/grpo_arithmetic/config.py'
 
 def sweep():
   """Yields the overrides of each run."""
-  yield from grid.product({'part': ('length',), 'seed': range(2, 7)})
   yield from grid.product({'part': ('addition',), 'seed': range(1, 4)})
+  yield from grid.product({'part': ('length',), 'seed': range(2, 7)})
