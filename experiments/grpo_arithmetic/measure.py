@@ -135,17 +135,24 @@ def _tune(config, workdir: pathlib.Path, train: list[dict]) -> dict:
   """
   own = config[config.part]
   trial = train[len(train) - own.held_out // 4 :]
-  rows = problems.demonstrations(
+  demonstrations = problems.demonstrations(
     train[: -len(trial)],
     config.seed,
     tails=config.part == 'length',
     wrong_share=own.wrong_share,
   )
   fields = _tuning_fields(config)
-  fields.data.path = problems.write(workdir / 'demonstrations.jsonl', rows)
+  fields.data.path = problems.write(
+    workdir / 'demonstrations.jsonl', demonstrations
+  )
   fields.export = str(workdir / 'sft')
   began = time.perf_counter()
+  # Where the run was killed: the steps that it has done.
+  rows = training_report.read_rows(str(workdir / 'tuning'))
+  done = rows[-1]['step'] if rows else 0
   for steps in own.sft_steps:
+    if steps < done:
+      continue
     shutil.rmtree(workdir / 'sft', ignore_errors=True)
     fields.train.steps = steps
     result = supervised.run(fields, str(workdir / 'tuning'))
