@@ -7,7 +7,6 @@ where the reference, too, follows from the parameters: between rollouts, and
 where the reference is refreshed, as it becomes the policy.
 """
 
-
 from llm.data import prompts as prompts_lib
 from llm.errors import UserError
 from llm.parallel.mesh import make_mesh

@@ -8,6 +8,8 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 import torch
 import transformers
 
@@ -16,6 +18,13 @@ from llm.tasks import run as run_lib
 
 STEPS, BATCH, RATE, WARMUP, DECAY, CLIP = 20, 4, 1e-3, 5, 0.1, 1.0
 BOS, EOS = 256, 257  # of the tokenizer 'bytes'
+CHATML = (
+  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+  "{% if message['role'] == 'assistant' %}"
+  "{{ message['content'] + '<|im_end|>' }}"
+  "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
+  '{% endfor %}'
+)
 WORDS = 'red green blue one two three four sun moon'.split()
 
 
@@ -54,8 +63,11 @@ def _rows():
   ]
 
 
-def _torch_run(folder, rows):
-  """Losses of all steps and the last weights."""
+def _torch_run(folder, examples):
+  """Losses of all steps and the last weights.
+
+  examples: (token ids, which of them are to be predicted) of each row.
+  """
   model = transformers.LlamaForCausalLM.from_pretrained(
     folder, dtype=torch.float32
   )
@@ -74,16 +86,14 @@ def _torch_run(folder, rows):
   scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
   losses = []
   for step in range(STEPS):
-    batch = rows[step * BATCH : (step + 1) * BATCH]
     loss_sum, count = 0.0, 0
-    for row in batch:  # one by one: no padding, no packing
-      prompt, answer = row['prompt'].encode(), row['completion'].encode()
-      tokens = torch.tensor([[BOS, *prompt, *answer, EOS]])
+    # One by one: no padding, no packing.
+    for ids, mask in examples[step * BATCH : (step + 1) * BATCH]:
+      tokens = torch.tensor([ids])
       logits = model(tokens).logits[0, :-1]
-      targets = tokens[0, 1:]
       nll = torch.nn.functional.cross_entropy(
-        logits, targets, reduction='none'
-      )[len(prompt) :]
+        logits, tokens[0, 1:], reduction='none'
+      )[torch.tensor(mask[1:], dtype=torch.bool)]
       loss_sum, count = loss_sum + nll.sum(), count + len(nll)
     loss = loss_sum / count
     optimizer.zero_grad()
@@ -105,14 +115,64 @@ def _torch_run(folder, rows):
   ids=['plain', 'microbatches', 'scanned'],
 )
 def test_losses_and_weights_are_those_of_torch(start, tmp_path, changes):
-  rows = _rows()
+  rows, examples = _rows(), []
+  for row in rows:
+    prompt, answer = row['prompt'].encode(), row['completion'].encode()
+    ids = [BOS, *prompt, *answer, EOS]
+    examples.append((ids, [i > len(prompt) for i in range(len(ids))]))
+  fields = {'tokenizer.path': 'bytes', **changes}
+  _compare(start, tmp_path, rows, examples, fields)
+
+
+def test_messages_are_those_of_transformers(start, tmp_path):
+  """Conversations of several turns, masked by the tokenizer's own template."""
+  rng = np.random.default_rng(1)
+  draw = lambda: ' '.join(rng.choice(WORDS, rng.integers(1, 4)))
+  rows = []
+  for i in range(STEPS * BATCH):
+    turns = ('system',) * (i % 2) + ('user', 'assistant') * (1 + i % 3)
+    rows.append({'messages': [{'role': r, 'content': draw()} for r in turns]})
+  tokenizer = _byte_tokenizer()
+  tokenizer.chat_template = CHATML
+  tokenizer.save_pretrained(tmp_path / 'tokenizer')
+  answer = "{{ message['content'] + '<|im_end|>' }}"
+  marked = f'{{% generation %}}{answer}{{% endgeneration %}}'
+  template = CHATML.replace(answer, marked, 1)
+  examples = []
+  for row in rows:
+    made = tokenizer.apply_chat_template(
+      row['messages'],
+      chat_template=template,
+      return_assistant_tokens_mask=True,
+      return_dict=True,
+    )
+    examples.append((made['input_ids'], made['assistant_masks']))
+  fields = {'tokenizer.path': tmp_path / 'tokenizer'}
+  _compare(start, tmp_path, rows, examples, fields)
+
+
+def _byte_tokenizer():
+  """A token for each byte, and ChatML's two marks."""
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+  whole = tokenizers.Tokenizer(
+    models.BPE({letter: i for i, letter in enumerate(letters)}, [])
+  )
+  whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  whole.decoder = decoders.ByteLevel()
+  whole.add_special_tokens(['<|im_start|>', '<|im_end|>'])
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=whole, eos_token='<|im_end|>'
+  )
+
+
+def _compare(start, tmp_path, rows, examples, changes):
+  """Runs both on the same rows."""
   data = tmp_path / 'rows.jsonl'
   data.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  expected_losses, expected = _torch_run(start, rows)
+  expected_losses, expected = _torch_run(start, examples)
   config = config_args.load_config('configs/sft.py')
   fields = {
     'model.path': start,
-    'tokenizer.path': 'bytes',
     'data.path': data,
     'data.max_length': 128,
     'data.packing': False,
