@@ -8,6 +8,7 @@
 Any field of the config can be set by its full name: --config.a.b=value.
 """
 
+import errno
 import os
 import sys
 import warnings
@@ -37,6 +38,11 @@ def main(argv: list[str]) -> int:
     return _refuse(f'{error.filename}: {error.strerror}')
   except RunError as error:
     return _refuse(str(error), status=1)
+  except OSError as error:
+    if error.errno != errno.ENOSPC:
+      raise
+    where = f'{error.filename}: ' if error.filename else ''
+    return _refuse(f'{where}{error.strerror}; make room there', status=1)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 130

@@ -14,7 +14,7 @@ ALLOWED = {
   'models': set(),
   'losses': set(),
   'text': set(),
-  'checkpoints': {'models'},
+  'checkpoints': {'models', 'parallel'},
   'data': {'text'},
   'decode': {'models', 'losses'},
   'parallel': set(),

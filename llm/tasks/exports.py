@@ -4,13 +4,14 @@ The folders are checked before the weights are read: a run of days does not
 find at its end that it may not write them.
 """
 
+import contextlib
 import os
 from typing import Any
 
 from llm.checkpoints import hf, peft
 from llm.checkpoints.folder import read_json, weight_files
 from llm.checkpoints.hf_save import reward_config
-from llm.errors import UserError
+from llm.errors import RunError, UserError
 from llm.models import lora as lora_lib
 from llm.models.hf_config import to_hf
 from llm.parallel.distributed import is_writer, to_host
@@ -74,7 +75,7 @@ def write(
     reward_head: {'kernel': [1, D]} of a model that scores texts, or None.
 
   Raises:
-    OSError: the disk is full, or a folder cannot be written any more.
+    RunError: the disk is full, or a folder cannot be written any more.
   """
   blueprint = trainee.blueprint
   if config.export is not None:
@@ -82,27 +83,41 @@ def write(
     if reward_head is not None:
       whole = whole | {'reward_head': to_host(reward_head)}
     if is_writer():
-      hf.save_hf(
-        config.export,
-        blueprint.config,
-        whole,
-        tokenizer=blueprint.tokenizer,
-        reward_head=reward_head is not None,
-      )
+      with _writing('export', config.export):
+        hf.save_hf(
+          config.export,
+          blueprint.config,
+          whole,
+          tokenizer=blueprint.tokenizer,
+          reward_head=reward_head is not None,
+        )
       report.tell(f'exported to {config.export}')
   if config.lora.export is not None:
     if trainee.model.scan_layers:
       params = lora_lib.unstack(params, blueprint.config)
     adapters = to_host(params)
     if is_writer():
-      peft.save_peft(
-        config.lora.export,
-        blueprint.lora,
-        blueprint.config,
-        adapters,
-        base_model=blueprint.path,
-      )
+      with _writing('lora.export', config.lora.export):
+        peft.save_peft(
+          config.lora.export,
+          blueprint.lora,
+          blueprint.config,
+          adapters,
+          base_model=blueprint.path,
+        )
       report.tell(f'adapters exported to {config.lora.export}')
+
+
+@contextlib.contextmanager
+def _writing(field: str, path: str):
+  """Says which export failed, and that nothing is lost."""
+  try:
+    yield
+  except OSError as error:
+    raise RunError(
+      f'{field}={path!r}: {error.strerror or error}; the trained state is '
+      'saved: mend this and start the same command again'
+    ) from error
 
 
 def _check_writable(where: str, path: str) -> None:
@@ -121,7 +136,7 @@ def _check_writable(where: str, path: str) -> None:
 
 
 def _check_model_folder(path: str, ours: dict[str, Any]) -> None:
-  if not os.path.isdir(path) or not os.listdir(path):
+  if not _others(path):
     return
   if not weight_files(path):
     raise UserError(_foreign('export', path))
@@ -138,13 +153,19 @@ def _check_model_folder(path: str, ours: dict[str, Any]) -> None:
 
 
 def _check_adapter_folder(path: str) -> None:
-  names = os.listdir(path) if os.path.isdir(path) else []
+  names = _others(path)
   if names and not set(names) & set(_ADAPTERS):
     raise UserError(_foreign('lora.export', path))
+
+
+def _others(path: str) -> list[str]:
+  """What a folder holds, but for files that an export was cut off in."""
+  names = sorted(os.listdir(path)) if os.path.isdir(path) else []
+  return [name for name in names if not name.endswith('.tmp')]
 
 
 def _foreign(field: str, path: str) -> str:
   return (
     f'{field}={path!r}: is not empty and holds no earlier export '
-    f'({sorted(os.listdir(path))[0]}, …); name a new folder'
+    f'({_others(path)[0]}, …); name a new folder'
   )

@@ -50,7 +50,10 @@ def run(config, workdir: str | None) -> dict[str, float]:
   rated, held_out = preference_data.load(
     config, blueprint, load_rated, 'answers'
   )
-  identity = {'examples': rated.examples.digest}
+  identity = {
+    'examples': rated.examples.digest,
+    'held_out': held_out and held_out.examples.digest,
+  }
   source = pipeline.make_source(
     rated.examples,
     batch_size=train.batch_size,

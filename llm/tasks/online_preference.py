@@ -37,7 +37,10 @@ def run(config, workdir: str | None) -> dict[str, float]:
   )
   blueprint = draw_blueprint(config)
   prompts, held_out = rl.load(config, blueprint)
-  identity = {'prompts': prompts_lib.digest(prompts)}
+  identity = {
+    'prompts': prompts_lib.digest(prompts),
+    'held_out': held_out and prompts_lib.digest(held_out),
+  }
   training.check_run(config, workdir, blueprint, identity)
   rater = make_rater(config, blueprint.tokenizer, blueprint.config.vocab_size)
   trainee = build_trainee(config, blueprint, mesh)

@@ -51,7 +51,10 @@ def run(config, workdir: str | None) -> dict[str, float]:
   examples, held_out = preference_data.load(
     config, blueprint, load_pairs, 'pairs'
   )
-  identity = {'examples': examples.examples.digest}
+  identity = {
+    'examples': examples.examples.digest,
+    'held_out': held_out and held_out.examples.digest,
+  }
   source = pipeline.make_source(
     examples.examples,
     batch_size=train.batch_size,

@@ -48,7 +48,10 @@ def run(config, workdir: str | None) -> dict[str, float]:
   make_optimizer(config.optim, train.steps)
   blueprint = draw_blueprint(config)
   answers, held_out = _load(config, blueprint)
-  identity = {'examples': answers.examples.digest}
+  identity = {
+    'examples': answers.examples.digest,
+    'held_out': held_out and held_out.examples.digest,
+  }
   source = pipeline.make_source(
     answers.examples,
     batch_size=train.batch_size,

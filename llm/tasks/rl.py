@@ -52,7 +52,10 @@ def run(config, workdir: str | None) -> dict[str, float]:
   )
   blueprint = draw_blueprint(config)
   prompts, held_out = load(config, blueprint)
-  identity = {'prompts': prompts_lib.digest(prompts)}
+  identity = {
+    'prompts': prompts_lib.digest(prompts),
+    'held_out': held_out and prompts_lib.digest(held_out),
+  }
   shapes = jax.eval_shape(
     lambda params: _with_head(config, blueprint, params),
     trained_shapes(config, blueprint),

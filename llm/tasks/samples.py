@@ -42,12 +42,15 @@ def settings(sample) -> SamplingParams:
   Raises:
     UserError: a field has no meaning.
   """
-  return SamplingParams.from_dict(
-    {
-      'max_new_tokens': sample.max_new_tokens,
-      'temperature': sample.temperature,
-    }
-  )
+  try:
+    return SamplingParams.from_dict(
+      {
+        'max_new_tokens': sample.max_new_tokens,
+        'temperature': sample.temperature,
+      }
+    )
+  except UserError as error:  # that names the field as generation does
+    raise UserError(str(error).replace('sampling.', 'sample.')) from None
 
 
 def write_samples(

@@ -52,7 +52,10 @@ def run(config, workdir: str | None) -> dict[str, float]:
   )
   blueprint = draw_blueprint(config)
   examples, held_out = load(config, blueprint)
-  identity = {'examples': examples.digest}
+  identity = {
+    'examples': examples.digest,
+    'held_out': held_out and held_out.digest,
+  }
   source = pipeline.make_source(
     examples,
     batch_size=config.train.batch_size,

@@ -271,7 +271,7 @@ def _open_rows(stack, config, workdir, start):
       row['lr'] = float(rate(row['step'] - 1))
     if is_writer():
       write(row)
-    training_report.tell_evaluation(row, bar.console)
+      training_report.tell_evaluation(row, bar.console)
     if 'loss' in row:
       text = f'loss {row["loss"]:.3f}'
       bar.update(task, completed=row['step'], description=text)
@@ -365,5 +365,5 @@ def _finish(
   if is_writer():
     run_lib.write_result(workdir, result)
     training_report.draw(rows, os.path.join(workdir, 'loss.png'))
-  training_report.print_result(result, workdir)
+    training_report.print_result(result, workdir)
   return result

@@ -6,13 +6,25 @@ from llm.errors import UserError
 from llm.models.remat import REMAT
 from llm.tasks.training_fields import training_fields
 
-# What `train.best` may name, and which of two values is the better one.
+# What `train.best` may name, and which of two values is the better one; a kind
+# of run that does not evaluate it has no best.
 BEST = {
   'eval_loss': 'min',
   'eval_perplexity': 'min',
   'eval_accuracy': 'max',
   'eval_reward_accuracy': 'max',
   'eval_reward_mean': 'max',
+}
+_TEXT = ('eval_loss', 'eval_perplexity', 'eval_accuracy')
+_PAIRS = ('eval_loss', 'eval_reward_accuracy')
+_EVALUATED = {
+  'pretrain': _TEXT,
+  'sft': _TEXT,
+  'distill': ('eval_loss',),
+  'preference': _PAIRS,
+  'reward': (*_PAIRS, 'eval_accuracy'),
+  'rl': ('eval_reward_mean',),
+  'online_preference': ('eval_reward_mean',),
 }
 # Fields that nothing reads where a condition fails, which the text states.
 _UNREAD = (
@@ -41,9 +53,27 @@ _UNREAD = (
     'needs log.wandb.project',
   ),
   (
+    'optim',
+    ('eps',),
+    lambda c: c.optim.name in ('adamw', 'adamw8bit', 'muon'),
+    'is not read by this optim.name',
+  ),
+  (
+    'data',
+    ('seed',),
+    lambda c: c.data.shuffle,
+    'needs an order to draw: set data.shuffle to True',
+  ),
+  (
     'train',
-    ('eval_first', 'export'),
-    lambda c: is_evaluated(c) or (c.sample.prompts and c.train.eval_first),
+    ('eval_first',),
+    lambda c: is_evaluated(c) or c.sample.prompts,
+    'needs rows to evaluate: set data.eval_path or data.eval_fraction',
+  ),
+  (
+    'train',
+    ('export',),
+    lambda c: is_evaluated(c),
     'needs rows to evaluate: set data.eval_path or data.eval_fraction',
   ),
 )
@@ -79,6 +109,7 @@ def check_fields(config, workdir: str | None) -> str:
       "train.export='best' needs a metric: set train.best, such as eval_loss"
     )
   _check_unread(config)
+  _check_best(config)
   if config.seed < 0:
     raise UserError(f'seed={config.seed}: use 0 or more')
   if workdir is None:
@@ -94,6 +125,17 @@ def is_evaluated(config) -> bool:
   return config.data.eval_path is not None or config.data.eval_fraction > 0
 
 
+def _check_best(config) -> None:
+  """Refuses a metric that this kind of run never evaluates."""
+  best = config.train.best
+  known = _EVALUATED[config.task]
+  if best and is_evaluated(config) and best not in known:
+    raise UserError(
+      f'train.best={best!r}: {config.task} evaluates {", ".join(known)}; use '
+      "one of them, or '' for none"
+    )
+
+
 def _check_unread(config) -> None:
   """Refuses a field that was set and that nothing would read."""
   defaults = training_fields(config.task)
@@ -107,5 +149,5 @@ def _check_unread(config) -> None:
       )
       if value != default:
         raise UserError(
-          f'{group}.{name}={value!r} {reason}, or leave it at {default!r}'
+          f'{group}.{name}={value!r} {reason}, or use {default!r}'
         )

@@ -86,7 +86,8 @@ def fit(
       own, with `step` 0 and no loss.
     evaluate: metrics of the state, under the names that the row shall have.
     save: keeps the state; gets what `evaluate` said of this very state, {}
-      where it was not asked.
+      where it was not asked. Within a streak of bad steps nothing is saved but
+      at its end.
     is_best: of what `evaluate` said: whether to save the state for it.
     should_stop: asked after each step; True saves and returns early.
 
@@ -94,12 +95,15 @@ def fit(
     The last state.
 
   Raises:
-    RunError: `max_bad_steps` steps in a row had no finite gradient. The state
-      was saved: its parameters are those before the first of them.
+    RunError: `max_bad_steps` steps in a row had no finite gradient, now or
+      before `state` was saved: its parameters are those before the first of
+      them.
   """
   next_key = jax.jit(step_key)
   log = _Log(on_row, int(state.bad_streak))
   step = int(state.step)
+  if step < schedule.steps and log.bad_streak >= schedule.max_bad_steps:
+    _give_up(log.bad_streak, step, schedule)
   if evaluate is not None and schedule.eval_first and step == 0:
     with log.timing('eval_s', apart=True):
       scores = evaluate(state)
@@ -120,30 +124,32 @@ def fit(
       with log.timing('eval_s', apart=True):
         scores = evaluate(state)
       log.add(scores)
-    due = schedule.saves(step) or stopping or (scores and is_best(scores))
-    if save is not None and due:
+    due = schedule.saves(step) or stopping
+    if scores:
+      with log.timing('save_s', apart=True):
+        due = is_best(scores) or due
+    if due:
+      log.flush()
+    ended = log.bad_streak >= schedule.max_bad_steps
+    # Within a streak nothing is new but its length: older states would go.
+    if save is not None and (due and not log.bad_streak or stopping or ended):
       log.flush()
       with log.timing('save_s', apart=True):
         save(state, scores)
-    if log.bad_streak >= schedule.max_bad_steps:
-      log.flush()
-      _give_up(state, step, save, schedule)
+    if ended:
+      _give_up(log.bad_streak, step, schedule)
     if stopping:
       break
   log.flush()
   return state
 
 
-def _give_up(state, step, save, schedule):
-  if save is not None:
-    save(state, {})
+def _give_up(bad_streak, step, schedule):
   raise RunError(
-    f'the last {int(state.bad_streak)} steps up to step {step} had no finite '
-    f'gradient (train.max_bad_steps={schedule.max_bad_steps}); the parameters '
-    'are those before them'
-    + (' and were saved' if save is not None else '')
-    + ': start anew, in another workdir, with a smaller optim.lr, a longer '
-    'optim.warmup_steps or a smaller optim.clip_norm'
+    f'the last {bad_streak} steps up to step {step} had no finite gradient '
+    f'(train.max_bad_steps={schedule.max_bad_steps}); the parameters are those '
+    'before them: start anew, in another workdir, with a smaller optim.lr, a '
+    'longer optim.warmup_steps or tighter clipping (optim.clip_norm)'
   )
 
 

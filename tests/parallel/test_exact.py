@@ -28,10 +28,13 @@ def _compare(run_python, cases, **options):
   )
 
 
-def _assert_same(results):
-  for case, result in results.items():
+def _assert_same(cases, results):
+  for case, result in zip(cases, results.values(), strict=True):
+    (_, _, tensor), _, _ = case
+    # Splitting a width adds roundings inside of each product.
+    bound = 1e-6 if tensor == 1 else 2e-6
     assert result['loss'] < 1e-6, (case, result)
-    assert result['gradient'] < 1e-6, (case, result)
+    assert result['gradient'] < bound, (case, result)
 
 
 def _assert_own_rows(cases, results):
@@ -48,7 +51,7 @@ def _assert_own_rows(cases, results):
 
 def test_dense_model(run_python):
   results = _compare(run_python, DENSE)
-  _assert_same(results)
+  _assert_same(DENSE, results)
   _assert_own_rows(DENSE, results)
   memory = [result['memory'] for result in results.values()]
   # Of parameters and optimizer state: a quarter, plus norm scales, counts and
@@ -61,11 +64,11 @@ def test_dense_model(run_python):
 
 def test_experts_unrolled(run_python):
   results = _compare(run_python, EXPERTS, kind='experts', scan=False)
-  _assert_same(results)
+  _assert_same(EXPERTS, results)
   _assert_own_rows(EXPERTS, results)
 
 
 def test_adapters(run_python):
   results = _compare(run_python, ADAPTERS, scan=False, lora=True)
-  _assert_same(results)
+  _assert_same(ADAPTERS, results)
   _assert_own_rows(ADAPTERS, results)

@@ -170,10 +170,23 @@ def test_fields_that_nothing_would_read(refuse):
     ('lora.alpha', 1.0, 'lora.alpha=1.0 needs adapters: set lora.rank above 0'),
     ('train.eval_first', True, 'train.eval_first=True needs rows to evaluate'),
     ('train.export', 'best', 'needs rows to evaluate: set data.eval_path or'),
-    ('optim.decay_fraction', 0.5, "=0.5 is of optim.schedule='wsd', or leave"),
+    (
+      'optim.decay_fraction',
+      0.5,
+      "=0.5 is of optim.schedule='wsd', or use 0",
+    ),
+    ('data.seed', 3, 'data.seed=3 needs an order to draw'),
+    ('optim.eps', 1e-6, 'optim.eps=1e-06 is not read by this optim.name'),
     ('data.separator', '--', "data.separator='--': "),
   ]:
-    assert wanted in refuse('sft', {field: value})
+    more = {'data.shuffle': False, 'optim.name': 'sgd'}
+    assert wanted in refuse('sft', more | {field: value})
+
+
+def test_the_best_is_of_what_the_run_evaluates(refuse):
+  changes = {'train.best': 'eval_reward_mean', 'data.eval_fraction': 0.5}
+  message = refuse('sft', changes)
+  assert "train.best='eval_reward_mean': sft evaluates eval_loss" in message
 
 
 def test_wrong_values_of_adapters(refuse):

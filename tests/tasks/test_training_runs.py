@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import shutil
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from llm import api, config_args
-from llm.errors import RunError
+from llm.errors import RunError, UserError
 from llm.tasks import run, supervised, training_report
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -76,7 +77,7 @@ def test_a_run_that_diverges_stops_with_its_last_good_state(
     message = str(caught.value)
     assert 'had no finite gradient (train.max_bad_steps=3)' in message
     assert (
-      'were saved: start anew, in another workdir, with a smaller' in message
+      'before them: start anew, in another workdir, with a smaller' in message
     )
   lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
@@ -113,14 +114,36 @@ def test_the_best_state_is_kept_and_exported(
 
 
 def test_a_full_disk_at_the_export_is_one_message(start, tmp_path, monkeypatch):
-  def fail(*args, **kwargs):
-    raise OSError(28, 'No space left on device', 'model.safetensors')
+  def fail(path, *args, **kwargs):
+    os.makedirs(path)
+    pathlib.Path(path, 'model.safetensors.tmp').write_text('half')
+    raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as patch:
     patch.setattr('llm.checkpoints.hf.save_hf', fail)
-    with pytest.raises(RunError, match='model.safetensors: No space left'):
+    with pytest.raises(RunError, match='^export=.*out.: No space left'):
       start('train.steps=2')
   rows = start('train.steps=2')
   assert len(rows) == 2
   model, params, _ = api.load(str(tmp_path / 'out'))
   assert all(np.isfinite(x).all() for x in params['final_norm'].values())
+
+
+def test_a_run_keeps_its_held_out_rows_and_its_base(
+  start, tmp_path, write_rows, model_folder
+):
+  row = {'prompt': 'ab', 'completion': 'c0'}
+  held_out = f'data.eval_path={write_rows(row, name="held.jsonl")}'
+  start('train.steps=1', held_out)
+  write_rows(row | {'completion': 'c1'}, name='held.jsonl')
+  with pytest.raises(UserError, match='of another run: held_out is'):
+    start('train.steps=2', held_out)
+  shutil.rmtree(tmp_path / 'run')
+  base = shutil.copytree(model_folder, tmp_path / 'base')
+  start('train.steps=1', f'model.path={base}')
+  [weights] = base.glob('*.safetensors')
+  content = bytearray(weights.read_bytes())
+  content[len(content) // 2] ^= 1
+  weights.write_bytes(content)
+  with pytest.raises(UserError, match='of another run: model.weights is'):
+    start('train.steps=2', f'model.path={base}')

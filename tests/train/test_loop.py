@@ -35,6 +35,7 @@ def _run(schedule, values=None, **kwargs):
 
   def save(state, scores):
     seen['saved'].append((int(state.step), float(state.params), dict(scores)))
+    seen['held'] = jax.tree.map(jnp.copy, state)
 
   state = init_state(jnp.array(0.0), TX, jax.random.key(0))
   kwargs = {'save': save, 'evaluate': None} | kwargs
@@ -109,12 +110,17 @@ def test_a_run_that_keeps_diverging_stops_with_its_last_good_parameters(
   log_every,
 ):
   values = [1.0, 1.0, *[math.nan] * 3, 1.0]
-  schedule = Schedule(steps=100, log_every=log_every, max_bad_steps=3)
+  schedule = Schedule(
+    steps=100, log_every=log_every, save_every=2, max_bad_steps=3
+  )
   seen = _run(schedule, values)
   assert 'no finite gradient' in seen['error']
   assert 'optim.lr' in seen['error']
-  assert seen['saved'] == [(5, -2.0, {})]
+  assert seen['saved'] == [(2, -2.0, {}), (5, -2.0, {})]  # none in between
   assert len(seen['drawn']) == 5  # not one more, however seldom rows are
+  never = lambda *_: pytest.fail('called')
+  with pytest.raises(RunError, match='the last 3 steps up to step 5 had no'):
+    fit(seen['held'], STEP, never, schedule, on_row=never, save=never)
 
 
 def test_the_best_state_is_saved_when_it_is_evaluated():
