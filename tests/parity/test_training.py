@@ -40,7 +40,7 @@ def start(tmp_path_factory):
       num_hidden_layers=2,
       num_attention_heads=4,
       num_key_value_heads=2,
-      max_position_embeddings=128,
+      max_position_embeddings=256,
       bos_token_id=BOS,
       eos_token_id=EOS,
       initializer_range=0.1,
@@ -174,7 +174,7 @@ def _compare(start, tmp_path, rows, examples, changes):
   fields = {
     'model.path': start,
     'data.path': data,
-    'data.max_length': 128,
+    'data.max_length': 256,
     'data.packing': False,
     'data.shuffle': False,
     'train.steps': STEPS,
