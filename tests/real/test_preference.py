@@ -82,7 +82,8 @@ def test_dpo(start, file):
   assert abs(rows[0]['loss'] - math.log(2)) < 1e-4
   assert abs(rows[-1]['reward_margin']) > 1e-3 and result['skipped'] == 0
   assert all(math.isfinite(v) for row in rows for v in row.values())
-  assert max(row['weight'] for row in rows) > 4  # several pairs in a row
+  if file == RASBT:  # whose pairs are short: several in a row
+    assert max(row['weight'] for row in rows) > 4
 
 
 @pytest.mark.parametrize('file', [RASBT, HARMLESS])
