@@ -162,6 +162,52 @@ def test_logprobs_and_entropy_with_gradients(cap, temperature):
   _close(total(only, by)(hidden, table)[1], want[1], 2e-6)
 
 
+@pytest.mark.parametrize('block', [3, 6, 512])
+def test_positions_that_do_not_count_are_as_if_they_were_not_there(block):
+  hidden, table, targets, _ = _case((3, 11))
+  counts = jnp.asarray(np.random.default_rng(2).random((3, 11)) < 0.4)
+  by = jnp.asarray(np.random.default_rng(1).normal(size=(3, 11)), jnp.float32)
+
+  def plain(hidden, table):
+    logits = _logits(hidden, table, None)
+    out = jnp.where(counts, common.token_logprobs(logits, targets), 0.0)
+    return (out * by).sum(), out
+
+  def ours(hidden, table):
+    out = chunked.chunked_logprobs(
+      hidden, table, targets, counts=counts, block_tokens=block
+    )
+    return (out * by).sum(), out
+
+  grads = [
+    jax.value_and_grad(f, argnums=(0, 1), has_aux=True) for f in (plain, ours)
+  ]
+  want = grads[0](hidden, table)
+  _close(jax.jit(grads[1])(hidden, table), want, 2e-6)
+  broken = jnp.where(counts[..., None], hidden, jnp.nan)
+  _close(grads[1](broken, table), want, 2e-6)
+  with pytest.raises(ValueError, match='counts has shape'):
+    chunked.chunked_logprobs(hidden, table, targets, counts=counts[:, 1:])
+
+
+def test_blocks_without_a_position_that_counts_are_left_out(monkeypatch):
+  hidden, table, targets, _ = _case((2, 12))
+  made, logits = [], chunked.block_logits
+
+  def counted(*args):
+    jax.debug.callback(lambda: made.append(1))
+    return logits(*args)
+
+  monkeypatch.setattr(chunked, 'block_logits', counted)
+  # Prompts of 8 and 5 tokens: 4 and 7 positions count, in blocks of 2.
+  counts = jnp.asarray(np.arange(12) >= np.array([[8], [5]]))
+  chunked.chunked_logprobs(
+    hidden, table, targets, counts=counts, block_tokens=4
+  )
+  jax.effects_barrier()
+  assert len(made) == 4
+
+
 def test_the_entropy_of_certainty_is_zero():
   hidden, table = jnp.full((1, 2), 1e3), jnp.eye(2).at[1].set(-1.0)
   logprobs, entropy = chunked.chunked_logprobs_and_entropy(
