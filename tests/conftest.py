@@ -14,6 +14,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 # on a CPU; JAX_PLATFORMS in the environment says otherwise.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
+# Nearly all of the time that these tests take is that of compiling programs
+# that then run for a moment, so they are compiled with few optimisations, in a
+# third of the time. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS=` in the
+# environment brings the programs that users run; .ci/run has tests/parity and
+# tests/real run with those.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
 
 
 def _left_out() -> dict[str, str]:
@@ -81,11 +88,14 @@ def run_python(tmp_path):
   """Runs a program in a fresh process, on `devices` simulated CPU devices."""
 
   def run(code: str, devices: int = 1) -> str:
-    flag = f'--xla_force_host_platform_device_count={devices}'
+    flags = (
+      f'{os.environ["XLA_FLAGS"]} '
+      f'--xla_force_host_platform_device_count={devices}'
+    )
     done = subprocess.run(
       [sys.executable, '-c', code],
       cwd=ROOT,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flag},
+      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
       capture_output=True,
       text=True,
     )
