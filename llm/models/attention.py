@@ -34,7 +34,8 @@ def attend(
   """softmax(q k' scale) v over the union of the segments' keys.
 
   The softmax is taken in float32 over all segments together, without
-  concatenating them: each contributes its exponentials to one sum.
+  concatenating them: each contributes its exponentials to one sum. Keys that
+  several rows share are read once for them all (Hydragen, 2402.05099).
 
   Args:
     q: float[B, T, K, G, H].
@@ -45,97 +46,123 @@ def attend(
   Returns:
     float[B, T, K, G, H] in the dtype of q.
   """
-  if q.shape[1] > _QUERY_BLOCK:
-    return _attend_in_blocks(q, segments, scale, cap)
-  if len(segments) == 1 and q.shape[1] > 1 and cap is None:
-    return _attend_to_one(q, segments[0], scale)
-  scores = []
-  for segment in segments:
-    s = _product('btkgh,bksh->bkgts', q, segment.k.astype(q.dtype))
-    s = soft_cap(s * scale, cap)
-    scores.append(jnp.where(segment.mask[:, None, None], s, _MASKED))
-  top = scores[0].max(axis=-1, keepdims=True)
-  for s in scores[1:]:
-    top = jnp.maximum(top, s.max(axis=-1, keepdims=True))
-  top = lax.stop_gradient(top)  # it cancels out
-  weights = [jnp.exp(s - top) for s in scores]
-  total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
-  out = 0.0
-  for segment, w in zip(segments, weights, strict=True):
-    out = out + _product(
-      'bkgts,bkhs->btkgh',
-      (w / total).astype(q.dtype),
-      segment.v.astype(q.dtype),
-    )
-  return out.astype(q.dtype)
-
-
-def _attend_to_one(q, segment, scale):
-  """`attend` to a single segment, where training spends its time."""
-  k, v = segment.k.astype(q.dtype), segment.v.astype(q.dtype)
   length, block = q.shape[1], _CAUSAL_BLOCK
-  if not segment.causal or jax.default_backend() != 'cpu' or length <= block:
-    return _softmax_product(q, k, v, segment.mask, scale)
-  mask = jnp.broadcast_to(segment.mask, (segment.mask.shape[0], length, length))
+  if length > _QUERY_BLOCK:
+    return _attend_in_blocks(q, segments, scale, cap)
+  causal = any(segment.causal for segment in segments)
+  if not causal or jax.default_backend() != 'cpu' or length <= block:
+    return _attend_to_all(q, segments, scale, cap)
   out = []
   for start in range(0, length, block):
     end = min(start + block, length)
-    own = slice(start, end)
-    out.append(
-      _softmax_product(
-        q[:, own], k[:, :, :end], v[..., :end], mask[:, own, :end], scale
-      )
-    )
+    seen = [_seen_by(segment, start, end, length) for segment in segments]
+    out.append(_attend_to_all(q[:, start:end], seen, scale, cap))
   return jnp.concatenate(out, axis=1)
 
 
+def _seen_by(segment, start, end, length):
+  """The keys that the queries [start, end) of `length` may look at."""
+  mask = segment.mask
+  if mask.shape[1] == length:
+    mask = mask[:, start:end]
+  if not segment.causal:
+    return segment.replace(mask=mask)
+  return segment.replace(
+    k=segment.k[:, :, :end], v=segment.v[..., :end], mask=mask[..., :end]
+  )
+
+
+def _attend_to_all(q, segments, scale, cap):
+  ks = tuple(segment.k.astype(q.dtype) for segment in segments)
+  vs = tuple(segment.v.astype(q.dtype) for segment in segments)
+  masks = tuple(segment.mask for segment in segments)
+  if cap is None:
+    return _softmax_product(q, ks, vs, masks, scale)
+  return _softmax_product_fwd(q, ks, vs, masks, scale, cap)[0]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _softmax_product(q, k, v, mask, scale):
+def _softmax_product(q, ks, vs, masks, scale):
   """softmax(q k' scale) v, with a gradient of few passes over the scores.
 
   Args:
     q: float[B, T, K, G, H].
-    k, v: [B, K, S, H] and [B, K, H, S].
-    mask: bool, broadcastable to [B, T, S].
+    ks, vs: of each segment, [R, K, S, H] and [R, K, H, S]; B / R consecutive
+      rows of q share a row.
+    masks: of each segment, bool, broadcastable to [B, T, S].
     scale: factor on the scores.
 
   Returns:
     float[B, T, K, G, H].
   """
-  return _softmax_product_fwd(q, k, v, mask, scale)[0]
+  return _softmax_product_fwd(q, ks, vs, masks, scale)[0]
 
 
-def _softmax_product_fwd(q, k, v, mask, scale):
-  scores = _product('btkgh,bksh->bkgts', q, k) * scale
-  scores = jnp.where(mask[:, None, None], scores, _MASKED)
-  weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-  total = weights.sum(axis=-1, keepdims=True)
-  # Divided afterwards: H numbers of each query, and not S.
-  out = _product('bkgts,bkhs->bkgth', weights.astype(q.dtype), v) / total
-  residuals = q, k, v, weights, total, out
-  return out.transpose(0, 3, 1, 2, 4).astype(q.dtype), residuals
+def _softmax_product_fwd(q, ks, vs, masks, scale, cap=None):
+  shape = q.shape
+  scores = []
+  for k, mask in zip(ks, masks, strict=True):
+    s = _product('btkgh,bksh->bkgts', _joined(q, k), k) * scale
+    s = soft_cap(s, cap)
+    if k.shape[0] != shape[0]:
+      mask = _joined(jnp.broadcast_to(mask, (*shape[:2], k.shape[2])), k)
+    scores.append(jnp.where(mask[:, None, None], s, _MASKED))
+  tops = [_by_query(s.max(axis=-1, keepdims=True), shape) for s in scores]
+  top = lax.stop_gradient(functools.reduce(jnp.maximum, tops))  # cancels out
+  weights, total, out = [], 0.0, 0.0
+  for s, v in zip(scores, vs, strict=True):
+    w = jnp.exp(s - _by_head(top, v))
+    weights.append(w)
+    total = total + _by_query(w.sum(axis=-1, keepdims=True), shape)
+    # Divided afterwards: H numbers of each query, and not S.
+    part = _product('bkgts,bkhs->bkgth', w.astype(q.dtype), v)
+    out = out + _by_query(part, shape)
+  out = out / total
+  return out.astype(q.dtype), (q, ks, vs, weights, total, out)
 
 
 def _softmax_product_bwd(scale, residuals, out_grad):
   # With p = weights / total and g the gradient of the output, that of the
   # scores is p (g v' - sum g out), as in FlashAttention (2205.14135); here the
   # division by the total is made on g.
-  q, k, v, weights, total, out = residuals
+  q, ks, vs, weights, total, out = residuals
   dtype = q.dtype
-  grad = out_grad.transpose(0, 2, 3, 1, 4) / total
+  grad = out_grad / total
   mean = (grad * out).sum(axis=-1, keepdims=True)
   grad = grad.astype(dtype)
-  v_grad = _product('bkgth,bkgts->bkhs', grad, weights.astype(dtype))
-  by_weight = _product('bkgth,bkhs->bkgts', grad, v)
-  scores_grad = (weights * (by_weight - mean) * scale).astype(dtype)
-  q_grad = _product('bkgts,bksh->btkgh', scores_grad, k)
-  # As [H, S], so that q is what has to be transposed, and not the scores.
-  k_grad = _product('btkgh,bkgts->bkhs', q, scores_grad)
-  k_grad = lax.optimization_barrier(k_grad).swapaxes(-1, -2)
-  return q_grad.astype(dtype), k_grad.astype(dtype), v_grad.astype(dtype), None
+  q_grad, k_grads, v_grads = 0.0, [], []
+  for k, v, w in zip(ks, vs, weights, strict=True):
+    own = _by_head(grad, k)
+    v_grad = _product('bkgth,bkgts->bkhs', own, w.astype(dtype))
+    by_weight = _product('bkgth,bkhs->bkgts', own, v)
+    scores_grad = (w * (by_weight - _by_head(mean, k)) * scale).astype(dtype)
+    part = _product('bkgts,bksh->btkgh', scores_grad, k)
+    q_grad = q_grad + part.reshape(q.shape)
+    # As [H, S], so that q is what has to be transposed, and not the scores.
+    k_grad = _product('btkgh,bkgts->bkhs', _joined(q, k), scores_grad)
+    k_grad = lax.optimization_barrier(k_grad).swapaxes(-1, -2)
+    k_grads.append(k_grad.astype(dtype))
+    v_grads.append(v_grad.astype(dtype))
+  return q_grad.astype(dtype), tuple(k_grads), tuple(v_grads), None
 
 
 _softmax_product.defvjp(_softmax_product_fwd, _softmax_product_bwd)
+
+
+def _joined(x, keys):
+  """[B, T, …] -> [R, B/R · T, …]: the queries that share a row of `keys`."""
+  rows = keys.shape[0]
+  return x.reshape(rows, x.shape[0] // rows * x.shape[1], *x.shape[2:])
+
+
+def _by_head(x, keys):
+  """[B, T, K, G, X] -> [R, K, G, B/R · T, X], as scores with `keys` are."""
+  return _joined(x, keys).transpose(0, 2, 3, 1, 4)
+
+
+def _by_query(x, shape):
+  """The inverse of `_by_head`, for queries of `shape`."""
+  return x.transpose(0, 3, 1, 2, 4).reshape(*shape[:4], x.shape[-1])
 
 
 def _product(subscripts, a, b):

@@ -74,8 +74,9 @@ class Segment:
   """Keys that a query may look at.
 
   Attributes:
-    k: [B, K, S, H].
-    v: [B, K, H, S].
+    k: [R, K, S, H]; B / R consecutive rows of queries share a row. R is B
+      where each has its own.
+    v: [R, K, H, S].
     mask: bool, broadcastable to [B, T, S].
     causal: the mask admits no key s > t; what it would hide is not computed.
   """

@@ -61,6 +61,43 @@ def test_attention_to_the_own_segment(length, packed):
   _assert_equal(ours, _plain_attention(causal, 0.3), args, out_grad)
 
 
+@pytest.mark.parametrize('length', [1, 5, 150])  # a step, one block, two
+def test_attention_to_keys_that_rows_share(length):
+  # Rows 0 to 2 share the first row of 7 keys, of which they see 7, rows 3 to 5
+  # the second, of which they see 4; each has keys of its own behind them.
+  shared = jnp.arange(7) < jnp.repeat(jnp.array([7, 4]), 3)[:, None]
+  causal = jnp.tril(jnp.ones((1, length, length), bool))
+  args = _draw(
+    (6, length, 2, 2, 4),
+    (2, 2, 7, 4),
+    (2, 2, 4, 7),
+    (6, 2, length, 4),
+    (6, 2, 4, length),
+  )
+  (out_grad,) = _draw((6, length, 2, 2, 4))
+
+  def ours(q, k, v, own_k, own_v):
+    segments = [
+      Segment(k, v, shared[:, None]),
+      Segment(own_k, own_v, causal, causal=True),
+    ]
+    return attend(q, segments, scale=0.3)
+
+  def plain(q, k, v, own_k, own_v):
+    k, v = jnp.repeat(k, 3, axis=0), jnp.repeat(v, 3, axis=0)
+    mask = jnp.concatenate(
+      [
+        jnp.broadcast_to(shared[:, None], (6, length, 7)),
+        jnp.broadcast_to(causal, (6, length, length)),
+      ],
+      axis=-1,
+    )
+    k, v = jnp.concatenate([k, own_k], 2), jnp.concatenate([v, own_v], 3)
+    return _plain_attention(mask, 0.3)(q, k, v)
+
+  _assert_equal(ours, plain, args, out_grad)
+
+
 def test_attention_of_reduced_precision_stays_near():
   args = [
     x.astype(jnp.bfloat16) for x in _draw((1, 9, 1, 1, 8), *[(1, 1, 9, 8)])
