@@ -1,10 +1,10 @@
-"""A distillation that is killed twice becomes the unbroken one."""
+"""A distillation that is killed becomes the unbroken one."""
 
 import json
 
 import pytest
 
-from tests.tasks.test_resume import Run, finish, kill_twice
+from tests.tasks.test_resume import Run, finish, kill
 
 
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
@@ -27,7 +27,7 @@ def test_a_killed_run_becomes_the_unbroken_one(
     },
     tmp_path,
   )
-  kill_twice(run, 5)
+  kill(run, 5)
   finish(run)
   flags = [row['on_policy'] for row in run.rows('whole')]
   assert 4 < sum(flags) < 20

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.tasks.test_resume import Run, finish, kill_twice
+from tests.tasks.test_resume import Run, finish, kill
 
 FIELDS = {
   'train.batch_size': 2,
@@ -18,7 +18,7 @@ FIELDS = {
 
 def online(run):
   """Killed; then told to stop in the middle of a rollout."""
-  kill_twice(run, 6)
+  kill(run, 6)
   status, message = run.start('broken', 'SIGTERM', at=19)
   assert status == 143, message
   stopped = run.saved('broken')[-1]

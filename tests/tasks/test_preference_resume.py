@@ -1,10 +1,10 @@
-"""A DPO run that is killed twice becomes the unbroken one."""
+"""A DPO run that is killed becomes the unbroken one."""
 
 import json
 
 import pytest
 
-from tests.tasks.test_resume import Run, finish, kill_twice
+from tests.tasks.test_resume import Run, finish, kill
 
 
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
@@ -27,7 +27,7 @@ def test_a_killed_run_becomes_the_unbroken_one(tmp_path, model_folder):
     },
     tmp_path,
   )
-  kill_twice(run, 4)
+  kill(run, 4)
   finish(run)
   rows = run.rows('whole')
   assert rows[-1]['epoch'] > 3 and rows[-1]['loss'] < rows[0]['loss']

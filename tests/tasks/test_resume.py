@@ -103,19 +103,14 @@ class Run:
       assert np.asarray(broken[leaf]).tobytes() == np.asarray(array).tobytes()
 
 
-def moments(seed):
-  """Two random steps, the second one later, each with a random delay."""
-  rng = np.random.default_rng(seed)
-  for first, last in ((EVERY + 1, 10), (13, 18)):
-    step = int(rng.integers(first, last + 1))
-    yield {'at': step, 'delay': round(rng.uniform(0.0, 0.03), 4)}
-
-
-def kill_twice(run, seed):
-  """The whole run, and another one killed twice."""
+def kill(run, seed, spans=((EVERY + 1, 18),)):
+  """The whole run, and another killed after a random step of each span."""
   status, message = run.start('whole')
   assert status == 0, message
-  for moment in moments(seed):
+  rng = np.random.default_rng(seed)
+  for first, last in spans:
+    step = int(rng.integers(first, last + 1))
+    moment = {'at': step, 'delay': round(rng.uniform(0.0, 0.03), 4)}
     status, message = run.start('broken', 'SIGKILL', **moment)
     assert status == -9, message
     assert STEPS not in run.saved('broken')
@@ -131,7 +126,7 @@ def finish(run):
 
 
 def pretraining(folder):
-  """Killed; then the disk is full; then a checkpoint is cut short."""
+  """Killed twice; then the disk is full; then a checkpoint is cut short."""
   text = '\n'.join(f'line {i}, and its square {i * i}.' for i in range(60))
   (folder / 'text.txt').write_text(text)
   shape = {'embed_dim': 32, 'hidden_dim': 16, 'num_layers': 1, 'num_heads': 2}
@@ -150,7 +145,7 @@ def pretraining(folder):
     },
     folder,
   )
-  kill_twice(run, 1)
+  kill(run, 1, spans=((EVERY + 1, 10), (13, 18)))
   # A full disk, which every larger file meets.
   status, message = run.start('broken', 'full', at=18)
   assert status == 1
@@ -175,7 +170,7 @@ def pretraining(folder):
 
 
 def fine_tuning(folder, model_folder):
-  """Packed rows in several epochs, with noise; a signal after the kills."""
+  """Packed rows in several epochs, with noise; a signal after the kill."""
   chat = [
     {
       'messages': [
@@ -198,7 +193,7 @@ def fine_tuning(folder, model_folder):
     },
     folder,
   )
-  kill_twice(run, 2)
+  kill(run, 2)
   status, message = run.start('broken', 'SIGTERM', at=19)
   assert status == 143
   stopped = run.saved('broken')[-1]
@@ -226,7 +221,7 @@ def adapters(folder, model_folder):
     },
     folder,
   )
-  kill_twice(run, 3)
+  kill(run, 3)
   finish(run)
 
 
