@@ -31,7 +31,7 @@ def get_config(arg=None):
   config.seed = 0  # of the reference, the gold reward, the pairs and samples
 
   config.length = 20  # tokens of a string, of `long`
-  config.pool = 256 if arg.smoke else 65_536  # samples of best-of-n, of `long`
+  config.pool = 4096 if arg.smoke else 65_536  # samples of best-of-n, of `long`
 
   config.proxy = ml_collections.ConfigDict()
   config.proxy.width = 16
@@ -46,7 +46,7 @@ def get_config(arg=None):
   config.rl.first_kl = 1.0  # weight of the KL, falling geometrically
   config.rl.last_kl = 0.02
   config.rl.watch_every = 1 if arg.smoke else 10  # steps
-  config.rl.watched = 64 if arg.smoke else 2048  # samples of a watch
+  config.rl.watched = 64 if arg.smoke else 1024  # samples of a watch
 
   config.short_rl = ml_collections.ConfigDict()
   config.short_rl.steps = 2 if arg.smoke else 400
