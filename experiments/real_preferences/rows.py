@@ -1,0 +1,75 @@
+"""Real pairs split into thirds, their labels shuffled, and as dialogues."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from llm.data.pairs import canonical_pair
+
+FOLDS = 3
+Row = dict[str, Any]
+
+
+def split(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
+  """A third of the pairs is held out, by the prompt they begin with.
+
+  Seeds 0, 1 and 2 hold out each pair once, as do 3, 4 and 5 in other thirds.
+  Pairs with the same first prompt are on the same side, for real files have
+  several answers to a prompt, and conversations that go on from one another.
+
+  Args:
+    rows: of a shape that `llm.data.pairs` knows.
+    seed: chooses the thirds and the one that is held out.
+
+  Returns:
+    rows to train on and rows held out, each in the order of the file.
+  """
+  names = [first_prompt(row) for row in rows]
+  prompts = sorted(set(names))
+  order = np.random.default_rng(seed // FOLDS).permutation(len(prompts))
+  fold = {prompts[n]: place % FOLDS for place, n in enumerate(order)}
+  held_out = [fold[name] == seed % FOLDS for name in names]
+  return (
+    [row for row, out in zip(rows, held_out, strict=True) if not out],
+    [row for row, out in zip(rows, held_out, strict=True) if out],
+  )
+
+
+def first_prompt(row: Row) -> str:
+  """What the user says first."""
+  chosen = canonical_pair(row)[0]
+  if 'instruction' in chosen:
+    return f'{chosen["instruction"]}\n{chosen.get("input", "")}'
+  # Some answers stand before any question: then the answer tells them apart.
+  return [*chosen['prompt'], *chosen['completion']][0]['content']
+
+
+def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
+  """The rows with chosen and rejected exchanged in a random half of them."""
+  order = np.random.default_rng(seed).permutation(len(rows))
+  swapped = set(order[: len(rows) // 2].tolist())
+  return [
+    row | {'chosen': row['rejected'], 'rejected': row['chosen']}
+    if i in swapped
+    else row
+    for i, row in enumerate(rows)
+  ]
+
+
+def dialogues(rows: Sequence[Row]) -> Iterator[Row]:
+  """The chosen answers as rows to fine-tune on; empty ones are left out."""
+  for row in rows:
+    chosen = canonical_pair(row)[0]
+    answer = chosen.get('output') or chosen.get('completion')
+    if isinstance(answer, list):
+      answer = ''.join(m['content'] for m in answer if m['role'] == 'assistant')
+    if answer and answer.strip():
+      yield chosen
+
+
+def lines(rows: Sequence[Row]) -> Iterator[str]:
+  """The lines of prompts and of both answers, to train a tokenizer on."""
+  for row in rows:
+    for name in ('instruction', 'input', 'chosen', 'rejected'):
+      yield from row.get(name, '').split('\n')
