@@ -28,7 +28,6 @@ from llm.tasks import (
   preference_loss,
   quickstart_data,
   rl,
-  rl_loss,
   supervised,
   training_report,
 )
@@ -36,7 +35,6 @@ from llm.tasks import run as run_lib
 from llm.tasks.stages import Stage, run_stage
 from llm.tasks.training_fields import training_fields
 from llm.train import optim
-from llm.train.rewards import check_rewards
 
 DEFAULT_WORKDIR = 'runs/quickstart'
 # The training stages in their order: the run, what it reads of the corpus, and
@@ -215,15 +213,24 @@ def _check(config) -> None:
       )
     try:
       optim.make_optimizer(stage.optim, stage.steps)
+      fields = training_config(config, kind)
       if kind == 'preference':
-        preference_loss.loss_options(stage.loss)
+        preference_loss.check_loss(fields.loss)
       elif kind == 'rl':
-        rl_loss.settings(stage.loss)
-        check_rewards(stage.rewards)
-        sizes = ('group_size', 'max_new_tokens')
-        _check_positive({k: stage.rollout[k] for k in sizes}, 'rollout')
+        _check_rl(fields, model.max_length)
     except UserError as error:
-      raise UserError(f'{kind}: {error}') from None
+      # `train.steps` of a run is `KIND.steps` here.
+      text = str(error).replace('train.', '')
+      raise UserError(f'{kind}: {text}') from None
+
+
+def _check_rl(fields, max_length: int) -> None:
+  rl.check_fields(fields)
+  if fields.data.max_length < 1:
+    raise UserError(
+      f'rollout.max_new_tokens={fields.rollout.max_new_tokens}: use less than '
+      f'model.max_length={max_length}, which prompts have to fit into, too'
+    )
 
 
 def _check_positive(group, name: str) -> None:

@@ -40,7 +40,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
     UserError: a field, a file or a row is wrong; the message says which.
   """
   workdir = training_checks.check_fields(config, workdir)
-  _check_fields(config)
+  check_fields(config)
   mesh = make_mesh(config.mesh)
   rows = config.train.batch_size * config.rollout.group_size
   microbatches = check_rows(
@@ -79,7 +79,8 @@ def run(config, workdir: str | None) -> dict[str, float]:
   return training.train(config, workdir, trainee, recipe, microbatches)
 
 
-def _check_fields(config) -> None:
+def check_fields(config) -> None:
+  """Refuses fields of its own that have no meaning, or none together."""
   _check_loss(config)
   check_rollout(config)
   if config.rollout.max_resamples < 0:

@@ -71,7 +71,7 @@ class Setup:
 
   def __init__(self, config):
     self.config = config
-    rl._check_fields(config)
+    rl.check_fields(config)
     blueprint = draw_blueprint(config)
     tok = blueprint.tokenizer
     prompts, _ = load_prompts(config.data.path, tok, max_length=16)
