@@ -48,6 +48,7 @@ def test_the_readme_has_the_command_and_the_figure(folder):
     ('grpo_arithmetic', 8),
     ('inference_speed', 6),
     ('kv_cache', 46),
+    ('real_preferences', 3),
     ('real_text', 12),
     ('training_speed', 3),
   ],
