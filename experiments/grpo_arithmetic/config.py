@@ -43,6 +43,7 @@ def get_config(arg=None):
     own.layers, own.heads = 2, 3
     own.sft_lr = 2e-3
     own.rl_lr = 1e-4
+    own.rl_warmup = 10
     own.rl_steps = 400
   return config
 
@@ -57,7 +58,8 @@ def _part(smoke):
   own.sft_steps = (4, 8) if smoke else tuple(range(300, 1501, 50))
   own.sft_goal = 0.35
   own.sft_lr = 1e-3
-  own.rl_steps = 2 if smoke else 800
-  own.rl_lr = 2e-4
+  own.rl_steps = 2 if smoke else 1000
+  own.rl_lr = 4e-4
+  own.rl_warmup = 1 if smoke else 50
   own.prompts = 4 if smoke else 32  # of a rollout, 8 answers to each
   return own

@@ -206,7 +206,7 @@ def _reinforce(
   fields.train.batch_size = own.prompts
   fields.optim.lr = own.rl_lr
   fields.optim.schedule = 'linear'
-  fields.optim.warmup_steps = min(10, steps)
+  fields.optim.warmup_steps = own.rl_warmup
   fields.export = str(workdir / name)
   began = time.perf_counter()
   rl.run(fields, str(workdir / f'rl_{name}'))
