@@ -97,9 +97,12 @@ def group_stats(
   """
   stats = rollout_stats(groups.answers, groups.ratings, group_size)
   if stats['unrated'] == len(groups.answers):
+    parts = groups.ratings.parts
+    values = ', '.join(f'{name}={part[0]}' for name, part in parts.items())
     raise RunError(
       f'none of the {len(groups.answers)} answers of rollout {rollouts + 1} '
-      'has a finite reward: mend the rewards'
+      f'has a finite reward: mend the rewards (the first has {values}, its row '
+      f'is {str(groups.prompts[0].row)[:200]})'
     )
   return stats
 

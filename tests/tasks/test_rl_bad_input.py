@@ -1,10 +1,15 @@
 """What a reinforcement run refuses, by name and before it reads the weights."""
 
+import dataclasses
+import types
+
 import pytest
 
-from llm import config_args
+from llm import api, config_args
 from llm.errors import UserError
-from llm.tasks import rl, run
+from llm.models.transformer import Transformer
+from llm.tasks import rl, rl_rewards, run
+from llm.tasks.reward_model import RewardModel
 from tests.tasks.conftest import ROOT
 
 GOOD = {'prompt': 'What is it?', 'answer': 'A row.'}
@@ -144,3 +149,26 @@ def test_rows_are_refused_by_number(refuse, write_rows):
     for field in ('data.path', 'data.eval_path'):
       message = refuse({field: path})
       assert wanted in message and 'bad.jsonl' in message
+
+
+def test_reward_models_that_read_other_tokens(
+  refuse, model_folder, monkeypatch
+):
+  shape = api.read_config(model_folder)
+  small = dataclasses.replace(shape, vocab_size=shape.vocab_size - 1)
+  short = dataclasses.replace(shape, max_length=39)
+  other = types.SimpleNamespace(token_bytes=lambda id: b'x')
+  for shape, tok, wanted in [
+    (small, None, 'it has another vocabulary than the policy'),
+    (shape, other, 'it has another vocabulary than the policy'),
+    (
+      short,
+      None,
+      'it takes 39 tokens, and data.max_length=32 with',
+    ),
+  ]:
+    model = RewardModel('RM', Transformer(shape), None, tok)
+    monkeypatch.setattr(rl_rewards, 'load_reward_model', lambda _: model)
+    message = refuse({'rewards': (('model', 0.5, {'path': 'RM'}),)})
+    assert wanted in message
+    assert message.startswith("rewards: ('model', 0.5, {'path': 'RM'}): ")
