@@ -59,11 +59,19 @@ def pooled(
   return _interval(rows, data, f'{data}.{run}.eval_reward_accuracy')
 
 
-def longer(
+def ruler(
   rows: Sequence[report.Row], data: str
-) -> tuple[float, float, float, int]:
-  """`pooled` of the rule that the longer answer is the better one."""
-  return _interval(rows, data, f'{data}.held_out.longer')
+) -> tuple[str, tuple[float, float, float, int]]:
+  """The better of two rules, that the longer or the shorter answer is better.
+
+  Returns:
+    its name and its `pooled` accuracy.
+  """
+  share, low, high, count = _interval(rows, data, f'{data}.held_out.longer')
+  if share >= 0.5:
+    return 'the longer answer (control)', (share, low, high, count)
+  shorter = (1 - share, 1 - high, 1 - low, count)
+  return 'the shorter answer (control)', shorter
 
 
 def _interval(rows, data, name):
@@ -132,9 +140,8 @@ def _accuracy_table(rows) -> str:
           readme.mean(rows, f'{data}.{run}.loss', 3),
         )
       )
-    lines.append(
-      (name, 'the longer answer', _span(longer(rows, data)), '', '', '')
-    )
+    rule, interval = ruler(rows, data)
+    lines.append((name, rule, _span(interval), '', '', ''))
   header = (
     'data',
     'rated by',
@@ -208,8 +215,7 @@ def _pair(interval: tuple[float, float], digits: int) -> str:
 
 
 def _draw(rows, path: str) -> None:
-  figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
-  labels = [*(text.replace(' (control)', '') for text in RUNS.values())]
+  figure, axes = plt.subplots(1, 2, figsize=(10, 3), layout='constrained')
   for axis, (data, name) in zip(axes, NAMES.items(), strict=True):
     for place, run in enumerate(RUNS):
       _draw_interval(axis, place, pooled(rows, data, run), _COLORS[run])
@@ -221,13 +227,14 @@ def _draw(rows, path: str) -> None:
         color=_COLORS[run],
         ms=7,
       )
-    _draw_interval(axis, len(RUNS), longer(rows, data), 'k')
+    rule, interval = ruler(rows, data)
+    _draw_interval(axis, len(RUNS), interval, 'k')
     axis.axvline(50, color='k', lw=0.5, ls=':')
     axis.set(title=name, xlabel='held-out pairs ordered right, %')
-    axis.set_yticks(range(len(RUNS) + 1), [*labels, 'the longer answer'])
+    labels = [text.replace(' (control)', '') for text in (*RUNS.values(), rule)]
+    axis.set_yticks(range(len(labels)), labels)
     axis.invert_yaxis()
     axis.spines[['top', 'right']].set_visible(False)
-  axes[1].set_yticklabels([])
   figure.savefig(path, dpi=150)
   plt.close(figure)
 

@@ -122,6 +122,15 @@ def test_the_interval_is_over_all_held_out_pairs():
   np.testing.assert_allclose((low, high), (0.640474, 0.730958), atol=1e-6)
 
 
+def test_the_better_ruler_is_the_one_to_beat():
+  rows = [{'rasbt.held_out.longer': 0.3, 'rasbt.held_out.pairs': 100}]
+  name, (share, low, high, count) = analyze.ruler(rows, 'rasbt')
+  assert name.startswith('the shorter') and (share, count) == (0.7, 100)
+  assert low == pytest.approx(0.604152, abs=1e-6) and low < 0.7 < high
+  rows[0]['rasbt.held_out.longer'] = 0.5
+  assert analyze.ruler(rows, 'rasbt')[0].startswith('the longer')
+
+
 def test_the_readme_has_the_goals():
   text = ' '.join((FOLDER / 'README.md').read_text(encoding='utf-8').split())
   assert f'above {100 * analyze.GOALS["rasbt"]:.0f}% on `rasbt_pref' in text
