@@ -13,9 +13,11 @@ from experiments.exact_frontier.measure import (
   BETA,
   BETAS,
   FLIPPED,
+  FORWARD,
+  GROUP_COEFS,
   KL_COEF,
   KL_COEFS,
-  NOISE_BETAS,
+  NOISE,
   PAIR_LOSSES,
   SAMPLES,
 )
@@ -26,43 +28,49 @@ RATIO_GOALS = {
   'dpo': 0.94,
   'rloo': 0.99,
   'ppo': 0.97,
-  'grpo': 0.97,
   'grpo_corrected': 0.97,
+  'grpo': 0.97,
 }
 BEST_GOAL = (0.93, 0.97)
 CONTROL_GOAL = 0.05  # of the gain with right labels, or the true reward
 ERRORS_GOAL = 2.0
-ENOUGH = 0.5  # KL coefficient from which the goals of sampling hold
+NOISE_GOALS = {'robust_dpo': 'sure', 'cdpo': 'few'}  # where each is to lead
 SETTINGS = {
   'dpo': BETAS,
+  'dpo_few': BETAS,
   'rloo': KL_COEFS,
   'ppo': KL_COEFS,
-  'grpo': KL_COEFS,
-  'grpo_corrected': KL_COEFS,
+  'grpo': GROUP_COEFS,
+  'grpo_corrected': GROUP_COEFS,
+  'forward': FORWARD,
   'best_of': SAMPLES,
 }
 NAMES = {
   'dpo': 'DPO',
+  'dpo_few': 'DPO, 20,000 pairs',
   'cdpo': 'cDPO',
   'robust_dpo': 'robust DPO',
   'rpo': 'RPO',
   'rloo': 'RLOO',
   'ppo': 'PPO',
-  'grpo': 'GRPO',
+  'grpo': "GRPO, its paper's KL",
   'grpo_corrected': 'GRPO, KL times ratio',
+  'forward': 'best for KL(ref, policy)',
   'best_of': 'best of n',
 }
 _COLORS = {
   'dpo': '#c44e52',
+  'dpo_few': '#937860',
   'cdpo': '#dd8452',
   'robust_dpo': '#4c72b0',
   'rloo': '#4c72b0',
   'ppo': '#55a868',
   'grpo': '#8172b3',
   'grpo_corrected': '#ccb974',
+  'forward': '#64b5cd',
   'best_of': '#8c8c8c',
 }
-_NOISE_LINES = {0.1: '-', 0.5: '--'}  # of β
+_NOISE_LINES = {'sure': '-', 'few': '--'}
 
 
 def analyze(csv_path: str, out_dir: str) -> None:
@@ -95,8 +103,8 @@ def part(rows: Sequence[report.Row], name: str) -> list[report.Row]:
 
 def policies(rows: Sequence[report.Row], name: str) -> list[report.Row]:
   """Returns the rows that have an algorithm's columns."""
-  home = {'dpo': 'dpo', 'best_of': 'exact'}.get(name, 'rl')
-  return part(rows, home)
+  home = {'dpo': 'dpo', 'dpo_few': 'dpo', 'best_of': 'exact'}
+  return part(rows, (home | {'forward': 'exact'}).get(name, 'rl'))
 
 
 def extremes(
@@ -112,12 +120,13 @@ def extremes(
 
 
 def lead(
-  rows: Sequence[report.Row], name: str, flipped: float, beta: float
+  rows: Sequence[report.Row], name: str, labels: str, flipped: float
 ) -> np.ndarray:
   """By how much a loss beats DPO where labels are wrong, in each world."""
   return np.array(
     [
-      row[f'{name}_{flipped}_{beta}.ratio'] - row[f'dpo_{flipped}_{beta}.ratio']
+      row[f'{labels}.{name}_{flipped}.ratio']
+      - row[f'{labels}.dpo_{flipped}.ratio']
       for row in part(rows, 'noise')
     ]
   )
@@ -130,16 +139,7 @@ def standard_errors(values: Sequence[float]) -> float:
 
 
 def _goal_table(rows) -> str:
-  lines = []
-  for name, goal in RATIO_GOALS.items():
-    settings = SETTINGS[name]
-    if name != 'dpo':
-      settings = [coef for coef in settings if coef >= ENOUGH]
-    lines.append(_ratio_goal(rows, name, goal, settings))
-  for name, goal in RATIO_GOALS.items():
-    below = [coef for coef in SETTINGS[name] if coef < ENOUGH]
-    if name != 'dpo':
-      lines.append(_ratio_goal(rows, name, goal, below))
+  lines = [_ratio_goal(rows, *goal) for goal in RATIO_GOALS.items()]
   low, high = extremes(rows, 'best_of', SAMPLES)
   within = BEST_GOAL[0] <= low and high <= BEST_GOAL[1]
   goal = ' to '.join(map(str, BEST_GOAL))
@@ -154,7 +154,8 @@ def _goal_table(rows) -> str:
   )
 
 
-def _ratio_goal(rows, name, goal, settings) -> tuple:
+def _ratio_goal(rows, name, goal) -> tuple:
+  settings = SETTINGS[name]
   low, _ = extremes(rows, name, settings)
   parameter = 'β' if name == 'dpo' else 'coefficient'
   what = (
@@ -167,18 +168,17 @@ def _ratio_goal(rows, name, goal, settings) -> tuple:
 def _noise_goals(rows) -> list[tuple]:
   lines = []
   shares = ', '.join(f'{100 * f:.0f}' for f in FLIPPED)
-  for name in PAIR_LOSSES[1:]:
-    for beta in NOISE_BETAS:
-      errors = [standard_errors(lead(rows, name, f, beta)) for f in FLIPPED]
-      lines.append(
-        (
-          f'{NAMES[name]} before DPO at β {beta} and {shares}% wrong labels, '
-          'standard errors',
-          f'≥ {ERRORS_GOAL:.0f}',
-          ', '.join(f'{e:+.1f}' for e in errors),
-          min(errors) >= ERRORS_GOAL,
-        )
+  for name, labels in NOISE_GOALS.items():
+    errors = [standard_errors(lead(rows, name, labels, f)) for f in FLIPPED]
+    lines.append(
+      (
+        f'{NAMES[name]} before DPO, "{labels}", {shares}% wrong labels: '
+        'standard errors',
+        f'≥ {ERRORS_GOAL:.0f}',
+        ', '.join(f'{e:+.1f}' for e in errors),
+        min(errors) >= ERRORS_GOAL,
       )
+    )
   return lines
 
 
@@ -224,7 +224,9 @@ def _control_goals(rows) -> list[tuple]:
 
 def _policy_table(rows) -> str:
   lines = []
-  for name in RATIO_GOALS:
+  for name in SETTINGS:
+    if name == 'best_of':
+      continue
     group = policies(rows, name)
     for setting in SETTINGS[name]:
       lines.append(
@@ -235,7 +237,7 @@ def _policy_table(rows) -> str:
   lines.append(
     ('RLOO, permuted rewards', str(KL_COEF), *_cells(rl, 'permuted'))
   )
-  header = ('trained', 'β or KL coefficient', 'KL, nats', 'gain')
+  header = ('policy', 'β, coefficient or weight', 'KL, nats', 'gain')
   return readme.table((*header, 'share of the frontier', 'least'), lines)
 
 
@@ -254,15 +256,13 @@ def _best_table(rows) -> str:
 
 def _noise_table(rows) -> str:
   lines = []
-  for flipped, beta, name in itertools.product(
-    FLIPPED, NOISE_BETAS, PAIR_LOSSES
-  ):
-    values = lead(rows, name, flipped, beta)
+  for labels, flipped, name in itertools.product(NOISE, FLIPPED, PAIR_LOSSES):
+    values = lead(rows, name, labels, flipped)
     ahead = '' if name == 'dpo' else _interval(values, 3)
-    cells = _cells(rows, f'{name}_{flipped}_{beta}')
+    cells = _cells(rows, f'{labels}.{name}_{flipped}')
     share = f'{100 * flipped:.0f}'
-    lines.append((share, str(beta), NAMES[name], *cells[:3], ahead))
-  header = ('wrong labels, %', 'β', 'loss', 'KL, nats', 'gain')
+    lines.append((labels, share, NAMES[name], *cells[:3], ahead))
+  header = ('labels', 'wrong, %', 'loss', 'KL, nats', 'gain')
   return readme.table((*header, 'share of the frontier', 'before DPO'), lines)
 
 
@@ -360,9 +360,9 @@ def _draw_shares(axis, rows) -> None:
 def _draw_noise(axis, rows) -> None:
   group = part(rows, 'noise')
   x = [100 * flipped for flipped in FLIPPED]
-  for name, beta in itertools.product(PAIR_LOSSES, _NOISE_LINES):
+  for name, labels in itertools.product(PAIR_LOSSES, NOISE):
     intervals = [
-      report.mean_interval([row[f'{name}_{f}_{beta}.ratio'] for row in group])
+      report.mean_interval([row[f'{labels}.{name}_{f}.ratio'] for row in group])
       for f in FLIPPED
     ]
     axis.errorbar(
@@ -370,9 +370,9 @@ def _draw_noise(axis, rows) -> None:
       *zip(*intervals),
       fmt='.',
       lw=1,
-      ls=_NOISE_LINES[beta],
+      ls=_NOISE_LINES[labels],
       color=_COLORS[name],
-      label=f'{NAMES[name]}, β = {beta}',
+      label=f'{NAMES[name]}, {labels}',
     )
   axis.set(title='wrong labels', xlabel='wrong labels, %', xticks=x)
   axis.set_ylabel("share of the frontier's gain")

@@ -6,13 +6,13 @@ python launch.py --config=experiments/exact_frontier/config.py \
 `part` is one of
 
   exact       the frontier of reward and KL, and best-of-n: nothing is trained
-  dpo         DPO over beta, and on the labels of a coin
+  dpo         DPO over beta from many and few pairs, and on a coin's labels
   noise       DPO, cDPO and robust DPO on labels of which some are wrong
   likelihood  what becomes of the chosen strings under DPO and RPO
   rl          RLOO, PPO and GRPO with the true reward, and RLOO with another
 
 Expected: `result.json` with KL, gain and share of the frontier's gain of each
-policy, after less than a minute on two cores. `:smoke` trains for a few steps
+policy, after about a minute on two cores. `:smoke` trains for a few steps
 only, to see that everything works. The whole experiment:
 `python launch.py --sweep=experiments/exact_frontier/sweep.py`.
 """
@@ -31,10 +31,12 @@ def get_config(arg=None):
   config.part = 'dpo'
   config.seed = 0  # of the world, the pairs, their order and the samples
 
-  config.pairs = 200 if arg.smoke else 20_000
+  config.pairs = 200 if arg.smoke else 800_000
+  config.batch_size = 16 if arg.smoke else 2048  # pairs
+  config.few_pairs = 100 if arg.smoke else 20_000
+  config.few_batch_size = 16 if arg.smoke else 256  # of DPO against RPO
   config.steps = 2 if arg.smoke else 400
   config.rate = 1e-2
-  config.batch_size = 16 if arg.smoke else 256  # pairs
 
   config.rl_steps = 2 if arg.smoke else 400
   config.rl_rate = 1e-2

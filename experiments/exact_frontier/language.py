@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 VOCAB, LENGTH = 6, 5
 COUNT = VOCAB**LENGTH
@@ -18,6 +19,7 @@ STRINGS = np.stack(
 ).astype(np.int32)
 WIDTH = 48  # of the policy's state
 HEAD_SCALE = 2.0  # of the reference's logits
+REWARD_SHAPE = 6.0  # of the gamma variable whose logarithm the rewards are
 
 Params = dict[str, jax.Array]
 Tables = tuple[list[jax.Array], list[jax.Array]]
@@ -45,20 +47,42 @@ class Point(NamedTuple):
 def make_world(seed: int) -> World:
   """A world, from its seed alone.
 
-  A string's reward is the sum of a random number for its first token and one
-  for each two tokens that follow each other, the same at every place.
+  A string's score is the sum of a random number for its first token and one
+  for each two tokens that follow each other, the same at every place; its
+  reward is the score graded, `grade`.
   """
   params = init_params(jax.random.key(seed))
   ref = np.asarray(jax.jit(all_logprobs)(params), np.float64)
   ref -= np.logaddexp.reduce(ref)
   rng = np.random.default_rng(seed)
   first, after = rng.normal(size=VOCAB), rng.normal(size=(VOCAB, VOCAB))
-  reward = first[STRINGS[:, 0]]
-  reward = reward + after[STRINGS[:, :-1], STRINGS[:, 1:]].sum(axis=1)
+  score = first[STRINGS[:, 0]]
+  score = score + after[STRINGS[:, :-1], STRINGS[:, 1:]].sum(axis=1)
   weights = np.exp(ref)
+  reward = grade(score, weights)
   reward -= weights @ reward
   reward /= np.sqrt(weights @ reward**2)
   return World(params, ref, reward)
+
+
+def grade(score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+  """Rewards in the order of the scores, of one law in all worlds.
+
+  Under the reference a reward is distributed as the logarithm of a gamma
+  variable of shape REWARD_SHAPE: a little skewed, bad strings being further
+  from the mean than good ones. How near best-of-n comes to the frontier
+  depends on this law alone.
+
+  Args:
+    score: float[COUNT].
+    weights: float[COUNT], the reference's probabilities.
+  """
+  order = np.argsort(score, kind='stable')
+  share = np.cumsum(weights[order]) - weights[order] / 2  # half of its own
+  reward = np.empty(len(score))
+  quantiles = special.gammaincinv(REWARD_SHAPE, share / weights.sum())
+  reward[order] = np.log(quantiles)
+  return reward
 
 
 def init_params(rng: jax.Array) -> Params:
@@ -139,6 +163,24 @@ def optimum(world: World, strength: float) -> np.ndarray:
   It maximises strength · E[reward] - KL: no policy of its KL has more reward.
   """
   logs = world.ref + strength * world.reward
+  return logs - np.logaddexp.reduce(logs)
+
+
+def forward_optimum(world: World, strength: float) -> np.ndarray:
+  """Log-probabilities of the policy that has the most reward - KL(ref, policy).
+
+  The reward counts `strength` times. It is ref / (level - strength · reward),
+  with the level at which this adds up to 1. On policy, the gradient of GRPO's
+  k3 in the loss is that of this other KL, the reference's to the policy.
+  """
+  reward, ref = strength * world.reward, np.exp(world.ref)
+  # Between them the sum falls from more than 1 to less.
+  low, high = reward.max(), reward.max() + 1.0
+  for _ in range(200):
+    level = (low + high) / 2
+    above = (ref / (level - reward)).sum() > 1.0
+    low, high = (level, high) if above else (low, level)
+  logs = world.ref - np.log(high - reward)
   return logs - np.logaddexp.reduce(logs)
 
 

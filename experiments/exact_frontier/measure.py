@@ -1,8 +1,10 @@
 """The run: one part of the experiment in one world, by `config.part`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -16,13 +18,30 @@ from llm.losses import preference
 from llm.tasks import run as run_lib
 
 BETAS = (0.05, 0.1, 0.2, 0.5, 1.0)  # of DPO
-KL_COEFS = (0.05, 0.2, 0.5, 1.0, 2.0)  # of reinforcement learning
+DEVIATION = 0.4  # of the reward, in the labels of DPO and for RLOO and PPO
+KL_COEFS = (0.05, 0.2, 0.5)  # of RLOO and PPO
+GROUP_COEFS = (0.5, 1.0, 2.0)  # of GRPO, whose rewards have deviation 1
 SAMPLES = (2, 4, 8, 16, 32, 64, 128, 256)  # n of best-of-n
-FLIPPED = (0.2, 0.3, 0.4)  # share of wrong labels
-NOISE_BETAS = (0.05, 0.1, 0.5)
-BETA = 0.1  # where it is not varied
-KL_COEF = 0.5  # of the control
+FORWARD = (0.5, 1.0, 2.0, 5.0)  # rewards' weight against KL(ref, policy)
+BETA = 0.1  # of the control and of DPO against RPO
+KL_COEF = 0.2  # of the control
 PAIR_LOSSES = ('dpo', 'cdpo', 'robust_dpo')
+FLIPPED = (0.2, 0.3, 0.4)  # share of wrong labels
+
+
+class Labels(NamedTuple):
+  """Where labels are wrong: how many, how sure they would be, and beta."""
+
+  pairs: int
+  deviation: float  # of the reward
+  batch_size: int
+  beta: float
+
+
+NOISE = {
+  'sure': Labels(200_000, 3.0, 512, 2.0),
+  'few': Labels(20_000, 1.0, 256, 0.02),
+}
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
@@ -54,42 +73,61 @@ def exact(config, world: World) -> dict:
     point = _point(world, language.best_of_n(world, n))
     point['formula'] = np.log(n) - (n - 1) / n
     result[f'best_of_{n}'] = point
+  for strength in FORWARD:
+    logprobs = language.forward_optimum(world, strength)
+    result[f'forward_{strength}'] = _point(world, logprobs)
   for kl in np.arange(0.25, 8.01, 0.25):
     result[f'frontier_{kl:.2f}'] = language.frontier_gain(world, kl)
   return result
 
 
 def dpo(config, world: World) -> dict:
-  """DPO over beta, and on the labels of a coin (control)."""
-  train = _pair_trainer(preference.dpo_loss, config, world)
-  pairs = draw_pairs(world, config.seed, config.pairs)
-  result = {f'dpo_{b}': _point(world, train(pairs, b)) for b in BETAS}
-  coin = draw_pairs(world, config.seed, config.pairs, flipped=0.5)
-  return result | {'coin': _point(world, train(coin, BETA))}
+  """DPO over beta, from many pairs, from few, and on a coin's labels."""
+  train = _pair_trainer(preference.dpo_loss, config, config.batch_size)
+  result = {}
+  for name, count in (('dpo', config.pairs), ('dpo_few', config.few_pairs)):
+    pairs = draw_pairs(world, config.seed, count, deviation=DEVIATION)
+    policies = train(world, pairs, BETAS)
+    for beta, logprobs in zip(BETAS, policies, strict=True):
+      result[f'{name}_{beta}'] = _point(world, logprobs)
+  coin = draw_pairs(
+    world, config.seed, config.pairs, deviation=DEVIATION, flipped=0.5
+  )
+  return result | {'coin': _point(world, train(world, coin, (BETA,))[0])}
 
 
 def noise(config, world: World) -> dict:
   """DPO, cDPO and robust DPO where labels are wrong."""
   result = {}
-  for name in PAIR_LOSSES:
+  for key, labels in NOISE.items():
+    plain = _pair_trainer(preference.dpo_loss, config, labels.batch_size)
     for flipped in FLIPPED:
-      loss = getattr(preference, f'{name}_loss')
-      if name != 'dpo':
-        loss = functools.partial(loss, label_smoothing=flipped)
-      pairs = draw_pairs(world, config.seed, config.pairs, flipped=flipped)
-      train = _pair_trainer(loss, config, world)
-      for beta in NOISE_BETAS:
-        point = _point(world, train(pairs, beta))
-        result[f'{name}_{flipped}_{beta}'] = point
+      pairs = draw_pairs(
+        world,
+        config.seed,
+        min(labels.pairs, config.pairs),
+        deviation=labels.deviation,
+        flipped=flipped,
+      )
+      trainers = {'dpo': plain}
+      for name in PAIR_LOSSES[1:]:
+        loss = functools.partial(
+          getattr(preference, f'{name}_loss'), label_smoothing=flipped
+        )
+        trainers[name] = _pair_trainer(loss, config, labels.batch_size)
+      for name, train in trainers.items():
+        policy = train(world, pairs, (labels.beta,))[0]
+        result[f'{key}.{name}_{flipped}'] = _point(world, policy)
   return result
 
 
 def likelihood(config, world: World) -> dict:
   """What becomes of the chosen strings under DPO and RPO."""
   result = {}
-  pairs = near_duplicates(world, config.seed, config.pairs)
+  pairs = near_duplicates(world, config.seed, config.few_pairs)
   for name, loss in (('dpo', preference.dpo_loss), ('rpo', _rpo_loss)):
-    logprobs = _pair_trainer(loss, config, world)(pairs, BETA)
+    train = _pair_trainer(loss, config, config.few_batch_size)
+    logprobs = train(world, pairs, (BETA,))[0]
     change = np.asarray(logprobs, np.float64) - world.ref
     result[name] = _point(world, logprobs) | {
       'chosen': change[pairs.chosen].mean(),
@@ -102,16 +140,21 @@ def rl(config, world: World) -> dict:
   """Reinforcement learning with the true reward, and with another one."""
   settings = Settings(config.rl_steps, config.rl_rate, config.samples)
   rng = np.random.default_rng((config.seed, 3))
-  other = rng.permutation(world.reward)
+  right, other = (
+    jnp.asarray(DEVIATION * reward, jnp.float32)
+    for reward in (world.reward, rng.permutation(world.reward))
+  )
   result = {}
   for name in learners.ALGORITHMS:
-    train = learners.make_rl_trainer(name, settings)
-    rewards = {f'{name}_{coef}': (world.reward, coef) for coef in KL_COEFS}
+    coefs = GROUP_COEFS if name.startswith('grpo') else KL_COEFS
+    runs = {f'{name}_{coef}': (right, coef) for coef in coefs}
     if name == 'rloo':
-      rewards['permuted'] = (other, KL_COEF)
-    for key, (reward, coef) in rewards.items():
-      reward = jnp.asarray(reward, jnp.float32)
-      logprobs = train(world.params, reward, config.seed, coef)
+      runs['permuted'] = (other, KL_COEF)
+    train = learners.make_rl_trainer(name, settings)
+    train = jax.jit(jax.vmap(train, in_axes=(None, 0, None, 0)))
+    rewards, coefs = (jnp.stack(x) for x in zip(*runs.values(), strict=True))
+    policies = train(world.params, rewards, config.seed, coefs)
+    for key, logprobs in zip(runs, policies, strict=True):
       result[key] = _point(world, logprobs)
   return result
 
@@ -126,16 +169,25 @@ PARTS: dict[str, Callable[..., dict]] = {
 
 
 def draw_pairs(
-  world: World, seed: int, count: int, *, flipped: float = 0.0
+  world: World,
+  seed: int,
+  count: int,
+  *,
+  deviation: float = 1.0,
+  flipped: float = 0.0,
 ) -> Pairs:
   """Two strings of the reference each; the better wins by Bradley and Terry.
 
-  The labels are flipped with the given probability: 0.5 says nothing. Strings
-  and first labels depend on the seed alone.
+  Args:
+    world: its rewards times `deviation` are those of the labels.
+    seed: the strings and first labels depend on it alone.
+    count: pairs.
+    deviation: the larger, the surer is a label.
+    flipped: the probability with which a label is flipped; 0.5 says nothing.
   """
   rng = np.random.default_rng((seed, 1))
   first, second = (language.draw(rng, world.ref, count) for _ in range(2))
-  return _compare(world, rng, first, second, flipped)
+  return _compare(deviation * world.reward, rng, first, second, flipped)
 
 
 def near_duplicates(world: World, seed: int, count: int) -> Pairs:
@@ -144,11 +196,11 @@ def near_duplicates(world: World, seed: int, count: int) -> Pairs:
   first = language.draw(rng, world.ref, count)
   shift = rng.integers(1, VOCAB, count)
   second = first - first % VOCAB + (first + shift) % VOCAB
-  return _compare(world, rng, first, second, 0.0)
+  return _compare(world.reward, rng, first, second, 0.0)
 
 
-def _compare(world, rng, first, second, flipped):
-  margin = world.reward[first] - world.reward[second]
+def _compare(reward, rng, first, second, flipped):
+  margin = reward[first] - reward[second]
   wins = rng.random(len(first)) < 1.0 / (1.0 + np.exp(-margin))
   wins ^= rng.random(len(first)) < flipped
   return Pairs(np.where(wins, first, second), np.where(wins, second, first))
@@ -159,11 +211,17 @@ def _rpo_loss(chosen, *others, beta):
   return preference.rpo_loss(chosen, *others, tokens, beta=beta)
 
 
-def _pair_trainer(loss, config, world):
-  """(pairs, beta) -> log-probabilities."""
-  settings = Settings(config.steps, config.rate, config.batch_size)
+def _pair_trainer(loss, config, batch_size):
+  """(world, pairs, betas) -> log-probabilities [betas, COUNT]."""
+  settings = Settings(config.steps, config.rate, batch_size)
   train = learners.make_preference_trainer(loss, settings)
-  return lambda pairs, beta: train(world.params, pairs, config.seed, beta)
+  side_by_side = jax.jit(jax.vmap(train, in_axes=(None, None, None, 0)))
+
+  def run_all(world: World, pairs: Pairs, betas: Sequence[float]):
+    pairs = Pairs(*map(jnp.asarray, pairs))
+    return side_by_side(world.params, pairs, config.seed, jnp.array(betas))
+
+  return run_all
 
 
 def _point(world, logprobs) -> dict:

@@ -13,4 +13,4 @@ PARTS = ('exact', 'dpo', 'noise', 'likelihood', 'rl')
 
 def sweep():
   """Yields the overrides of each run."""
-  yield from grid.product({'part': PARTS, 'seed': range(5)})
+  yield from grid.product({'part': PARTS, 'seed': range(10, 15)})

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from experiments.exact_frontier import analyze, language, learners, measure
 from experiments.exact_frontier.language import World
@@ -62,17 +63,24 @@ def one_by_one(params, number):
   return out
 
 
-def test_rewards_are_standardised_and_of_neighbours_only(world):
+def test_rewards_are_standardised_and_of_one_law(world):
   weights = np.exp(world.ref)
   np.testing.assert_allclose(weights @ world.reward, 0.0, atol=1e-12)
   np.testing.assert_allclose(weights @ world.reward**2, 1.0)
-  # What a last token is worth depends on the one before it alone.
-  number = lambda *tokens: np.ravel_multi_index(tokens, (6,) * 5)
-  reward = lambda *tokens: world.reward[number(*tokens)]
-  same = reward(3, 0, 1, 2, 0) - reward(3, 0, 1, 2, 5)
-  np.testing.assert_allclose(
-    same, reward(4, 4, 4, 2, 0) - reward(4, 4, 4, 2, 5), atol=1e-12
+  assert len(np.unique(np.round(world.reward, 9))) > 1000
+  # ln of a gamma variable of shape a: its skewness is psi''(a) / psi'(a)^1.5.
+  shape = language.REWARD_SHAPE
+  skewness = special.polygamma(2, shape) / special.polygamma(1, shape) ** 1.5
+  np.testing.assert_allclose(weights @ world.reward**3, skewness, atol=0.03)
+
+
+def test_grades_are_quantiles_in_the_order_of_the_scores():
+  score = np.array([3.0, -1.0, 5.0])
+  weights = np.array([0.5, 0.3, 0.2])
+  expected = np.log(
+    special.gammaincinv(language.REWARD_SHAPE, [0.55, 0.15, 0.9])
   )
+  np.testing.assert_allclose(language.grade(score, weights), expected)
 
 
 def test_the_frontier_is_what_brute_force_finds():
@@ -95,10 +103,23 @@ def test_the_frontier_is_what_brute_force_finds():
 
 def test_a_policy_on_the_frontier_has_all_of_its_gain(world):
   point = language.place(world, language.optimum(world, 0.8))
-  assert point.kl > 0.3
+  assert point.kl > 0.2
   np.testing.assert_allclose(point.ratio, 1.0, atol=1e-9)
   start = language.place(world, world.ref)
   np.testing.assert_allclose((start.kl, start.gain), 0.0, atol=1e-12)
+
+
+def test_no_policy_has_more_reward_for_its_forward_kl():
+  world = small_world((0.5, 0.3, 0.2), (0.0, 1.0, 3.0))
+  ref = np.exp(world.ref)
+  value = lambda p: 2.0 * p @ world.reward - ref @ (world.ref - np.log(p))
+  best = np.exp(language.forward_optimum(world, 2.0))
+  np.testing.assert_allclose(best.sum(), 1.0)
+  grid = np.linspace(0.001, 0.998, 400)
+  a, b = np.meshgrid(grid, grid)
+  policies = np.stack([a, b, 1.0 - a - b], -1)[a + b <= 0.999]
+  found = max(value(policy) for policy in policies)
+  assert 0.0 <= value(best) - found < 1e-3
 
 
 @pytest.mark.parametrize('n', [1, 2, 3])
@@ -181,10 +202,10 @@ def test_extremes_and_leads_are_those_of_the_rows():
   )
   noise = [
     {'config.part': 'noise', 'config.seed': seed}
-    | {'dpo_0.2_1.0.ratio': 0.5, 'cdpo_0.2_1.0.ratio': 0.6 + 0.1 * seed}
+    | {'few.dpo_0.2.ratio': 0.5, 'few.cdpo_0.2.ratio': 0.6 + 0.1 * seed}
     for seed in (1, 0)
   ]
-  lead = analyze.lead(noise, 'cdpo', 0.2, 1.0)
+  lead = analyze.lead(noise, 'cdpo', 'few', 0.2)
   np.testing.assert_allclose(lead, (0.1, 0.2))
   np.testing.assert_allclose(analyze.standard_errors(lead.tolist()), 3.0)
 
