@@ -6,8 +6,8 @@ LLM_DATA=DATA python launch.py --workdir=runs/real_preferences \
 LLM_DATA is a folder with
 preference/rasbt_preference/instruction-data-with-preference.json and
 preference/hh_rlhf_harmless/test.jsonl.gz. Expected: `result.json` with
-held-out accuracies and margins, after some minutes on two cores. `:smoke` trains
-for some steps on a tiny model, to see that everything works. The whole
+held-out accuracies and margins, after some minutes on two cores. `:smoke`
+trains for some steps on a tiny model, to see that everything works. The whole
 experiment:
 `LLM_DATA=DATA python launch.py --sweep=experiments/real_preferences/sweep.py`.
 """
