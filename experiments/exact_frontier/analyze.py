@@ -314,7 +314,10 @@ def _draw(rows, path: str) -> None:
   _draw_noise(axes[2], rows)
   for axis in axes:
     axis.spines[['top', 'right']].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
+  axes[0].legend(frameon=False, fontsize=8)  # the second's colours, too
+  axes[1].set_ylim(0.6, 1.02)
+  axes[2].set_ylim(0.2, 1.02)
+  axes[2].legend(frameon=False, fontsize=8, loc='lower left')
   figure.savefig(path, dpi=150)
   plt.close(figure)
 
