@@ -7,6 +7,7 @@ its neighbours, the batch, the bucket and the chunk are.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -136,11 +137,13 @@ class _Record:
     mask[: len(self._open)] = self._open
     return mask
 
-  def held(self, batch):
+  def held(self, plan):
     """int[batch]: tokens in each row's cache, all but the last sampled one."""
-    held = np.zeros((batch,), np.int64)
+    held = np.zeros((plan.batch,), np.int64)
     for i, row in enumerate(self._rows):
-      held[i] = row.prompt_tokens + len(row.token_ids) - 1
+      held[i] = len(row.token_ids) - 1
+      if plan.group == 1:
+        held[i] += row.prompt_tokens
     return held
 
   def take(self, output, on_tokens):
@@ -216,27 +219,53 @@ def length_limit(config: ModelConfig) -> int:
 class _Plan:
   """Padded arrays of one batch.
 
-  `source` maps each row to its prompt where prompts are shared or rows fill
-  up, else it is None.
+  Attributes:
+    tokens, lengths: of the prompts, each once.
+    source: the prompt of each row, or None where they are the same.
+    group: rows after each other that answer one prompt and share its cache; 1
+      where each has its own.
+    batch: rows.
+    capacity: tokens that a row may have.
+    slots: of a row's own cache.
   """
 
   tokens: np.ndarray
   lengths: np.ndarray
   source: np.ndarray | None
+  group: int
   batch: int
   capacity: int
+  slots: int
+
+
+def _group_size(prompts: Sequence[tuple[int, ...]]) -> int:
+  """How often each prompt comes, if all do so equally and in a row; or 1.
+
+  4 for a a a a b b b b; 1 for a a a b, and for a b a b.
+  """
+  size = sum(prompt == prompts[0] for prompt in prompts)
+  heads = prompts[::size]
+  regular = len(prompts) == len(set(heads)) * size and all(
+    prompt == heads[i // size] for i, prompt in enumerate(prompts)
+  )
+  return size if regular else 1
 
 
 def _plan(
-  prompts, sampling, capacity, batch_size, chunk_steps, prefill_chunk
+  model, prompts, sampling, capacity, batch_size, chunk_steps, prefill_chunk
 ) -> _Plan:
-  batch = batch_size or bucket(len(prompts), 1)
+  prompts = [tuple(p) for p in prompts]
+  unique = {prompt: None for prompt in prompts}
+  index = {prompt: i for i, prompt in enumerate(unique)}
+  group = 1
+  # LongRoPE reads rows again with all their tokens, each at its own time.
+  if batch_size is None and model.config.rope.type != 'longrope':
+    group = _group_size(prompts)
+  batch = batch_size or bucket(len(prompts) // group, 1) * group
   if batch < len(prompts):
     raise UserError(
       f'batch_size={batch} is less than the {len(prompts)} rows: raise it'
     )
-  unique = {tuple(p): None for p in prompts}
-  index = {prompt: i for i, prompt in enumerate(unique)}
   shared = len(unique) < len(prompts)
   width = bucket(len(unique), 1) if shared else batch
   longest = max(len(p) for p in unique)
@@ -249,29 +278,36 @@ def _plan(
     raise UserError(
       f'capacity={capacity} slots are too few: these rows need {need}'
     )
+  slots = capacity = capacity or fine_bucket(need)
   source = None
-  if shared:
+  if group > 1:
+    source = np.repeat(np.arange(width, dtype=np.int32), group)
+    longest = max(s.max_new_tokens for s in sampling)
+    slots = fine_bucket(longest + chunk_steps)
+  elif shared:
     source = np.zeros((batch,), np.int32)
-    source[: len(prompts)] = [index[tuple(p)] for p in prompts]
-  return _Plan(tokens, lengths, source, batch, capacity or fine_bucket(need))
+    source[: len(prompts)] = [index[p] for p in prompts]
+  return _Plan(tokens, lengths, source, group, batch, capacity, slots)
 
 
 def _begin(model, params, plan, rows, limits, dtype, prefill_chunk, settings):
   """Prefills the batch and samples each row's first token."""
-  cache = empty_cache(
-    model=model,
-    batch=plan.tokens.shape[0],
-    capacity=plan.capacity,
-    dtype=dtype,
-  )
   tokens, lengths = plan.tokens, plan.lengths
+  allocate = functools.partial(empty_cache, model=model, dtype=dtype)
+  slots = plan.slots
+  if plan.group > 1:
+    slots = fine_bucket(prefill_length(int(lengths.max()), prefill_chunk), 16)
+  cache = allocate(batch=len(lengths), capacity=slots)
   logits, cache = prefill(
     params, tokens, lengths, cache, model=model, chunk=prefill_chunk
   )
+  shared = None
+  if plan.group > 1:
+    shared, cache = cache, allocate(batch=plan.batch, capacity=plan.slots)
+  elif plan.source is not None:
+    cache = fork(cache, plan.source)
   if plan.source is not None:
-    cache, logits, tokens, lengths = fork(
-      (cache, logits, tokens, lengths), plan.source
-    )
+    logits, tokens, lengths = fork((logits, tokens, lengths), plan.source)
   return start(
     cache,
     logits,
@@ -280,11 +316,12 @@ def _begin(model, params, plan, rows, limits, dtype, prefill_chunk, settings):
     rows,
     limits,
     capacity=plan.capacity,
+    shared=shared,
     **settings,
   )
 
 
-def _advance(params, state, model, held, active, capacity, steps, settings):
+def _advance(params, state, model, held, active, plan, steps, settings):
   """One chunk. `held[i]` tokens are in the cache of row i; `active` is a mask.
 
   Before a row of a LongRoPE model outgrows the original context, chunks are
@@ -296,11 +333,13 @@ def _advance(params, state, model, held, active, capacity, steps, settings):
     if crossing.any():
       longest = bucket(int(held[crossing].max()))
       state = reread(
-        params, state, crossing, model=model, length=min(longest, capacity)
+        params, state, crossing, model=model, length=min(longest, plan.slots)
       )
     if (active & (left > 0) & (left < steps)).any():
       steps = 1
-  attend = min(fine_bucket(int(held[active].max())), capacity)
+  # Own tokens begin at 0, and the first steps are worth programs of their own.
+  least = 64 if plan.group == 1 else 16
+  attend = min(fine_bucket(int(held[active].max()), least), plan.slots)
   return decode_chunk(
     params, state, model=model, steps=steps, attend_length=attend, **settings
   )
@@ -324,7 +363,8 @@ def generate(
 ) -> list[Completion]:
   """Generates one completion per prompt, all in one batch.
 
-  Equal prompts share one prefill.
+  Equal prompts share one prefill. Where all of them come equally often, each in
+  a row, their answers share its keys and values too.
 
   Args:
     model: the transformer.
@@ -334,8 +374,9 @@ def generate(
     eos_ids: tokens that end a row unless its `ignore_eos` is set.
     max_length: tokens that a row may hold; default: `length_limit`.
     capacity: cache slots to allocate; default: what the rows need, on a ladder.
-    batch_size: rows to compute (rows beyond the prompts are empty); default:
-      the next power of two.
+    batch_size: rows to compute (rows beyond the prompts are empty), each with
+      a cache of its own; default: the next power of two of them, or of the
+      prompts that groups share.
     chunk_steps: decode steps per compiled call, and tokens per `on_tokens`.
     prefill_chunk: tokens of prompt per call; None: whole prompts.
     order: of the logit processors and filters (see `sample_rows`).
@@ -355,7 +396,7 @@ def generate(
   if not prompts:
     return []
   plan = _plan(
-    prompts, sampling, capacity, batch_size, chunk_steps, prefill_chunk
+    model, prompts, sampling, capacity, batch_size, chunk_steps, prefill_chunk
   )
   asked = max(s.logprobs for s in sampling)
   settings = {'order': order, 'top_n': bucket(asked, 8) if asked else 0}
@@ -380,9 +421,9 @@ def generate(
       params,
       state,
       model,
-      record.held(plan.batch),
+      record.held(plan),
       active,
-      plan.capacity,
+      plan,
       chunk_steps,
       settings,
     )

@@ -27,7 +27,9 @@ class DecodeState:
   """What a decode step carries.
 
   Attributes:
-    cache: all tokens but the last sampled one.
+    cache: all tokens but the last sampled one, and without those in `shared`.
+    shared: the cache of R prompts, each of which B / R consecutive rows answer,
+      or None.
     token: int32[B], the last sampled token.
     history: prompt and output, for penalties and n-grams.
     rows: sampling settings.
@@ -36,6 +38,7 @@ class DecodeState:
   """
 
   cache: KVCache
+  shared: KVCache | None
   token: jax.Array
   history: History
   rows: RowSampling
@@ -76,24 +79,35 @@ def _emit(state, logits, order, top_n):
   donate_argnames=('cache',),
 )
 def start(
-  cache, logits, tokens, lengths, rows, limits, *, capacity, order, top_n
+  cache,
+  logits,
+  tokens,
+  lengths,
+  rows,
+  limits,
+  *,
+  capacity,
+  order,
+  top_n,
+  shared=None,
 ):
   """The state after the prompt, and its first token.
 
   Args:
-    cache: as `prefill` left it; donated.
+    cache: as `prefill` left it, or empty where rows share prompts; donated.
     logits: float32[B, V], after the prompt.
     tokens, lengths: int32[B, T], int32[B], the prompt.
     rows: sampling settings of the B rows.
     limits: int32[B], tokens to emit at most; 0 for rows that only fill up.
     capacity: slots of the token history.
+    shared: the prompts' cache as `prefill` left it, where rows share prompts.
 
   Returns:
     (DecodeState, StepOutput).
   """
   history = init_history(tokens, lengths, logits.shape[-1], capacity)
   state = DecodeState(
-    cache, jnp.zeros_like(lengths), history, rows, limits, limits <= 0
+    cache, shared, jnp.zeros_like(lengths), history, rows, limits, limits <= 0
   )
   return _emit(state, logits, order, top_n)
 
@@ -124,13 +138,13 @@ def decode_chunk(
     model: the transformer.
     steps: k.
     attend_length: bound on the slots in use, at least the longest row before
-      the chunk; None: all that are allocated.
+      the chunk, without what it shares; None: all that are allocated.
     order, top_n: see `sample_rows`.
 
   Returns:
     (DecodeState, StepOutput with a leading axis of k).
   """
-  cache = state.cache
+  cache, shared = state.cache, state.shared
   held = jnp.zeros((), jnp.int32)
 
   def step(carry, _):
@@ -142,12 +156,13 @@ def decode_chunk(
     state, output = _emit(state, logits[:, 0], order, top_n)
     return (state, opened, taken), output
 
-  opened = open_cache(cache, steps, attend_length)
-  carry = (state.replace(cache=held), opened, jnp.zeros_like(state.token))
+  opened = open_cache(cache, steps, attend_length, shared)
+  carry = state.replace(cache=held, shared=None)
+  carry = (carry, opened, jnp.zeros_like(state.token))
   (state, opened, taken), output = lax.scan(step, carry, length=steps)
   rings = cache_rings(model.config, model.scan_layers)
   cache = close_cache(cache, opened.recent, taken, rings)
-  return state.replace(cache=cache), output
+  return state.replace(cache=cache, shared=shared), output
 
 
 @functools.partial(jax.jit, donate_argnames=('state',))

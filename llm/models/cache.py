@@ -10,7 +10,8 @@ go to a small buffer, at the same index for all rows. So no step writes to the
 large buffers (an update inside a loop may cost a copy of the whole buffer,
 github.com/jax-ml/jax/issues/40101), each row keeps its own length, and a step
 reads only as many slots as the longest row has used. `close` writes the
-chunk's keys back, once.
+chunk's keys back, once. While it is open, consecutive rows may go on from one
+row of another cache: from a prompt that is held, and read, once for them all.
 """
 
 from typing import Any
@@ -59,12 +60,17 @@ class OpenCache:
   Attributes:
     prefix: per layer, the slots in use before the chunk.
     recent: per layer, room for the chunk's keys and values.
+    shared: per layer, what came before the rows, [R, K, S, H] and [R, K, H, S]
+      for B / R consecutive rows each; or None.
+    offset: int32[B], tokens of `shared` (zeros without it).
     start: int32[B], tokens held when the chunk was opened.
     count: int32, steps taken since.
   """
 
   prefix: Any
   recent: Any
+  shared: Any
+  offset: jax.Array
   start: jax.Array
   count: jax.Array
 
@@ -92,13 +98,16 @@ class CallContext:
   """What all layers of one forward pass share.
 
   Attributes:
-    start: int32[B], tokens in the cache before this call (zeros without one).
+    start: int32[B], tokens in the cache before this call (zeros without one),
+      without those that rows share.
+    offset: int32[B], tokens that rows share.
     lengths: int32[B], valid new tokens of each row.
     segment_ids: int32[B, T] or None; tokens only see their own segment.
     attend_length: leading cache slots to look at; None: all.
   """
 
   start: jax.Array
+  offset: jax.Array
   lengths: jax.Array
   segment_ids: jax.Array | None
   attend_length: int | None = struct.field(pytree_node=False, default=None)
@@ -230,7 +239,7 @@ def extend(
   """Adds one layer's new keys; says what the new queries may look at.
 
   Args:
-    entry: None, a LayerCache, or a (prefix, recent, count) triple of an open
+    entry: None, a LayerCache, or (prefix, recent, shared, count) of an open
       cache.
     new: keys [B, K, T, H] and values [B, K, H, T]; T is 1 for an open cache.
     call: shared by all layers.
@@ -260,7 +269,7 @@ def extend(
 
 
 def _extend_open(entry, new, call, window, ring):
-  prefix, recent, count = entry
+  prefix, recent, shared, count = entry
   recent = LayerCache(
     k=lax.dynamic_update_slice_in_dim(
       recent.k, new.k.astype(recent.k.dtype), count, axis=2
@@ -283,6 +292,11 @@ def _extend_open(entry, new, call, window, ring):
     Segment(prefix.k, prefix.v, mask),
     Segment(recent.k, recent.v, written[None, None]),
   ]
+  if shared is not None:
+    slots = jnp.arange(shared.k.shape[2])
+    query = query + call.offset[:, None]
+    mask = _past_mask(call.offset, slots, query, window, ring)
+    segments.append(Segment(shared.k, shared.v, mask))
   return segments, recent
 
 
@@ -295,12 +309,19 @@ def _is_layer(x: Any) -> bool:
 
 
 def open_cache(
-  cache: KVCache, steps: int, attend_length: int | None = None
+  cache: KVCache,
+  steps: int,
+  attend_length: int | None = None,
+  shared: KVCache | None = None,
 ) -> OpenCache:
   """Opens the cache for `steps` decode steps.
 
-  `attend_length` (static) bounds the slots that are read: it must be at least
-  the longest row's length; None reads all that are allocated.
+  Args:
+    cache: of B rows.
+    steps: room to make.
+    attend_length: static bound on the slots that are read, at least the
+      longest row's length; None reads all that are allocated.
+    shared: a cache of R rows, each of which B / R consecutive rows go on from.
   """
 
   def view(layer: LayerCache) -> LayerCache:
@@ -314,9 +335,14 @@ def open_cache(
       v=jnp.zeros((*shape, head_dim, steps), layer.v.dtype),
     )
 
+  offset = jnp.zeros_like(cache.length)
+  if shared is not None:
+    offset = jnp.repeat(shared.length, offset.size // shared.length.size)
   return OpenCache(
     prefix=jax.tree.map(view, cache.layers, is_leaf=_is_layer),
     recent=jax.tree.map(empty, cache.layers, is_leaf=_is_layer),
+    shared=None if shared is None else shared.layers,
+    offset=offset,
     start=cache.length,
     count=jnp.zeros((), jnp.int32),
   )

@@ -213,11 +213,12 @@ class Transformer(nn.Module):
     if lengths is None:
       lengths = jnp.full((batch,), steps, jnp.int32)
     count = cache.count if isinstance(cache, OpenCache) else None
-    start = _start(cache, batch)
+    start, offset = _start(cache, batch)
+    before = start + offset
     if positions is None:
-      positions = _positions(tokens, segment_ids, start, count)
+      positions = _positions(tokens, segment_ids, before, count)
     if rope_length is None:
-      rope_length = _rope_length(positions, segment_ids, lengths, start, count)
+      rope_length = _rope_length(positions, segment_ids, lengths, before, count)
     ropes = {
       kind: rope_tables(
         positions,
@@ -227,7 +228,7 @@ class Transformer(nn.Module):
       )
       for kind in sorted(set(config.layer_types))
     }
-    call = CallContext(start, lengths, segment_ids, attend_length)
+    call = CallContext(start, offset, lengths, segment_ids, attend_length)
     x = self.embedder(tokens, self.dtype)
     if embed_noise is not None:
       x = x + embed_noise.astype(x.dtype)
@@ -268,7 +269,7 @@ class Transformer(nn.Module):
       is_local = jnp.array([kind == LOCAL for kind in kinds])
     entry = None
     if isinstance(cache, OpenCache):
-      entry = (cache.prefix, cache.recent)
+      entry = (cache.prefix, cache.recent, cache.shared)
     elif cache is not None:
       entry = cache.layers
     shared = (ropes, call, count)
@@ -307,9 +308,11 @@ class _Head(nn.Module):
 
 
 def _start(cache, batch):
-  if cache is None:
-    return jnp.zeros((batch,), jnp.int32)
-  return cache.start if isinstance(cache, OpenCache) else cache.length
+  """int32[B] twice: the tokens that rows hold, and those that they share."""
+  none = jnp.zeros((batch,), jnp.int32)
+  if isinstance(cache, OpenCache):
+    return cache.start, cache.offset
+  return (none if cache is None else cache.length), none
 
 
 def _positions(tokens, segment_ids, start, count):
@@ -336,7 +339,8 @@ def _entry(cache, layer, count):
   if cache is None:
     return None
   if isinstance(cache, OpenCache):
-    return cache.prefix[layer], cache.recent[layer], count
+    shared = cache.shared and cache.shared[layer]
+    return cache.prefix[layer], cache.recent[layer], shared, count
   return cache.layers[layer]
 
 

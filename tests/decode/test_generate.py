@@ -9,6 +9,7 @@ import pytest
 
 from llm.decode import step
 from llm.decode.generate import (
+  _plan,
   capacity_for,
   check_room,
   generate,
@@ -120,6 +121,48 @@ def test_prefill_refuses_a_cache_that_is_too_small(local_global):
   cache = empty_cache(model=model, batch=1, capacity=12, dtype=jnp.float32)
   with pytest.raises(ValueError, match='12 slots and prefill writes 16'):
     prefill(params, tokens, lengths, cache, model=model)
+
+
+@pytest.mark.parametrize('kind', ['local_global', 'experts'])
+def test_groups_share_the_keys_of_their_prompt(kind):
+  """Three answers to each of three prompts, one of them past the window."""
+  model, params = tiny.build(kind)
+  texts = [text for text in prompts(7, 1, 21) for _ in range(3)]
+  sampling = [
+    SamplingParams(max_new_tokens=20, seed=i, top_k=20 * (i % 2))
+    for i in range(9)
+  ]
+  together = generate(model, params, texts, sampling, chunk_steps=8)
+  # With a batch size each row has a cache of its own.
+  apart = generate(model, params, texts, sampling, chunk_steps=8, batch_size=16)
+  for one, other in zip(together, apart, strict=True):
+    assert_same(one, other)
+
+
+def test_only_groups_of_equal_size_share(local_global):
+  model, _ = local_global
+
+  def group(text, batch_size=None):
+    rows = [(ord(c),) for c in text]
+    return _plan(model, rows, [GREEDY] * len(rows), None, batch_size, 8, None)
+
+  for text, size, batch in (
+    ('aaabbb', 3, 6),
+    ('aaabbbccc', 3, 12),
+    ('aaaa', 4, 4),
+    ('abc', 1, 4),
+    ('aaab', 1, 4),
+    ('abab', 1, 4),
+    ('aabbaa', 1, 8),
+  ):
+    plan = group(text)
+    assert (plan.group, plan.batch) == (size, batch), text
+  plan = group('aaabbbccc')
+  assert plan.source.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+  assert plan.tokens[:, 0].tolist() == [97, 98, 99, 0]
+  # A slot for each new token and a whole chunk, and none for the prompt.
+  assert plan.slots == 64
+  assert group('aaabbb', batch_size=8).group == 1
 
 
 def test_slots_needed():
