@@ -280,13 +280,19 @@ def _interval(values) -> str:
 
 
 def _draw(rows, path: str) -> None:
-  figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout='constrained')
+  figure, axes = plt.subplots(2, 3, figsize=(12, 7.5), layout='constrained')
   colors = plt.get_cmap('viridis')(np.linspace(0.0, 0.9, len(SIZES)))
   for way, axis in zip(WAYS, axes[:, :2].ravel(), strict=True):
     _draw_way(axis, rows, way, colors)
   for part, axis in zip(('short', 'long'), axes[:, 2], strict=True):
     _draw_peaks(axis, rows, part)
-  axes[0, 0].legend(frameon=False, fontsize=8)
+  axes[1, 0].plot([], [], 'k--', lw=0.8, label='what the proxy says')
+  figure.legend(
+    *axes[1, 0].get_legend_handles_labels(),
+    loc='outside lower center',
+    ncols=4,
+    frameon=False,
+  )
   for axis in axes.ravel():
     axis.spines[['top', 'right']].set_visible(False)
   figure.savefig(path, dpi=120)
@@ -302,7 +308,9 @@ def _draw_way(axis, rows, way, colors) -> None:
   for judge, color in judges:
     mean = mean_curve(curves_of(rows, way, judge))
     d = np.sqrt(np.maximum(mean.kl, 0.0))
-    label = f'{judge} pairs' if judge in SIZES else judge
+    label = {COIN: "gold, a coin's labels", GOLD: 'gold, optimised itself'}.get(
+      judge, f'gold, {judge} pairs'
+    )
     axis.plot(d, mean.gold, color=color, label=label)
     if judge in SIZES:
       axis.plot(d, mean.proxy, '--', lw=0.8, color=color)
@@ -333,4 +341,5 @@ def _draw_peaks(axis, rows, part: str) -> None:
   axis.set_xticks(SIZES, map(str, SIZES))
   axis.minorticks_off()
   axis.legend(frameon=False, fontsize=8)
-  axis.set(title='how high gold rises', xlabel='pairs', ylabel='peak of gold')
+  title = '5 tokens' if part == 'short' else '20 tokens'
+  axis.set(title=title, xlabel='pairs', ylabel='peak of gold')
