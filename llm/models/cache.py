@@ -76,6 +76,26 @@ class OpenCache:
 
 
 @struct.dataclass
+class SharedCache:
+  """Prompts that rows go on from, and that they do not change.
+
+  Attributes:
+    layers: of a KVCache of R rows; B / R consecutive rows go on from each.
+    length: int32[R].
+  """
+
+  layers: Any
+  length: jax.Array
+
+
+@struct.dataclass
+class SharedKeys:
+  """One layer of a `SharedCache`."""
+
+  layer: LayerCache
+
+
+@struct.dataclass
 class Segment:
   """Keys that a query may look at.
 
@@ -239,8 +259,8 @@ def extend(
   """Adds one layer's new keys; says what the new queries may look at.
 
   Args:
-    entry: None, a LayerCache, or (prefix, recent, shared, count) of an open
-      cache.
+    entry: None, a LayerCache, SharedKeys, or (prefix, recent, shared, count)
+      of an open cache.
     new: keys [B, K, T, H] and values [B, K, H, T]; T is 1 for an open cache.
     call: shared by all layers.
     window: tokens that a query sees, itself included; None: all. May be traced.
@@ -248,7 +268,7 @@ def extend(
 
   Returns:
     (segments, entry): the keys to attend to, and the changed part of the entry:
-    None, the new LayerCache, or the new `recent`.
+    None (there is none), the new LayerCache, or the new `recent`.
   """
   if isinstance(entry, tuple):
     return _extend_open(entry, new, call, window, ring)
@@ -257,6 +277,9 @@ def extend(
   own = Segment(new.k, new.v, mask, causal=True)
   if entry is None:
     return [own], None
+  if isinstance(entry, SharedKeys):
+    query = call.offset[:, None] + jnp.arange(steps)[None]
+    return [own, _shared_segment(entry.layer, call, query, window, ring)], None
   segments = [own]
   if call.attend_length != 0:
     limit = entry.k.shape[2]
@@ -293,11 +316,15 @@ def _extend_open(entry, new, call, window, ring):
     Segment(recent.k, recent.v, written[None, None]),
   ]
   if shared is not None:
-    slots = jnp.arange(shared.k.shape[2])
     query = query + call.offset[:, None]
-    mask = _past_mask(call.offset, slots, query, window, ring)
-    segments.append(Segment(shared.k, shared.v, mask))
+    segments.append(_shared_segment(shared, call, query, window, ring))
   return segments, recent
+
+
+def _shared_segment(layer, call, query, window, ring):
+  slots = jnp.arange(layer.k.shape[2])
+  mask = _past_mask(call.offset, slots, query, window, ring)
+  return Segment(layer.k, layer.v, mask)
 
 
 def _leading(layer: LayerCache, limit: int) -> LayerCache:
@@ -306,6 +333,11 @@ def _leading(layer: LayerCache, limit: int) -> LayerCache:
 
 def _is_layer(x: Any) -> bool:
   return isinstance(x, LayerCache)
+
+
+def of_rows(of_prompts: jax.Array, rows: int) -> jax.Array:
+  """[R, …] -> [B, …]: what belongs to a prompt, for each row of it."""
+  return jnp.repeat(of_prompts, rows // of_prompts.shape[0], axis=0)
 
 
 def open_cache(
@@ -337,7 +369,7 @@ def open_cache(
 
   offset = jnp.zeros_like(cache.length)
   if shared is not None:
-    offset = jnp.repeat(shared.length, offset.size // shared.length.size)
+    offset = of_rows(shared.length, offset.size)
   return OpenCache(
     prefix=jax.tree.map(view, cache.layers, is_leaf=_is_layer),
     recent=jax.tree.map(empty, cache.layers, is_leaf=_is_layer),

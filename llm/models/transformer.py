@@ -13,7 +13,13 @@ import jax.numpy as jnp
 
 from llm.models import cache as cache_lib
 from llm.models.attention import Attention
-from llm.models.cache import CallContext, KVCache, OpenCache
+from llm.models.cache import (
+  CallContext,
+  KVCache,
+  OpenCache,
+  SharedCache,
+  SharedKeys,
+)
 from llm.models.config import GLOBAL, LOCAL, ModelConfig
 from llm.models.layers import GatedMLP, RMSNorm, linear, soft_cap
 from llm.models.moe import MoE
@@ -157,7 +163,7 @@ class Transformer(nn.Module):
     tokens: jax.Array,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
-    cache: KVCache | OpenCache | None = None,
+    cache: KVCache | OpenCache | SharedCache | None = None,
     lengths: jax.Array | None = None,
     rope_length: jax.Array | None = None,
     attend_length: int | None = None,
@@ -170,7 +176,8 @@ class Transformer(nn.Module):
       positions: int32[B, T], rotary positions; default: counted on from what
         the cache holds, or from 0 at the start of each segment.
       segment_ids: int32[B, T], for several packed documents in a row.
-      cache: a KVCache, or an OpenCache with T = 1, or None.
+      cache: a KVCache, an OpenCache with T = 1, a SharedCache (read only), or
+        None.
       lengths: int32[B], true number of new tokens; default T.
       rope_length: int32[B] or [B, T], the row's length that dynamic and
         longrope frequencies are taken for; default: what the cache holds plus
@@ -270,6 +277,8 @@ class Transformer(nn.Module):
     entry = None
     if isinstance(cache, OpenCache):
       entry = (cache.prefix, cache.recent, cache.shared)
+    elif isinstance(cache, SharedCache):
+      entry = SharedKeys(cache.layers)
     elif cache is not None:
       entry = cache.layers
     shared = (ropes, call, count)
@@ -312,6 +321,8 @@ def _start(cache, batch):
   none = jnp.zeros((batch,), jnp.int32)
   if isinstance(cache, OpenCache):
     return cache.start, cache.offset
+  if isinstance(cache, SharedCache):
+    return none, cache_lib.of_rows(cache.length, batch)
   return (none if cache is None else cache.length), none
 
 
@@ -341,11 +352,13 @@ def _entry(cache, layer, count):
   if isinstance(cache, OpenCache):
     shared = cache.shared and cache.shared[layer]
     return cache.prefix[layer], cache.recent[layer], shared, count
+  if isinstance(cache, SharedCache):
+    return SharedKeys(cache.layers[layer])
   return cache.layers[layer]
 
 
 def _updated(cache, entries, call):
-  if cache is None:
+  if cache is None or isinstance(cache, SharedCache):
     return None
   if isinstance(cache, OpenCache):
     return cache.replace(recent=entries, count=cache.count + 1)

@@ -43,8 +43,9 @@ def run(config, workdir: str | None) -> dict[str, float]:
   check_fields(config)
   mesh = make_mesh(config.mesh)
   rows = config.train.batch_size * config.rollout.group_size
+  step_rows = rows // config.rollout.minibatches
   microbatches = check_rows(
-    rows // config.rollout.minibatches,
+    step_rows,
     config.train.microbatch_size,
     mesh,
     'the answers of a step (train.batch_size · rollout.group_size / '
@@ -65,7 +66,12 @@ def run(config, workdir: str | None) -> dict[str, float]:
   trainee = _with_reference(config, build_trainee(config, blueprint, mesh))
   rollouts = Rollouts(config, trainee, prompts, rater)
   recipe = training.Recipe(
-    loss_fn=rl_loss.make_rl_loss(trainee, config.loss, config.rollout),
+    loss_fn=rl_loss.make_rl_loss(
+      trainee,
+      config.loss,
+      config.rollout,
+      rl_loss.rows_of_a_prompt(config, trainee, step_rows, microbatches),
+    ),
     draw=rollouts.draw,
     data_state=rollouts.get_state,
     seek=rollouts.set_state,

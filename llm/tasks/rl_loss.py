@@ -13,9 +13,9 @@ from llm.decode.score import output_table
 from llm.errors import UserError
 from llm.losses import policy
 from llm.losses.chunked import chunked_logprobs, chunked_logprobs_and_entropy
-from llm.losses.language import next_token_targets
 from llm.losses.reductions import REDUCTIONS
 from llm.losses.shaping import ESTIMATORS
+from llm.models.cache import SharedCache, init_cache
 from llm.tasks.trainee import Trainee
 from llm.train.step import LossFn
 
@@ -141,21 +141,29 @@ def answer_scores(
   variables: Any,
   batch: Any,
   temperature: float,
+  rows_of_a_prompt: int,
   head: Any = None,
 ) -> dict[str, jax.Array]:
-  """What the model says at each position of prompt and answer.
+  """What the model says of each token of the answers.
+
+  Args:
+    trainee: the model.
+    variables: of `model.apply`.
+    batch: arrays of `rollout.rows_after_prompts`.
+    temperature: of the log-probabilities.
+    rows_of_a_prompt: see there.
+    head: of the values, or None.
 
   Returns:
-    `logprobs` float32[B, T], of token t + 1 at t and at a temperature; with a
-    value head also `values` float32[B, T].
+    `logprobs` float32[B, T], of the targets; with a value head also `values`
+    float32[B, T], before they are read.
   """
-  hidden = _hidden(trainee, variables, batch)
-  targets, mask = _targets(batch)
+  hidden = _hidden(trainee, variables, batch, rows_of_a_prompt)
   logprobs = chunked_logprobs(
     hidden,
     output_table(variables['params'], trainee.model),
-    targets,
-    counts=mask,
+    batch['targets'],
+    counts=batch['mask'],
     cap=trainee.model.config.final_soft_cap,
     temperature=temperature,
   )
@@ -164,8 +172,29 @@ def answer_scores(
   return {'logprobs': logprobs, 'values': _values(hidden, head)}
 
 
-def make_rl_loss(trainee: Trainee, loss: Any, rollout: Any) -> LossFn:
-  """The loss of one minibatch of answers.
+def rows_of_a_prompt(
+  config: Any, trainee: Trainee, rows: int, microbatches: int = 1
+) -> int:
+  """How many rows after each other share a prompt that is read once for them.
+
+  A group, or what a microbatch has of it: the i-th of k has the rows i, i + k,
+  …, of which G / k after each other are of a group if k divides G. 1 where a
+  device would have a part of that, and where rotary frequencies follow the
+  length of a row (dynamic and longrope): then the rows of a prompt differ in
+  what they see of it.
+  """
+  size = config.rollout.group_size
+  if trainee.model.config.rope.type in ('dynamic', 'longrope'):
+    return 1
+  share = size // microbatches if size % microbatches == 0 else 1
+  of_device = rows // microbatches // trainee.mesh.size
+  return share if of_device % share == 0 else 1
+
+
+def make_rl_loss(
+  trainee: Trainee, loss: Any, rollout: Any, rows_of_a_prompt: int = 1
+) -> LossFn:
+  """The loss of one minibatch of answers, `rollout.rows_after_prompts`.
 
   Reads of the batch, besides its tokens: `old_logprobs` float[B, T],
   `advantages` float[B] or [B, T], `row_weights` float[B], `ref_logprobs`
@@ -179,12 +208,12 @@ def make_rl_loss(trainee: Trainee, loss: Any, rollout: Any) -> LossFn:
     del keys  # nothing is drawn
     tree = params['policy'] if loss.name == 'ppo' else params
     variables = trainee.variables(tree, frozen)
-    hidden = _hidden(trainee, variables, batch)
-    targets, mask = _targets(batch)
+    hidden = _hidden(trainee, variables, batch, rows_of_a_prompt)
+    mask = batch['mask']
     logprobs, entropy = chunked_logprobs_and_entropy(
       hidden,
       output_table(variables['params'], trainee.model),
-      targets,
+      batch['targets'],
       counts=mask,
       cap=trainee.model.config.final_soft_cap,
       temperature=rollout.temperature,
@@ -285,8 +314,8 @@ def advantages(
   Args:
     name: of the algorithm.
     chosen: its settings.
-    batch: arrays of `rollout.answer_arrays`, with `ref_logprobs` where there
-      is a reference, and `old_values` for PPO.
+    batch: arrays of `rollout.rows_after_prompts`, with `ref_logprobs` where
+      there is a reference, and `old_values` for PPO.
     rewards: float[B], groups after each other; NaN is not rated: such an
       answer has row weight 0.
     group_size: G.
@@ -299,7 +328,7 @@ def advantages(
   old = batch['old_logprobs']
   columns = _columns(
     np.asarray(rewards, np.float32),
-    np.pad(batch['loss_mask'][:, 1:], ((0, 0), (0, 1))),
+    batch['mask'],
     old,
     batch.get('ref_logprobs', old),
     batch.get('old_values', old),
@@ -342,21 +371,30 @@ def _columns(
   }
 
 
-def _hidden(trainee, variables, batch):
-  hidden, _ = trainee.model.apply(
-    variables,
+def _hidden(trainee, variables, batch, rows_of_a_prompt):
+  """float[B, T, D], of answers that go on from keys of their prompts."""
+  model, first = trainee.model, slice(None, None, rows_of_a_prompt)
+  read = functools.partial(model.apply, variables, method='trunk')
+  # Of the whole row, for rotary frequencies that follow it.
+  length = batch['prompt_lengths'] + batch['mask'].sum(axis=1) + 1
+  tokens = batch['prompt_tokens'][first]
+  cache = init_cache(
+    model.config, *tokens.shape, model.dtype, model.scan_layers
+  )
+  _, cache = read(
+    tokens,
+    cache=cache,
+    lengths=batch['prompt_lengths'][first],
+    rope_length=length[first],
+    attend_length=0,
+  )
+  hidden, _ = read(
     batch['tokens'],
     positions=batch['positions'],
-    segment_ids=batch['segment_ids'],
-    method='trunk',
+    cache=SharedCache(cache.layers, cache.length),
+    rope_length=length,
   )
   return hidden
-
-
-def _targets(batch):
-  return next_token_targets(
-    batch['tokens'], batch['loss_mask'], batch['segment_ids']
-  )
 
 
 def _values(hidden, head):

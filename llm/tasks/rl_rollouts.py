@@ -18,7 +18,7 @@ from llm.tasks.rl_groups import Groups, Sampler, group_stats, minibatches
 from llm.tasks.rl_metrics import kl_stats, rollout_stats
 from llm.tasks.rl_rewards import Rater
 from llm.tasks.trainee import Trainee
-from llm.train.rollout import answer_arrays, sample_answers
+from llm.train.rollout import rows_after_prompts, sample_answers
 
 _EVAL_ROWS = 64  # answers drawn together when held-out prompts are rated
 
@@ -51,7 +51,8 @@ class Rollouts:
       batch, stats = self._roll_out(state.params)
       self._left.extend((part, stats) for part in self._parts(batch))
     batch, stats = self._left.popleft()
-    tokens = int((batch['segment_ids'] > 0).sum())
+    # A row's last token is a target only.
+    tokens = int(batch['mask'].sum() + (batch['prompt_lengths'] + 1).sum())
     return shard_batch(batch, self._trainee.mesh), stats | {'tokens': tokens}
 
   def is_used_up(self) -> bool:
@@ -77,7 +78,8 @@ class Rollouts:
     config = self._config
     size = config.rollout.group_size
     groups, rounds = self._sample(params)
-    batch = answer_arrays([p.token_ids for p in groups.prompts], groups.answers)
+    prompts = [prompt.token_ids for prompt in groups.prompts]
+    batch = rows_after_prompts(prompts, groups.answers)
     stats = group_stats(groups, size, self._rollouts)
     stats |= {'rounds': rounds} | self._add_scores(params, batch)
     batch |= rl_loss.advantages(
@@ -131,7 +133,7 @@ class Rollouts:
     """
     frozen, mesh = self._trainee.frozen, self._trainee.mesh
     device = shard_batch(batch, mesh)
-    mask = np.pad(batch['loss_mask'][:, 1:], ((0, 0), (0, 1)))
+    mask = batch['mask']
     some = len(mask)
     if self._config.loss.name != 'ppo':  # a group, or a row for each device
       some = min(some, self._config.rollout.group_size * mesh.size)
@@ -218,8 +220,9 @@ def _make_score(config, trainee: Trainee) -> Callable[..., dict[str, Any]]:
     else:
       variables = trainee.variables(policy_of(params), frozen)
       head = params.get('value_head')
+    rows = rl_loss.rows_of_a_prompt(config, trainee, len(batch['tokens']))
     return rl_loss.answer_scores(
-      trainee, variables, batch, config.rollout.temperature, head
+      trainee, variables, batch, config.rollout.temperature, rows, head
     )
 
   return on_mesh(jax.jit(score), trainee.mesh)

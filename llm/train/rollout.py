@@ -69,6 +69,56 @@ def _chunk_steps(max_new_tokens: int) -> int:
   return -(-steps // -(-steps // CHUNK_STEPS))
 
 
+def rows_after_prompts(
+  prompts: Sequence[Sequence[int]], answers: Sequence[Completion]
+) -> dict[str, np.ndarray]:
+  """Answers as a batch for the train step, apart from what came before them.
+
+  A row is what the model reads to predict an answer: the prompt's last token
+  and the answer without its own. For the prompt p q r and the answer a b c:
+
+    prompt_tokens  p q     tokens        r a b
+    prompt_lengths 2       positions     2 3 4
+                           targets       a b c
+                           old_logprobs  a b c
+
+  So a step reads prompts once where rows share them (`tasks.rl_loss`).
+
+  Args:
+    prompts: token ids, one per answer.
+    answers: what was drawn.
+
+  Returns:
+    `tokens`, `targets`, `positions`: int32[B, T]; `mask`: bool[B, T];
+    `old_logprobs`: float32[B, T], of the targets at the temperature that they
+    were drawn with; `prompt_tokens`: int32[B, P]; `prompt_lengths`: int32[B].
+    T and P are on the ladder 16, 24, 32, 48, ….
+  """
+  lengths = [len(answer.token_ids) for answer in answers]
+  before = [len(prompt) - 1 for prompt in prompts]
+  shape = (len(answers), fine_bucket(max(lengths), 16))
+  batch = {
+    'tokens': np.zeros(shape, np.int32),
+    'targets': np.zeros(shape, np.int32),
+    'positions': np.zeros(shape, np.int32),
+    'mask': np.zeros(shape, bool),
+    'old_logprobs': np.zeros(shape, np.float32),
+    'prompt_tokens': np.zeros(
+      (len(answers), fine_bucket(max(before), 16)), np.int32
+    ),
+    'prompt_lengths': np.array(before, np.int32),
+  }
+  for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+    end = lengths[i]
+    batch['tokens'][i, :end] = [prompt[-1], *answer.token_ids[:-1]]
+    batch['targets'][i, :end] = answer.token_ids
+    batch['positions'][i, :end] = before[i] + np.arange(end)
+    batch['mask'][i, :end] = True
+    batch['old_logprobs'][i, :end] = answer.logprobs_processed
+    batch['prompt_tokens'][i, : before[i]] = prompt[:-1]
+  return batch
+
+
 def answer_arrays(
   prompts: Sequence[Sequence[int]], answers: Sequence[Completion]
 ) -> dict[str, np.ndarray]:

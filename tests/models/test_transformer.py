@@ -187,6 +187,53 @@ def test_length_dependent_rope_in_chunks(kind):
   assert_close(packed[:, 6:], alone)
 
 
+@pytest.mark.parametrize('scan_layers', [False, True])
+@pytest.mark.parametrize('kind', ['local_global', 'all_local', 'experts'])
+def test_rows_that_share_a_prompt_equal_whole_rows(kind, scan_layers):
+  """Log-probabilities and gradient; one prompt is longer than the window."""
+  model, params = tiny.build(kind)
+  if scan_layers:
+    params = stack_layers(params, model.config)
+    model = Transformer(model.config, scan_layers=True)
+  lengths, share, steps = np.array([9, 4]), 3, 5
+  prompts, answers = tiny.tokens(2, 12), tiny.tokens(6, steps, seed=2)
+  rows = np.zeros((6, 16), np.int32)
+  at = lengths.repeat(share)[:, None] + np.arange(steps)
+  for i in range(6):
+    rows[i, : at[i, 0]] = prompts[i // share, : at[i, 0]]
+  np.put_along_axis(rows, at, answers, axis=1)
+  weights = np.random.default_rng(0).normal(size=(6, steps, 50))
+
+  def whole(params):
+    logits = model.apply({'params': params}, rows)[0]
+    logits = jnp.take_along_axis(logits, at[..., None], axis=1)
+    return total(logits)
+
+  def shared(params):
+    read = functools.partial(model.apply, {'params': params})
+    cache = cache_lib.init_cache(
+      model.config, 2, 12, scan_layers=model.scan_layers
+    )
+    cache = read(prompts, cache=cache, lengths=lengths, attend_length=0)[1]
+    cache = cache_lib.SharedCache(cache.layers, cache.length)
+    logits, none = read(answers, cache=cache)
+    assert none is None
+    return total(logits)
+
+  def total(logits):
+    logprobs = jax.nn.log_softmax(logits)
+    return (weights * logprobs).sum(), logprobs
+
+  want_grads, want = jax.jit(jax.grad(whole, has_aux=True))(params)
+  grads, got = jax.jit(jax.grad(shared, has_aux=True))(params)
+  np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
+  largest = max(abs(x).max() for x in jax.tree.leaves(want_grads))
+  for one, other in zip(
+    jax.tree.leaves(grads), jax.tree.leaves(want_grads), strict=True
+  ):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * largest)
+
+
 def test_segments_with_a_cache_are_refused():
   model, params = tiny.build()
   cache = cache_lib.init_cache(model.config, 1, 8)

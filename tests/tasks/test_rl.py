@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -132,17 +133,62 @@ def test_on_policy_losses_are_what_theory_says(setup):
   assert (advantages.std(axis=1) > 0).mean() == stats['groups_with_signal'] > 0
 
 
+def test_what_is_shared_of_a_prompt():
+  """By the size of a group, the rows of a step, microbatches and devices."""
+
+  def shared(size, rows, microbatches=1, devices=1, rope='default'):
+    config = SimpleNamespace(rollout=SimpleNamespace(group_size=size))
+    model = SimpleNamespace(
+      config=SimpleNamespace(rope=SimpleNamespace(type=rope))
+    )
+    trainee = SimpleNamespace(model=model, mesh=SimpleNamespace(size=devices))
+    return rl_loss.rows_of_a_prompt(config, trainee, rows, microbatches)
+
+  assert shared(8, 32) == 8
+  assert shared(8, 32, microbatches=2) == 4
+  assert shared(8, 32, microbatches=16) == 1
+  assert shared(8, 32, devices=4) == 8
+  assert shared(8, 32, devices=8) == 1  # four rows each
+  assert shared(8, 32, microbatches=2, devices=4) == 4
+  assert shared(6, 24, microbatches=4) == 1
+  assert shared(8, 32, rope='longrope') == shared(8, 32, rope='dynamic') == 1
+
+
+def test_reading_prompts_once_changes_nothing(setup):
+  """Loss and gradient, with all rows' own prompts and with shared ones."""
+  parts = setup({'loss.name': 'grpo', 'loss.kl_coef': 0.1})
+  batch, _ = parts.draw()
+  config, found = parts.config, []
+  for shared in (1, rl_loss.rows_of_a_prompt(config, parts.trainee, 16)):
+    loss = rl_loss.make_rl_loss(
+      parts.trainee, config.loss, config.rollout, shared
+    )
+    value = jax.value_and_grad(
+      lambda params: loss(params, parts.trainee.frozen, batch, None)[0]
+    )
+    found.append(jax.jit(value)(parts.params))
+  assert shared == 4
+  (one, one_grads), (other, other_grads) = found
+  assert other == pytest.approx(float(one), abs=1e-5)
+  largest = max(abs(x).max() for x in jax.tree.leaves(one_grads))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest),
+    one_grads,
+    other_grads,
+  )
+
+
 def test_gspo_has_one_ratio_for_an_answer(setup):
   # Old log-probabilities that are wrong, but right in the sum of an answer.
   for name in ('grpo', 'gspo'):
     parts = setup({'loss.name': name, 'loss.kl_coef': 0.0})
     batch, _ = parts.draw()
-    mask = np.asarray(batch['loss_mask'])[:, 1:]
+    mask = np.asarray(batch['mask'])
     places = np.arange(mask.shape[1])
     wrong = np.where(mask, np.sin(places), 0.0)
     wrong -= mask * wrong.sum(1, keepdims=True) / mask.sum(1, keepdims=True)
     old = np.asarray(batch['old_logprobs']).copy()
-    old[:, :-1] += wrong
+    old += wrong
     sums = parts.sums(batch | {'old_logprobs': old.astype(np.float32)})
     assert (abs(sums['ratio'] - 16) < 1e-3) == (name == 'gspo')
 

@@ -4,7 +4,11 @@ import pytest
 from llm.decode import generate as generate_lib
 from llm.decode.generate import Completion
 from llm.train import rollout
-from llm.train.rollout import answer_arrays, sample_answers
+from llm.train.rollout import (
+  answer_arrays,
+  rows_after_prompts,
+  sample_answers,
+)
 from tests.models import tiny
 
 PROMPTS = [(3, 4, 5), (6, 7, 8, 9, 10)]
@@ -29,17 +33,41 @@ def ids(answers):
   return [answer.token_ids for answer in answers]
 
 
-def test_arrays_stand_where_tokens_are_predicted():
-  def answer(token_ids, logprobs, reason):
-    return Completion(
-      token_ids, [9.0] * len(token_ids), logprobs, [], [], [], reason, 0, {}
-    )
+def answer(token_ids, logprobs, reason):
+  return Completion(
+    token_ids, [9.0] * len(token_ids), logprobs, [], [], [], reason, 0, {}
+  )
 
-  answers = [
-    answer([7, 8], [-0.5, -0.25], 'stop'),
-    answer([9], [-2.0], 'length'),
-  ]
-  batch = answer_arrays([(4, 5), (6,)], answers)
+
+ANSWERS = [
+  answer([7, 8], [-0.5, -0.25], 'stop'),
+  answer([9], [-2.0], 'length'),
+]
+
+
+def test_rows_after_prompts_read_what_predicts_the_answer():
+  batch = rows_after_prompts([(4, 5, 6), (3,)], ANSWERS)
+
+  def row(*values):
+    return list(values) + [0] * (16 - len(values))
+
+  assert {k: v.tolist() for k, v in batch.items()} == {
+    'tokens': [row(6, 7), row(3)],
+    'targets': [row(7, 8), row(9)],
+    'positions': [row(2, 3), row(0)],
+    'mask': [row(1, 1), row(1)],
+    'old_logprobs': [row(-0.5, -0.25), row(-2.0)],
+    'prompt_tokens': [row(4, 5), row()],
+    'prompt_lengths': [2, 0],
+  }
+  kinds = {k: v.dtype for k, v in batch.items()}
+  assert kinds.pop('mask') == np.dtype(bool)
+  assert kinds.pop('old_logprobs') == np.dtype(np.float32)
+  assert set(kinds.values()) == {np.dtype(np.int32)}
+
+
+def test_arrays_stand_where_tokens_are_predicted():
+  batch = answer_arrays([(4, 5), (6,)], ANSWERS)
   width = batch['tokens'].shape[1]
   assert width >= 4
 
