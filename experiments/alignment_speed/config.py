@@ -26,9 +26,9 @@ def get_config(arg=None):
   config.least_tokens = 4 if arg.smoke else 64  # of an answer in a pair
   config.most_tokens = 8 if arg.smoke else 191  # the end token follows
   config.new_tokens = 4 if arg.smoke else 64  # of an answer in a rollout
-  config.repetitions = 2 if arg.smoke else 7  # turns of each system
+  config.repetitions = 2 if arg.smoke else 5  # turns of each system
   config.steps = 1 if arg.smoke else 2  # in a turn
-  config.compared_steps = 4 if arg.smoke else 20  # that must agree
+  config.compared_steps = 4 if arg.smoke else 8  # that must agree
   config.lr = 1e-4
   model = config.model = ml_collections.ConfigDict()
   model.vocab_size = 64 if arg.smoke else 8000
