@@ -20,8 +20,10 @@ def ours(folder: str, threads: int) -> opponents.Generator:
   from llm.decode.generate import generate
   from llm.decode.sampling_params import SamplingParams
   from llm.models.transformer import Transformer
+  from llm.tasks.host_memory import keep_freed_memory
   from llm.tasks.run import enable_compilation_cache
 
+  keep_freed_memory()  # as every run of launch.py does
   enable_compilation_cache()
   config = hf.read_config(folder)
   params = hf.load_params(folder, config)
