@@ -13,6 +13,7 @@ from llm.models.config import ModelConfig
 from llm.models.transformer import init_params
 from llm.tasks import TASKS
 from llm.text.tokenizer import load_tokenizer
+from tests.tasks.forks import Forks
 
 ROOT = pathlib.Path(__file__).parents[2]
 MAX_LENGTH = 96
@@ -64,6 +65,14 @@ def teacher_folder(tmp_path_factory):
     embed_dim=24,
     num_layers=2,
   )
+
+
+@pytest.fixture(scope='session')
+def forks(tmp_path_factory):
+  """Runs as processes that can be killed: forks.run(args, event, …)."""
+  parent = Forks(tmp_path_factory.mktemp('forks'))
+  yield parent
+  parent.close()
 
 
 @pytest.fixture

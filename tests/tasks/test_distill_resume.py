@@ -9,12 +9,13 @@ from tests.tasks.test_resume import Run, finish, kill
 
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def test_a_killed_run_becomes_the_unbroken_one(
-  tmp_path, model_folder, teacher_folder
+  tmp_path, forks, model_folder, teacher_folder
 ):
   """Batches of the student and of the teacher, in several epochs."""
   rows = [{'prompt': f'{i}+{i}=', 'completion': 'x'} for i in range(11)]
   (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   run = Run(
+    forks,
     'distill',
     {
       'model.path': model_folder,

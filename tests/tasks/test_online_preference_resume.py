@@ -1,6 +1,5 @@
 """Online and iterative DPO runs that are killed and started again."""
 
-from concurrent import futures
 import json
 
 import pytest
@@ -16,8 +15,22 @@ FIELDS = {
 }
 
 
-def online(run):
+@pytest.fixture
+def make_run(tmp_path, forks, model_folder):
+  def make(**fields):
+    rows = [{'prompt': f'{i}+{i}='} for i in range(7)]
+    path = tmp_path / 'prompts.jsonl'
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    shared = FIELDS | {'model.path': model_folder, 'data.path': path}
+    return Run(forks, 'online_preference', shared | fields, tmp_path)
+
+  return make
+
+
+@pytest.mark.filterwarnings('ignore:Sharding info not provided')
+def test_online(make_run):
   """Killed; then told to stop in the middle of a rollout."""
+  run = make_run(**{'rollout.epochs': 2})
   kill(run, 6)
   status, message = run.start('broken', 'SIGTERM', at=19)
   assert status == 143, message
@@ -26,8 +39,11 @@ def online(run):
   finish(run)
 
 
-def iterative(run):
+@pytest.mark.filterwarnings('ignore:Sharding info not provided')
+def test_iterative(make_run):
   """Killed while the reference is neither the first model nor the policy."""
+  fields = {'rollout.minibatches': 2, 'rollout.reference_every': 2}
+  run = make_run(**fields)
   status, message = run.start('whole')
   assert status == 0, message
   status, message = run.start('broken', 'SIGKILL', at=14)
@@ -36,22 +52,3 @@ def iterative(run):
   rows = run.rows('whole')
   kls = [row['kl'] for row in rows if 'kl' in row]
   assert min(map(abs, kls)) < 1e-4 < max(map(abs, kls))
-
-
-@pytest.mark.filterwarnings('ignore:Sharding info not provided')
-def test_broken_runs_become_the_unbroken_ones(tmp_path, model_folder):
-  rows = [{'prompt': f'{i}+{i}='} for i in range(7)]
-  path = tmp_path / 'prompts.jsonl'
-  path.write_text('\n'.join(map(json.dumps, rows)))
-  shared = FIELDS | {'model.path': model_folder, 'data.path': path}
-  runs = []
-  for kind, fields in (
-    ('online', {'rollout.epochs': 2}),
-    ('iterative', {'rollout.minibatches': 2, 'rollout.reference_every': 2}),
-  ):
-    folder = tmp_path / kind
-    folder.mkdir()
-    runs.append(Run('online_preference', shared | fields, folder))
-  with futures.ThreadPoolExecutor(2) as pool:
-    for end in [pool.submit(online, runs[0]), pool.submit(iterative, runs[1])]:
-      end.result()

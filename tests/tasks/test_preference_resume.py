@@ -8,7 +8,7 @@ from tests.tasks.test_resume import Run, finish, kill
 
 
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
-def test_a_killed_run_becomes_the_unbroken_one(tmp_path, model_folder):
+def test_a_killed_run_becomes_the_unbroken_one(tmp_path, forks, model_folder):
   """Packed pairs of several epochs; the reference is made once."""
   pairs = [
     {'prompt': 'ab', 'chosen': 'c' * (1 + i % 5), 'rejected': f'd{i:02}'}
@@ -16,6 +16,7 @@ def test_a_killed_run_becomes_the_unbroken_one(tmp_path, model_folder):
   ]
   (tmp_path / 'pairs.jsonl').write_text('\n'.join(map(json.dumps, pairs)))
   run = Run(
+    forks,
     'preference',
     {
       'model.path': model_folder,

@@ -1,12 +1,7 @@
 """Runs that are killed and started again, by real processes."""
 
-from concurrent import futures
 import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -14,7 +9,6 @@ import pytest
 
 from llm.checkpoints import sealed
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS, EVERY = 24, 4
 SHARED = {
   'train.steps': STEPS,
@@ -25,52 +19,22 @@ SHARED = {
   'optim.lr': 1e-2,
   'optim.warmup_steps': 5,
 }
-# launch.py, and what befalls it DELAY seconds after row AT of its metrics.
-LAUNCH = """
-import os, resource, signal, sys, threading
-import launch
-from llm.tasks import run, training_report
-
-training_report.draw = lambda rows, path: None  # slow
-event, at, delay = sys.argv.pop(1).split(',')
-append = run.append_metrics
-
-def happen():
-  if event == 'full':
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-  else:
-    os.kill(os.getpid(), getattr(signal, event))
-
-def counted(workdir, row):
-  append(workdir, row)
-  if row['step'] == int(at):
-    threading.Timer(float(delay), happen).start()
-
-run.append_metrics = counted
-sys.exit(launch.main(sys.argv))
-"""
 
 
 class Run:
   """One kind of training, with a workdir for each way that it goes."""
 
-  def __init__(self, kind, fields, folder):
+  def __init__(self, forks, kind, fields, folder):
+    self.forks = forks
     fields = SHARED | fields
     self.args = [f'--config=configs/{kind}.py']
     self.args += [f'--config.{name}={value}' for name, value in fields.items()]
     self.folder = folder
 
   def start(self, name, event='none', at=0, delay=0.0):
-    """Runs to its end, whatever that is; returns (status, stderr)."""
-    done = subprocess.run(
-      [sys.executable, '-c', LAUNCH, f'{event},{at},{delay}', *self.args]
-      + [f'--workdir={self.folder / name}'],
-      cwd=ROOT,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-      capture_output=True,
-      text=True,
-    )
-    return done.returncode, done.stderr
+    """Runs to its end, whatever that is; returns (status, output)."""
+    args = [*self.args, f'--workdir={self.folder / name}']
+    return self.forks.run(args, event, at, delay)
 
   def saved(self, name):
     """The steps that have a checkpoint."""
@@ -125,17 +89,22 @@ def finish(run):
   return message
 
 
-def pretraining(folder):
+# The tests read arrays as they are, for whichever devices.
+pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
+
+
+def test_pretraining(tmp_path, forks):
   """Killed twice; then the disk is full; then a checkpoint is cut short."""
   text = '\n'.join(f'line {i}, and its square {i * i}.' for i in range(60))
-  (folder / 'text.txt').write_text(text)
+  (tmp_path / 'text.txt').write_text(text)
   shape = {'embed_dim': 32, 'hidden_dim': 16, 'num_layers': 1, 'num_heads': 2}
   shape |= {'num_kv_heads': 1, 'head_dim': 8}
   run = Run(
+    forks,
     'pretrain',
     {f'model.{name}': value for name, value in shape.items()}
     | {
-      'data.path': folder / 'text.txt',
+      'data.path': tmp_path / 'text.txt',
       'tokenizer.path': 'bytes',
       'data.eval_fraction': 0.1,
       'train.batch_size': 4,
@@ -143,7 +112,7 @@ def pretraining(folder):
       'sample.prompts': "('line 7',)",
       'sample.max_new_tokens': 3,
     },
-    folder,
+    tmp_path,
   )
   kill(run, 1, spans=((EVERY + 1, 10), (13, 18)))
   # A full disk, which every larger file meets.
@@ -169,7 +138,7 @@ def pretraining(folder):
   assert [row['step'] for row in samples] == [6, 12, 18, 24]
 
 
-def fine_tuning(folder, model_folder):
+def test_fine_tuning(tmp_path, forks, model_folder):
   """Packed rows in several epochs, with noise; a signal after the kill."""
   chat = [
     {
@@ -181,17 +150,18 @@ def fine_tuning(folder, model_folder):
     for i in range(16)
   ]
   lines = '\n'.join(map(json.dumps, chat))
-  (folder / 'chat.jsonl').write_text(lines)
+  (tmp_path / 'chat.jsonl').write_text(lines)
   run = Run(
+    forks,
     'sft',
     {
       'model.path': model_folder,
-      'data.path': folder / 'chat.jsonl',
+      'data.path': tmp_path / 'chat.jsonl',
       'data.eval_fraction': 0.2,
       'train.batch_size': 2,
       'loss.neftune_alpha': 5.0,
     },
-    folder,
+    tmp_path,
   )
   kill(run, 2)
   status, message = run.start('broken', 'SIGTERM', at=19)
@@ -205,37 +175,22 @@ def fine_tuning(folder, model_folder):
   assert run.rows('whole')[-1]['epoch'] > 3
 
 
-def adapters(folder, model_folder):
+def test_adapters(tmp_path, forks, model_folder):
   """Dropout on the adapters' input, rows in buckets of length."""
   rows = [{'prompt': 'abc', 'completion': f'd{i:03}'} for i in range(20)]
-  (folder / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   run = Run(
+    forks,
     'lora',
     {
       'model.path': model_folder,
-      'data.path': folder / 'rows.jsonl',
+      'data.path': tmp_path / 'rows.jsonl',
       'data.packing': False,
       'train.batch_size': 4,
       'lora.rank': 2,
       'lora.dropout': 0.3,
     },
-    folder,
+    tmp_path,
   )
   kill(run, 3)
   finish(run)
-
-
-# The test reads arrays as they are, for whichever devices.
-@pytest.mark.filterwarnings('ignore:Sharding info not provided')
-def test_broken_runs_become_the_unbroken_ones(tmp_path, model_folder):
-  folders = [tmp_path / name for name in ('pretrain', 'sft', 'lora')]
-  for folder in folders:
-    folder.mkdir()
-  with futures.ThreadPoolExecutor(3) as pool:
-    runs = [
-      pool.submit(pretraining, folders[0]),
-      pool.submit(fine_tuning, folders[1], model_folder),
-      pool.submit(adapters, folders[2], model_folder),
-    ]
-    for run in runs:
-      run.result()

@@ -1,6 +1,5 @@
 """Reinforcement runs that are killed and started again, by real processes."""
 
-from concurrent import futures
 import json
 
 import pytest
@@ -20,8 +19,22 @@ FIELDS = {
 }
 
 
-def group_relative(run):
+@pytest.fixture
+def make_run(tmp_path, forks, model_folder):
+  def make(**fields):
+    rows = [{'prompt': f'{i}+{i}='} for i in range(7)]
+    path = tmp_path / 'prompts.jsonl'
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    shared = FIELDS | {'model.path': model_folder, 'data.path': path}
+    return Run(forks, 'rl', shared | fields, tmp_path)
+
+  return make
+
+
+@pytest.mark.filterwarnings('ignore:Sharding info not provided')
+def test_group_relative(make_run):
   """Killed in the middle of a rollout; then told to stop in one."""
+  run = make_run()
   status, message = run.start('whole')
   assert status == 0, message
   status, message = run.start('broken', 'SIGKILL', at=6)
@@ -35,8 +48,11 @@ def group_relative(run):
   finish(run)
 
 
-def with_values(run):
+@pytest.mark.filterwarnings('ignore:Sharding info not provided')
+def test_with_values(make_run):
   """Killed; the KL's coefficient has moved by then."""
+  ppo = {'loss.name': 'ppo', 'loss.kl_target': 0.5, 'loss.kl_horizon': 100.0}
+  run = make_run(**ppo)
   status, message = run.start('whole')
   assert status == 0, message
   status, message = run.start('broken', 'SIGKILL', at=14, delay=0.02)
@@ -44,22 +60,3 @@ def with_values(run):
   finish(run)
   coefs = {row['kl_coef'] for row in run.rows('whole')}
   assert len(coefs) == 6
-
-
-@pytest.mark.filterwarnings('ignore:Sharding info not provided')
-def test_broken_runs_become_the_unbroken_ones(tmp_path, model_folder):
-  rows = [{'prompt': f'{i}+{i}='} for i in range(7)]
-  path = tmp_path / 'prompts.jsonl'
-  path.write_text('\n'.join(map(json.dumps, rows)))
-  shared = FIELDS | {'model.path': model_folder, 'data.path': path}
-  ppo = {'loss.name': 'ppo', 'loss.kl_target': 0.5, 'loss.kl_horizon': 100.0}
-  runs = []
-  for kind, fields in (('grpo', {}), ('ppo', ppo)):
-    folder = tmp_path / kind
-    folder.mkdir()
-    runs.append(Run('rl', shared | fields, folder))
-  with futures.ThreadPoolExecutor(2) as pool:
-    ends = [pool.submit(group_relative, runs[0])]
-    ends += [pool.submit(with_values, runs[1])]
-    for end in ends:
-      end.result()
