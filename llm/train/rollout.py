@@ -57,6 +57,7 @@ def sample_answers(
     settings,
     eos_ids=eos_ids,
     chunk_steps=_chunk_steps(max_new_tokens),
+    order=('temperature',),  # no other stage acts, and each takes compiling
   )
 
 

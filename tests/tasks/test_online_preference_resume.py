@@ -9,7 +9,7 @@ from tests.tasks.test_resume import Run, finish, kill
 FIELDS = {
   'train.batch_size': 2,
   'train.eval_every': 0,
-  'rollout.max_new_tokens': 8,
+  'rollout.max_new_tokens': 4,  # both answers of a pair fit one length
   'optim.name': 'sgd',
   'rewards': "(('matches', 1.0, {'pattern': '[a-z].*'}), ('ends', 0.5))",
 }
@@ -18,7 +18,7 @@ FIELDS = {
 @pytest.fixture
 def make_run(tmp_path, forks, model_folder):
   def make(**fields):
-    rows = [{'prompt': f'{i}+{i}='} for i in range(7)]
+    rows = [{'prompt': f'{i}+{i}='} for i in range(9)]
     path = tmp_path / 'prompts.jsonl'
     path.write_text('\n'.join(map(json.dumps, rows)))
     shared = FIELDS | {'model.path': model_folder, 'data.path': path}
