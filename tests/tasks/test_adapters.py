@@ -56,10 +56,11 @@ def adapted_logprobs(model_folder, adapters, rows):
   """Of a forward pass through base and adapters side by side."""
   model, params, _ = llm.load(model_folder)
   values = lora_lib.variables(params, *read_peft(adapters, model.config)[::-1])
+  forward = jax.jit(model.apply)  # one program, not one per operation
   out = []
   for tokens in rows:
-    logits, _ = model.apply(values, jnp.asarray([tokens[:-1]]))
-    logprobs = jax.nn.log_softmax(logits[0])
+    logits, _ = forward(values, jnp.asarray([tokens[:-1]]))
+    logprobs = np.asarray(jax.nn.log_softmax(logits[0]))
     out.append([float(logprobs[i, t]) for i, t in enumerate(tokens[1:])])
   return out
 

@@ -8,6 +8,7 @@ from tests.tasks.test_resume import Run, finish
 
 # A rollout is four steps, and a checkpoint comes after each.
 FIELDS = {
+  'data.seed': 1,  # no rollout with the same prompt twice: another program
   'train.batch_size': 2,
   'train.eval_every': 0,
   'rollout.group_size': 4,
