@@ -1,4 +1,4 @@
-"""Runs that are killed and started again, by real processes."""
+"""Runs that are killed, or told to stop, and started again: real processes."""
 
 import json
 import re
@@ -67,18 +67,33 @@ class Run:
       assert np.asarray(broken[leaf]).tobytes() == np.asarray(array).tobytes()
 
 
-def kill(run, seed, spans=((EVERY + 1, 18),)):
-  """The whole run, and another killed after a random step of each span."""
+def kill(run, seed):
+  """The whole run, and another killed after a random step.
+
+  By then the second save has waited for the first one.
+  """
   status, message = run.start('whole')
   assert status == 0, message
   rng = np.random.default_rng(seed)
-  for first, last in spans:
-    step = int(rng.integers(first, last + 1))
-    moment = {'at': step, 'delay': round(rng.uniform(0.0, 0.03), 4)}
-    status, message = run.start('broken', 'SIGKILL', **moment)
-    assert status == -9, message
-    assert STEPS not in run.saved('broken')
-    assert len(run.rows('broken')) >= moment['at']
+  step = int(rng.integers(2 * EVERY + 1, 19))
+  moment = {'at': step, 'delay': round(rng.uniform(0.0, 0.03), 4)}
+  status, message = run.start('broken', 'SIGKILL', **moment)
+  assert status == -9, message
+  assert STEPS not in run.saved('broken')
+  assert len(run.rows('broken')) >= moment['at']
+
+
+def stop(run, at):
+  """The whole run, and another told to stop; returns the step that it saved."""
+  status, message = run.start('whole')
+  assert status == 0, message
+  status, message = run.start('broken', 'SIGTERM', at=at)
+  assert status == 143, message
+  stopped = run.saved('broken')[-1]
+  assert 'SIGTERM: saves and stops' in message
+  assert f'stopped by SIGTERM after step {stopped}, which was saved' in message
+  assert at < stopped < STEPS
+  return stopped
 
 
 def finish(run):
@@ -94,7 +109,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
 
 
 def test_pretraining(tmp_path, forks):
-  """Killed twice; then the disk is full; then a checkpoint is cut short."""
+  """Killed; then the disk is full; then a checkpoint is cut short."""
   text = '\n'.join(f'line {i}, and its square {i * i}.' for i in range(60))
   (tmp_path / 'text.txt').write_text(text)
   shape = {'embed_dim': 32, 'hidden_dim': 16, 'num_layers': 1, 'num_heads': 2}
@@ -114,7 +129,7 @@ def test_pretraining(tmp_path, forks):
     },
     tmp_path,
   )
-  kill(run, 1, spans=((EVERY + 1, 10), (13, 18)))
+  kill(run, 1)
   # A full disk, which every larger file meets.
   status, message = run.start('broken', 'full', at=18)
   assert status == 1
@@ -139,7 +154,7 @@ def test_pretraining(tmp_path, forks):
 
 
 def test_fine_tuning(tmp_path, forks, model_folder):
-  """Packed rows in several epochs, with noise; a signal after the kill."""
+  """Packed rows in several epochs, with noise; told to stop."""
   chat = [
     {
       'messages': [
@@ -163,13 +178,7 @@ def test_fine_tuning(tmp_path, forks, model_folder):
     },
     tmp_path,
   )
-  kill(run, 2)
-  status, message = run.start('broken', 'SIGTERM', at=19)
-  assert status == 143
-  stopped = run.saved('broken')[-1]
-  assert 'SIGTERM: saves and stops' in message
-  assert f'stopped by SIGTERM after step {stopped}, which was saved' in message
-  assert 19 < stopped < STEPS
+  stopped = stop(run, 18)
   message = finish(run)
   assert f'goes on from the checkpoint of step {stopped}' in message
   assert run.rows('whole')[-1]['epoch'] > 3

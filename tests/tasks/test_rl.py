@@ -82,15 +82,14 @@ class Setup:
     self.rollouts = rl_rollouts.Rollouts(config, self.trainee, prompts, rater)
     self.params = rl._with_head(config, blueprint, trainee.params)
     loss = rl_loss.make_rl_loss(self.trainee, config.loss, config.rollout)
-    self.loss_fn = loss
+    self.step = jax.jit(make_eval_step(loss))
 
   def draw(self):
     return self.rollouts.draw(self)
 
   def sums(self, batch):
-    step = jax.jit(make_eval_step(self.loss_fn))
     frozen = self.trainee.frozen
-    return step(self.params, batch, jax.random.key(0), frozen)
+    return self.step(self.params, batch, jax.random.key(0), frozen)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.tasks.test_resume import Run, finish
+from tests.tasks.test_resume import Run, finish, stop
 
 # A rollout is four steps, and a checkpoint comes after each.
 FIELDS = {
@@ -34,30 +34,21 @@ def make_run(tmp_path, forks, model_folder):
 
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def test_group_relative(make_run):
-  """Killed in the middle of a rollout; then told to stop in one."""
+  """Killed in the middle of a rollout."""
   run = make_run()
   status, message = run.start('whole')
   assert status == 0, message
-  status, message = run.start('broken', 'SIGKILL', at=6)
+  status, message = run.start('broken', 'SIGKILL', at=10)
   assert status == -9, message
-  status, message = run.start('broken', 'SIGTERM', at=13)
-  assert status == 143, message
-  stopped = run.saved('broken')[-1]
-  # Not before the rollout is used up.
-  assert 13 < stopped < 24 and stopped % 4 == 0
-  assert f'stopped by SIGTERM after step {stopped}, which' in message
   finish(run)
 
 
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def test_with_values(make_run):
-  """Killed; the KL's coefficient has moved by then."""
+  """Told to stop in a rollout; the KL's coefficient has moved by then."""
   ppo = {'loss.name': 'ppo', 'loss.kl_target': 0.5, 'loss.kl_horizon': 100.0}
   run = make_run(**ppo)
-  status, message = run.start('whole')
-  assert status == 0, message
-  status, message = run.start('broken', 'SIGKILL', at=14, delay=0.02)
-  assert status == -9, message
+  assert stop(run, 13) % 4 == 0  # not before the rollout is used up
   finish(run)
   coefs = {row['kl_coef'] for row in run.rows('whole')}
   assert len(coefs) == 6
