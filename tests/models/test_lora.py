@@ -103,12 +103,13 @@ def test_merged_equals_unmerged_unrolled_and_scanned(kind):
   apart = _logits(model, params, lora, config)
   assert np.abs(apart - _plain(model, params)).max() > 1.0
   merged = _merge(params, lora, config)
-  _close(_plain(model, merged), apart)
+  # float32 of logits near 3: 1.4e-5 was seen. What LoRA adds is above 1.
+  _close(_plain(model, merged), apart, 1e-4)
 
   scanned = Transformer(model.config, scan_layers=True)
   stacked = stack_layers(params, model.config)
   adapters = lora_lib.stack(lora, model.config)
-  _close(_logits(scanned, stacked, adapters, config), apart)
+  _close(_logits(scanned, stacked, adapters, config), apart, 1e-4)
   jax.tree.map(
     _close,
     _merge(stacked, adapters, config),
