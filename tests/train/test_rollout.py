@@ -112,6 +112,24 @@ def test_an_answer_does_not_depend_on_the_prompts_beside_it(sample):
     )
 
 
+def test_answers_are_those_of_all_stages(sample, monkeypatch):
+  """Stages that are left out of the program would have changed nothing."""
+  answers = sample()
+  real = generate_lib.generate
+
+  def with_all(*args, order, **kwargs):
+    assert order == ('temperature',)
+    return real(*args, **kwargs)
+
+  monkeypatch.setattr(rollout, 'generate', with_all)
+  full = sample()
+  assert ids(full) == ids(answers)
+  for one, other in zip(full, answers, strict=True):
+    np.testing.assert_allclose(
+      one.logprobs_processed, other.logprobs_processed, atol=1e-6
+    )
+
+
 def test_a_group_shares_one_prefill(sample, monkeypatch):
   rows = []
   prefill = generate_lib.prefill
