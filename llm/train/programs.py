@@ -9,9 +9,9 @@ import tempfile
 
 from llm.errors import UserError
 
-# The answer and its tests come through stdin, so that they find no trace of
-# the word that says that they passed. It is written only after the tests: an
-# answer that ends the process early has not passed them.
+# A word that only the parent knows is written after the tests, so that an
+# answer that ends the process early has not passed them. An answer that looks
+# for it in the frames of this process finds it: see `passes`.
 _RUNNER = """
 import resource, sys
 
@@ -25,6 +25,13 @@ def limit(size, seconds):
   ):
     resource.setrlimit(getattr(resource, name), (bound, bound))
 
+def of_unittest(trace):
+  files = []
+  while trace:
+    files.append(trace.tb_frame.f_code.co_filename)
+    trace = trace.tb_next
+  return files[-1].endswith('unittest/main.py') and 'answer' not in files
+
 def run(size, seconds, path, word, answer, tests):
   limit(int(size), int(seconds))
   sys.argv[1:] = []
@@ -32,8 +39,8 @@ def run(size, seconds, path, word, answer, tests):
   exec(compile(answer, 'answer', 'exec'), main.__dict__)
   try:
     exec(compile(tests, 'tests', 'exec'), main.__dict__)
-  except SystemExit as end:  # how unittest.main() ends
-    if end.code:
+  except SystemExit as end:  # how unittest.main() ends, and how an answer may
+    if end.code or not of_unittest(end.__traceback__):
       raise
   with open(path, 'w') as file:
     file.write(word)
@@ -49,13 +56,15 @@ def passes(
 
   They run in a process of their own, with the standard library only, in an
   empty folder, with bounds on time, memory, the size of files and, but for
-  root, on further processes; those that it started are ended with it. That
-  keeps accidents in; it is no jail for hostile code.
+  root, on further processes; those that it started are ended with it, unless
+  they left its session. That keeps accidents in, and answers that end the
+  process so as not to be tested. It is no jail for hostile code: an answer
+  shares the interpreter with its tests, and can alter what they see.
 
   Args:
     answer: the program.
-    tests: run after it, in the same name space; they pass if they raise
-      nothing.
+    tests: run after it, in the same name space; they pass if they come to
+      their end, or to that of `unittest.main()`, and raise nothing.
     seconds: of the whole, as a clock on the wall has them.
     megabytes: of address space.
 

@@ -23,17 +23,28 @@ def exact_answer(row: dict[str, Any], text: str, finished: bool) -> float:
   return float(text.strip() == str(row['answer']).strip())
 
 
+# A minus is a sign but for after a word, a number or a bracket, where it takes
+# away; commas belong to a number where they part groups of three digits.
+_NUMBER = re.compile(
+  r'(?:(?<![\w).])-)?'
+  r'(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)'
+  r'(?:[eE][+-]?\d+)?',
+  re.ASCII,
+)
+
+
 def last_number(row: dict[str, Any], text: str, finished: bool) -> float:
-  """1 if the last number in the text equals the row's `answer`, else 0."""
+  """1 if the last number in the text equals the row's `answer`, else 0.
+
+  Numbers are such as 7, -7, 1,234.5, .5 and 1e3, compared as floats: '2-3' ends
+  in 3, '1,2,6' in 6, and '3.0' equals 3. The `answer` is a number, or a text
+  that has one after '####', as in GSM8K.
+  """
   del finished
-  numbers = re.findall(r'-?\d[\d,]*(?:\.\d+)?', text)
+  numbers = _NUMBER.findall(text)
   if not numbers:
     return 0.0
-  answer = str(row['answer']).replace(',', '')
-  try:
-    return float(float(numbers[-1].replace(',', '')) == float(answer))
-  except ValueError:
-    return 0.0
+  return float(_number(numbers[-1]) == _number(row['answer']))
 
 
 def matches(
@@ -86,12 +97,9 @@ REWARDS = {
   'passes_tests': passes_tests,
 }
 MODEL = 'model'  # a reward model, which is rated elsewhere: tasks/rl_rewards
-_NEEDS = {
-  'exact_answer': 'answer',
-  'last_number': 'answer',
-  'passes_tests': 'tests',
-}
+_SUMMARY = ('mean', 'std', 'min', 'max', 'overlong')  # metrics `reward_…`
 _TRIAL = {'answer': '1', 'tests': ''}
+_MOST = 3e38  # that float32 can hold
 
 
 def check_rewards(rewards: Any) -> None:
@@ -113,13 +121,20 @@ def check_rewards(rewards: Any) -> None:
     name, weight, options = _parts(entry)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)):
       raise UserError(f'{where}: the weight is a number')
-    if not math.isfinite(weight):
-      raise UserError(f'{where}: the weight is a finite number')
+    if not abs(weight) <= _MOST:
+      raise UserError(
+        f'{where}: the weight is a finite number of at most {_MOST:.2g}'
+      )
     if not isinstance(options, dict):
       raise UserError(f'{where}: the options are a dict of keywords')
     if name == MODEL:
       _check_model(where, options)
       continue
+    if reward_names([entry])[0] in _SUMMARY:
+      raise UserError(
+        f'{where}: the metric reward_{reward_names([entry])[0]} is that of all '
+        'rewards together; give the function another name'
+      )
     try:
       function = find_reward(name)
       inspect.signature(function).bind({}, '', True, **options)
@@ -153,15 +168,22 @@ def find_reward(name: Any) -> Callable[..., float]:
 
 
 def check_row(rewards: Any, row: dict[str, Any]) -> None:
-  """Refuses a row that lacks what its rewards read.
+  """Refuses a row that lacks what its rewards read, or has it of another kind.
 
   Raises:
     UserError: naming the key.
   """
-  for entry in rewards:
-    key = _NEEDS.get(entry[0])
-    if key is not None and row.get(key) is None:
-      raise UserError(f'has no {key!r}, which the reward {entry[0]} reads')
+  for name, *_ in rewards:
+    if name not in _READS:
+      continue
+    key, kind, is_kind = _READS[name]
+    value = row.get(key)
+    if value is None:
+      raise UserError(f'has no {key!r}, which the reward {name} reads')
+    if not is_kind(value):
+      raise UserError(
+        f'{key!r} is {str(value)[:100]!r}, and the reward {name} reads {kind}'
+      )
 
 
 def reward_names(rewards: Any) -> list[str]:
@@ -186,7 +208,7 @@ def rate(entry: Any, row: dict[str, Any], text: str, finished: bool) -> float:
   name, _, options = _parts(entry)
   try:
     return float(find_reward(name)(row, text, finished, **options))
-  except Exception as error:  # a function of one's own may fail in any way
+  except (Exception, SystemExit) as error:  # one's own may fail in any way
     raise RunError(
       f'the reward {name} failed on the answer {text[:200]!r} to the row '
       f'{str(row)[:200]}: {type(error).__name__}: {error}'
@@ -196,6 +218,30 @@ def rate(entry: Any, row: dict[str, Any], text: str, finished: bool) -> float:
 def _parts(entry) -> tuple[Any, Any, Any]:
   name, weight, *options = entry
   return name, weight, options[0] if options else {}
+
+
+def _number(value: Any) -> float:
+  """Raises ValueError where a value is none."""
+  return float(str(value).rpartition('####')[2].replace(',', ''))
+
+
+def _is_number(value: Any) -> bool:
+  try:
+    return math.isfinite(_number(value)) and not isinstance(value, bool)
+  except ValueError:
+    return False
+
+
+def _is_plain(value: Any) -> bool:
+  return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+
+
+# By reward: the key of a row that it reads, as what, and whether it is that.
+_READS = {
+  'exact_answer': ('answer', 'a text or a number', _is_plain),
+  'last_number': ('answer', "a number, or one after '####'", _is_number),
+  'passes_tests': ('tests', 'a text', lambda value: isinstance(value, str)),
+}
 
 
 def _check_model(where: str, options: dict[str, Any]) -> None:

@@ -33,13 +33,37 @@ def test_each_reward():
   ]:
     assert value('last_number', text, four) == right, text
   assert value('last_number', 'so 1,234.5', {'answer': '1,234.50'}) == 1.0
-  assert value('last_number', '7', {'answer': 'seven'}) == 0.0
   assert value('matches', ' <a>x\ny</a> ', pattern='<a>.*</a>') == 1.0
   assert value('matches', 'so <a></a>', pattern='<a>.*</a>') == 0.0
   assert value('ends', 'x', finished=True) == 1.0
   assert value('ends', 'x', finished=False) == 0.0
   lengths = [value('brevity', 'x' * n, characters=10) for n in (5, 10, 15, 90)]
   assert lengths == [0.0, 0.0, -0.5, -1.0]
+
+
+def test_which_number_is_the_last():
+  for text, last in [
+    ('2-3', 3),
+    ('it is -3', -3),
+    ('x=-3', -3),
+    ('(7)-2', 2),
+    ('1,2,6', 6),
+    ('12,345', 12345),
+    ('1,234,567.25', 1234567.25),
+    ('12,3456', 3456),
+    ('.5', 0.5),
+    ('1e3', 1000),
+    ('2.5E-1', 0.25),
+    ('2em', 2),
+    ('v1.2.3', 3),
+    ('so it is 8.', 8),
+    ('#### 72', 72),
+  ]:
+    assert value('last_number', text, {'answer': last}) == 1.0, text
+    assert value('last_number', text, {'answer': last + 1}) == 0.0, text
+  gsm8k = {'answer': '48 / 2 = 24, and 48 + 24 = 72.\n#### 1,072'}
+  assert value('last_number', '1072', gsm8k) == 1.0
+  assert value('last_number', '72', gsm8k) == 0.0
 
 
 def test_programs_pass_or_fail():
@@ -57,6 +81,17 @@ def test_an_answer_that_ends_the_process_has_not_passed():
   for answer in ('import sys; sys.exit(0)', 'import os; os._exit(0)', '1/0'):
     assert not passes(answer, 'assert False')
     assert not passes(answer, '')
+  # Nor by what the tests call.
+  tests = 'assert f(1) == 2'
+  for answer in (
+    'import sys\ndef f(x): sys.exit(0)',
+    'def f(x): raise SystemExit',
+    'import sys\nf = sys.exit',
+    'import os\ndef f(x): os._exit(0)',
+    'import unittest\ndef f(x): unittest.main()',
+  ):
+    assert not passes(answer, tests, seconds=20), answer
+  assert passes('def f(x): return x + 1', tests)
 
 
 def test_programs_are_cut(tmp_path):
@@ -90,6 +125,8 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
     'def vowels(row, text, finished, *, of="aeiou"):\n'
     '  return sum(c in of for c in text)\n'
     'def fails(row, text, finished): raise KeyError("x")\n'
+    'def ends(row, text, finished): raise SystemExit(0)\n'
+    'def mean(row, text, finished): return 0.0\n'
     'number = 3\n'
   )
   monkeypatch.syspath_prepend(str(tmp_path))
@@ -98,6 +135,10 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
   check_rewards((('own_rewards:vowels', 1.0, {'of': 'a'}),))
   with pytest.raises(RunError, match="fails failed on the answer 'abc'.*Key"):
     value('own_rewards:fails', 'abc')
+  with pytest.raises(RunError, match="ends failed on the answer 'abc'.*Sys"):
+    value('own_rewards:ends', 'abc')
+  with pytest.raises(UserError, match='reward_mean is that of all rewards'):
+    check_rewards((('own_rewards:mean', 1.0),))
   for name, wanted in [
     ('own_rewards:number', 'is no function'),
     ('own_rewards:none', "has no attribute 'none'"),
@@ -116,6 +157,7 @@ def test_entries_are_refused_by_name():
     (('ends', '1'), 'the weight is a number'),
     (('ends', True), 'the weight is a number'),
     (('ends', math.nan), 'the weight is a finite number'),
+    (('ends', -1e39), 'the weight is a finite number of at most 3e+38'),
     (('ends', 1.0, 'x'), 'the options are a dict'),
     (('ends', 1.0, {'x': 1}), "unexpected keyword argument 'x'"),
     (('matches', 1.0), "missing a required argument: 'pattern'"),
@@ -140,6 +182,25 @@ def test_rows_that_lack_what_is_read():
       check_row(((name, 1.0),), {'prompt': 'x'})
     with pytest.raises(UserError, match=f"has no '{key}'"):
       check_row(((name, 1.0),), {key: None})
+
+
+def test_rows_that_have_another_kind():
+  for name, key, wrong, wanted in [
+    ('exact_answer', 'answer', {'x': 1}, 'a text or a number'),
+    ('exact_answer', 'answer', True, 'a text or a number'),
+    ('last_number', 'answer', 'seven', "a number, or one after '####'"),
+    ('last_number', 'answer', '1/2', "a number, or one after '####'"),
+    ('last_number', 'answer', 'nan', "a number, or one after '####'"),
+    ('passes_tests', 'tests', ['assert f'], 'a text'),
+  ]:
+    with pytest.raises(UserError) as caught:
+      check_row(((name, 1.0),), {key: wrong})
+    message = str(caught.value)
+    assert message == f'{key!r} is {str(wrong)!r}, and the reward {name} ' + (
+      f'reads {wanted}'
+    )
+  for row in ({'answer': 7}, {'answer': '1,234.5'}, {'answer': 'x #### -3'}):
+    check_row((('last_number', 1.0), ('exact_answer', 1.0)), row)
 
 
 def test_names_of_several_of_one_kind():
