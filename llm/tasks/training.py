@@ -70,6 +70,8 @@ class Recipe:
     reward_head: trained tree -> {'kernel': [1, D]}: the export is a model that
       scores texts. None: there is no such head.
     may_stop: False where the data's state is not whole; a signal waits then.
+    answers: rated answers of the newest rollout, as rows for `answers.jsonl`
+      (`rl_groups.shown_answers`); None: there are no rollouts.
   """
 
   loss_fn: LossFn
@@ -81,6 +83,7 @@ class Recipe:
   language_model: Callable[[Any], Any] = lambda params: params
   reward_head: Callable[[Any], Any] | None = None
   may_stop: Callable[[], bool] = lambda: True
+  answers: Callable[[], list[dict[str, Any]]] | None = None
 
 
 def check_run(
@@ -128,7 +131,8 @@ def train(
 
   Args:
     config: of `training_fields`.
-    workdir: gets `checkpoints/`, `metrics.jsonl`, `loss.png`, `result.json`.
+    workdir: gets `checkpoints/`, `metrics.jsonl`, `loss.png`, `result.json`,
+      and where they are asked for `samples.jsonl` and `answers.jsonl`.
     trainee: the model.
     recipe: the kind of training.
     microbatches: parts of a batch.
@@ -157,10 +161,20 @@ def train(
       checkpoints.check()  # a save that failed ends the run at once
       return any_process(bool(stop)) and recipe.may_stop()
 
+    def may_save():
+      # Of several processes the others would not come to save.
+      whole = jax.process_count() == 1 and recipe.may_stop()
+      if whole:
+        report.tell(
+          'a batch could not be made; the steps before it are saved, and the '
+          'same command goes on from there'
+        )
+      return whole
+
     state = loop.fit(
       state,
       compile_step(config, trainee, tx, recipe, microbatches, abstract),
-      recipe.draw,
+      _whole_draw(recipe),
       _schedule(config.train),
       frozen=trainee.frozen,
       on_row=on_row,
@@ -170,6 +184,7 @@ def train(
       ),
       is_best=checkpoints.is_best,
       should_stop=should_stop,
+      may_save=may_save,
     )
     checkpoints.wait()
     if any_process(bool(stop)):
@@ -211,6 +226,20 @@ def compile_step(config, trainee, tx, recipe, microbatches, abstract):
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
   return on_mesh(step, trainee.mesh)
+
+
+def _whole_draw(recipe: Recipe):
+  """`recipe.draw`; where it raises, the data's state is that before it."""
+
+  def draw(state):
+    before = recipe.data_state()
+    try:
+      return recipe.draw(state)
+    except Exception:
+      recipe.seek(before)
+      raise
+
+  return draw
 
 
 def averaged(state: TrainState) -> Any:
@@ -299,12 +328,15 @@ def _end(signal: str, step: int) -> None:
 
 
 def _make_evaluate(config, workdir, trainee, recipe, console):
-  """Scores and samples of a state; None where neither is asked for."""
-  if recipe.evaluate is None and not config.sample.prompts:
+  """Scores and samples of a state; None where there is nothing to tell."""
+  if not any((recipe.evaluate, recipe.answers, config.sample.prompts)):
     return None
 
   def evaluate(state):
     params = averaged(state)
+    if recipe.answers is not None:
+      rows = [{'step': int(state.step), **row} for row in recipe.answers()]
+      samples.append_rows(workdir, 'answers.jsonl', rows)
     scores = recipe.evaluate(params) if recipe.evaluate else {}
     if config.sample.prompts:
       rows = samples.write_samples(
@@ -365,5 +397,6 @@ def _finish(
   if is_writer():
     run_lib.write_result(workdir, result)
     training_report.draw(rows, os.path.join(workdir, 'loss.png'))
+    training_report.print_answers(workdir)
     training_report.print_result(result, workdir)
   return result

@@ -65,6 +65,7 @@ def fit(
   save: Callable[[TrainState, Mapping[str, float]], None] | None = None,
   is_best: Callable[[Mapping[str, float]], bool] = lambda scores: False,
   should_stop: Callable[[], bool] = lambda: False,
+  may_save: Callable[[], bool] = lambda: True,
 ) -> TrainState:
   """Trains from `state.step` to `schedule.steps`.
 
@@ -90,6 +91,8 @@ def fit(
       at its end.
     is_best: of what `evaluate` said: whether to save the state for it.
     should_stop: asked after each step; True saves and returns early.
+    may_save: asked where `draw` raises: whether what is done so far can be
+      saved before the error goes on.
 
   Returns:
     The last state.
@@ -101,7 +104,7 @@ def fit(
   """
   next_key = jax.jit(step_key)
   log = _Log(on_row, int(state.bad_streak))
-  step = int(state.step)
+  step = saved = int(state.step)
   if step < schedule.steps and log.bad_streak >= schedule.max_bad_steps:
     _give_up(log.bad_streak, step, schedule)
   if evaluate is not None and schedule.eval_first and step == 0:
@@ -109,8 +112,16 @@ def fit(
       scores = evaluate(state)
     log.begin(scores)
   while step < schedule.steps:
-    with log.timing('data_s'):
-      batch, about = draw(state)
+    try:
+      with log.timing('data_s'):
+        batch, about = draw(state)
+    except Exception:  # a function of the user's may have failed in any way
+      log.flush()
+      if (
+        save is not None and step > saved and not log.bad_streak and may_save()
+      ):
+        save(state, {})
+      raise
     state, metrics = train_step(state, batch, next_key(state), frozen)
     step += 1
     log.flush()  # the step before, while this one runs
@@ -136,6 +147,7 @@ def fit(
       log.flush()
       with log.timing('save_s', apart=True):
         save(state, scores)
+      saved = step
     if ended:
       _give_up(log.bad_streak, step, schedule)
     if stopping:

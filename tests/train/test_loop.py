@@ -43,7 +43,7 @@ def _run(schedule, values=None, **kwargs):
     seen['state'] = fit(
       state, STEP, draw, schedule, on_row=seen['rows'].append, **kwargs
     )
-  except RunError as error:
+  except (RunError, IndexError) as error:
     seen['error'] = str(error)
   return seen
 
@@ -56,6 +56,21 @@ def test_one_row_a_step_and_the_same_numbers_as_by_hand():
   assert all(r['tokens'] == 2 and r['epoch'] == 7 for r in seen['rows'])
   assert all(r['tokens_per_s'] > 0 and r['data_s'] >= 0 for r in seen['rows'])
   assert seen['saved'] == [(4, -4.0, {})]
+
+
+def test_what_is_done_is_saved_where_no_batch_can_be_made():
+  # The fourth value is missing: `draw` raises.
+  seen = _run(Schedule(steps=9, log_every=2, save_every=2), [1.0] * 3)
+  assert 'index' in seen['error']
+  assert [row['step'] for row in seen['rows']] == [2]
+  assert [step for step, *_ in seen['saved']] == [2, 3]
+  # Not again what was saved before, not without asking, not in a bad streak.
+  seen = _run(Schedule(steps=9, save_every=3), [1.0] * 3)
+  assert [step for step, *_ in seen['saved']] == [3]
+  seen = _run(Schedule(steps=9), [1.0] * 3, may_save=lambda: False)
+  assert seen['saved'] == [] and len(seen['rows']) == 3
+  seen = _run(Schedule(steps=9), [1.0, math.nan])
+  assert seen['saved'] == [] and len(seen['rows']) == 2
 
 
 def test_evaluation_and_saving_at_their_steps_and_at_the_end():
