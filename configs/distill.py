@@ -15,6 +15,7 @@ docs/alignment.md.
 from ml_collections import config_dict
 
 from llm.config_args import parse_arg
+from llm.tasks.distill_data import MAX_NEW_TOKENS, TEMPERATURE
 from llm.tasks.training_fields import training_fields
 
 
@@ -36,8 +37,8 @@ def get_config(arg=None):
   rollout = config.rollout = config_dict.ConfigDict()
   rollout.lmbda = 0.5  # share of the batches that the student writes
   rollout.seq_kd = False  # True: the teacher writes the other batches
-  rollout.max_new_tokens = 128
-  rollout.temperature = 1.0  # of the sampler
+  rollout.max_new_tokens = MAX_NEW_TOKENS
+  rollout.temperature = TEMPERATURE  # of the sampler
 
   loss = config.loss
   loss.beta = 0.5  # 0: forward KL, 1: reverse KL, between: generalised JSD

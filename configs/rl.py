@@ -37,7 +37,8 @@ def get_config(arg=None):
   rollout.temperature = 1.0
   rollout.minibatches = 1  # parts of a rollout, a step each
   rollout.epochs = 1  # times that a rollout is trained on
-  rollout.max_resamples = 4  # dapo: more rounds, until all groups have signal
+  # dapo: further rounds, until all groups have signal; None: 4.
+  rollout.max_resamples = optional(int)
   rollout.overlong_margin = 0  # tokens before the limit where a penalty begins
   # (name, weight) or (name, weight, options): see llm/train/rewards.py, or
   # 'module:function', or ('model', 1.0, {'path': REWARD_MODEL}).
@@ -50,7 +51,7 @@ def get_config(arg=None):
   loss.kl_coef = optional(float)
   loss.kl_estimator = optional(str)  # k1, k2, k3
   loss.kl_target = optional(float)  # ppo, rloo: nats per answer; None: fixed
-  loss.kl_horizon = 10000.0  # answers over which the coefficient adapts
+  loss.kl_horizon = optional(float)  # answers that it adapts over; None: 10000
   loss.clip_low = optional(float)
   loss.clip_high = optional(float)
   loss.reduction = optional(str)  # token, sequence, constant, group

@@ -49,7 +49,15 @@ def read_config(path: str) -> ModelConfig:
       f'model.path={path!r} holds adapters alone: name them as lora.path, and '
       'their base as model.path'
     )
-  return (hf if os.path.isdir(path) else llama2c).read_config(path)
+  if not os.path.isdir(path):
+    return llama2c.read_config(path)
+  config, kind = hf.read_config(path), hf.architecture(path)
+  if kind.endswith('ForSequenceClassification'):
+    raise UserError(
+      f'model.path={path!r}: holds a {kind}, which scores texts and writes '
+      'none: give a language model'
+    )
+  return config
 
 
 def read_adapters(path: str, config: ModelConfig) -> Adapters:

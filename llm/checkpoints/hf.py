@@ -33,7 +33,7 @@ from llm.models.config import ModelConfig
 from llm.models.hf_config import from_hf, token_ids
 from llm.models.hf_values import read_token_ids
 
-__all__ = ['load_params', 'read_config', 'save_hf']
+__all__ = ['architecture', 'load_params', 'read_config', 'save_hf']
 
 _PREFIXES = ('model.', 'language_model.model.', 'model.language_model.', '')
 _COMPARE_BYTES = 4 << 20
@@ -66,6 +66,12 @@ def read_config(path: str) -> ModelConfig:
     bos_id=bos if config.bos_id is None else config.bos_id,
     pad_id=pad if config.pad_id is None else config.pad_id,
   )
+
+
+def architecture(path: str) -> str:
+  """The first of a model folder's `architectures`, 'nothing' without any."""
+  raw = read_json(os.path.join(path, 'config.json'))
+  return (raw.get('architectures') or ['nothing'])[0]
 
 
 def load_params(

@@ -80,6 +80,16 @@ def _check_fields(config) -> None:
     raise UserError(
       f'rollout.max_new_tokens={rollout.max_new_tokens}: use 1 or more'
     )
+  sampler = {
+    'max_new_tokens': distill_data.MAX_NEW_TOKENS,
+    'temperature': distill_data.TEMPERATURE,
+  }
+  for name, default in sampler.items():
+    if rollout[name] != default and not distill_data.draws_answers(rollout):
+      raise UserError(
+        f'rollout.{name}={rollout[name]}: with rollout.lmbda=0 and without '
+        f'rollout.seq_kd no answer is drawn; use {default}'
+      )
   if rollout.seq_kd and rollout.lmbda == 1.0:
     raise UserError(
       'rollout.seq_kd=True: with rollout.lmbda=1 the student writes all '

@@ -15,6 +15,9 @@ from llm.tasks.distill_teacher import Teacher
 from llm.tasks.trainee import Blueprint, Trainee
 from llm.train.rollout import answer_arrays, sample_answers
 
+# Of the sampler, where `rollout` does not say otherwise.
+MAX_NEW_TOKENS, TEMPERATURE = 128, 1.0
+
 
 def reads_answers(rollout) -> bool:
   """True where some batches are the rows with their own answers."""

@@ -50,7 +50,9 @@ def open_teacher(config, student: Blueprint) -> Teacher:
     tokenizer = api.read_tokenizer(path, shape)
     _check_vocabulary(shape, tokenizer, student)
   except UserError as error:
-    raise UserError(f'teacher.path={path!r}: {error}') from None
+    # What reads it says `model.path` of whatever model it reads.
+    message = str(error).removeprefix(f'model.path={path!r}')
+    raise UserError(f'teacher.path={path!r}: {message.lstrip(": ")}') from None
   if config.data.max_length > shape.max_length and shape.rope.type != 'dynamic':
     raise UserError(
       f'data.max_length={config.data.max_length}: the teacher takes '

@@ -13,7 +13,13 @@ from llm.data.prompts import Prompt
 from llm.parallel.mesh import on_mesh
 from llm.parallel.sharding import shard_batch
 from llm.tasks import preference_loss
-from llm.tasks.rl_groups import Groups, Sampler, group_stats, minibatches
+from llm.tasks.rl_groups import (
+  Groups,
+  Sampler,
+  group_stats,
+  minibatches,
+  shown_answers,
+)
 from llm.tasks.rl_rewards import Rater
 from llm.tasks.trainee import Trainee
 
@@ -30,7 +36,7 @@ class PairRollouts:
   ):
     self._config, self._trainee = config, trainee
     self._sampler = Sampler(config, trainee, prompts, rater)
-    self._rollouts, self._left = 0, deque()
+    self._rollouts, self._left, self._shown = 0, deque(), []
     self._score = _make_score(config, trainee)
     self._compares = preference_loss.needs_reference(config.loss.name)
     # A copy: the first parameters are donated.
@@ -66,6 +72,10 @@ class PairRollouts:
     every = self._config.rollout.reference_every
     return not self._left and (not every or self._rollouts % every == 0)
 
+  def answers(self) -> list[dict[str, Any]]:
+    """`shown_answers` of the newest rollout; [] before the first one."""
+    return self._shown
+
   def get_state(self) -> dict[str, Any]:
     """JSON-able; to be taken where `is_whole`."""
     return {'rollouts': self._rollouts, 'place': self._sampler.place}
@@ -81,6 +91,7 @@ class PairRollouts:
     groups = self._sample(params)
     size = config.rollout.group_size
     stats = group_stats(groups, size, self._rollouts)
+    self._shown = shown_answers(groups, size, self._trainee.blueprint.tokenizer)
     pairs, counts = choose_pairs(groups, size)
     batch = _pair_arrays(
       groups, pairs, config.data.max_length + config.rollout.max_new_tokens

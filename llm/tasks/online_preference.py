@@ -53,6 +53,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
     evaluate=held_out and make_evaluate(config, trainee, held_out, rater),
     identity=identity,
     may_stop=rollouts.is_whole,
+    answers=rollouts.answers,
   )
   return training.train(config, workdir, trainee, recipe, microbatches)
 

@@ -38,11 +38,12 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
+  if config.loss.name != KTO:
+    preference_loss.check_loss(config.loss)
   config = _resolved(config)
   if config.loss.name == KTO:
     return kto.run(config, workdir)
   workdir = training_checks.check_fields(config, workdir)
-  preference_loss.check_loss(config.loss)
   check_reference(config)
   mesh = make_mesh(config.mesh)
   train, data = config.train, config.data
@@ -81,7 +82,10 @@ def run(config, workdir: str | None) -> dict[str, float]:
 
 def _resolved(config):
   """The config with the kind of reference that None stands for."""
-  if config.loss.reference is not None:
+  loss = config.loss
+  if loss.reference is not None or not preference_loss.needs_reference(
+    loss.name
+  ):
     return config
   config = config.copy_and_resolve_references()
   config.loss.reference = PRECOMPUTED
@@ -133,9 +137,14 @@ def _reference_table(config, trainee: Trainee, pairs: Pairs) -> np.ndarray:
   """
   folder = os.path.join(run_lib.cache_dir(), 'reference')
   path = os.path.join(folder, f'{_reference_key(config, trainee, pairs)}.npy')
-  if os.path.exists(path):
-    return np.load(path)
   table = np.zeros(len(pairs.examples) + 1, np.float32)
+  if os.path.exists(path):
+    try:
+      kept = np.load(path)
+    except (OSError, ValueError, EOFError):  # half of a file: written again
+      kept = None
+    if kept is not None and kept.shape == table.shape:
+      return kept
   step = on_mesh(
     jax.jit(
       lambda params, frozen, batch: (

@@ -99,8 +99,9 @@ def check_loss(loss: Any) -> None:
   loss_options(loss)
   if loss.beta is not None and not 0.0 < loss.beta < math.inf:
     raise UserError(f'loss.beta={loss.beta}: use a number above 0')
-  if loss.alpha is not None and not 0.0 <= loss.alpha < math.inf:
-    raise UserError(f'loss.alpha={loss.alpha}: use 0 or more')
+  for name in ('alpha', 'gamma', 'gamma_ratio'):
+    if loss[name] is not None and not 0.0 <= loss[name] < math.inf:
+      raise UserError(f'loss.{name}={loss[name]}: use a number of at least 0')
   if loss.ld_alpha is not None and not 0.0 <= loss.ld_alpha <= 1.0:
     raise UserError(f'loss.ld_alpha={loss.ld_alpha}: use a number from 0 to 1')
   if loss.nll_prompt and loss.name != 'orpo':

@@ -24,6 +24,13 @@ def check_reference(config) -> None:
       f'lora.dropout={config.lora.dropout}: the reference is without it, so '
       'that the two would differ by noise; set it to 0'
     )
+  if not needs_reference(loss.name):
+    if loss.reference is not None:
+      raise UserError(
+        f'loss.reference={loss.reference!r}: {loss.name} has no reference; '
+        'leave it unset'
+      )
+    return
   if loss.reference not in REFERENCES:
     raise UserError(
       f'loss.reference={loss.reference!r}: use one of {", ".join(REFERENCES)}'

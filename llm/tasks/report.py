@@ -1,10 +1,12 @@
 """What a run shows in the terminal: progress bars and the table of phases."""
 
+from collections.abc import Sequence
 import dataclasses
 import sys
 
 from rich import console as rich_console
 from rich import progress, table
+from rich.markup import escape
 
 
 @dataclasses.dataclass
@@ -95,6 +97,16 @@ def print_table(rows: list[tuple[str, str]]) -> None:
   for name, value in rows:
     grid.add_row(name, value)
   rich_console.Console(highlight=False, soft_wrap=True).print(grid)
+
+
+def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+  """Prints rows of texts under a header on stdout."""
+  grid = table.Table(box=None, pad_edge=False, header_style='dim')
+  for name in header:
+    grid.add_column(name)
+  for row in rows:
+    grid.add_row(*(escape(cell) for cell in row))
+  rich_console.Console(highlight=False).print(grid)
 
 
 def tell(note: str | None) -> None:

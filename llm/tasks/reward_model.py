@@ -147,12 +147,12 @@ def _score_rows(params, tokens, lengths, *, model):
 def _check_kind(path: str) -> None:
   with open(os.path.join(path, 'config.json'), encoding='utf-8') as file:
     raw = json.load(file)
-  names = raw.get('architectures') or ['nothing']
+  name = hf.architecture(path)
   labels = len(raw.get('id2label') or ('', ''))
-  if not names[0].endswith('ForSequenceClassification') or labels != 1:
+  if not name.endswith('ForSequenceClassification') or labels != 1:
     raise UserError(
-      f'{path}: holds a {names[0]}'
-      + (f' with {labels} labels' if 'Classification' in names[0] else '')
+      f'{path}: holds a {name}'
+      + (f' with {labels} labels' if 'Classification' in name else '')
       + ', and a reward model is a …ForSequenceClassification with one label: '
       'train one with configs/reward.py and export it'
     )

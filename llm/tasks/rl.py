@@ -7,6 +7,7 @@ resumed run has no half-used one to bring back.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -79,6 +80,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
     identity=identity,
     language_model=policy_of,
     may_stop=rollouts.is_used_up,
+    answers=rollouts.answers,
   )
   trained = _with_head(config, blueprint, trainee.params)
   trainee = dataclasses.replace(trainee, params=trained)
@@ -89,10 +91,7 @@ def check_fields(config) -> None:
   """Refuses fields of its own that have no meaning, or none together."""
   _check_loss(config)
   check_rollout(config)
-  if config.rollout.max_resamples < 0:
-    raise UserError(
-      f'rollout.max_resamples={config.rollout.max_resamples}: use 0 or more'
-    )
+  rl_loss.resamples(config)
 
 
 def check_rollout(config) -> None:
@@ -157,19 +156,24 @@ def _check_loss(config) -> None:
       'prompt; use 2 or more'
     )
   if loss.kl_target is None:
+    if loss.kl_horizon is not None:
+      raise UserError(
+        f'loss.kl_horizon={loss.kl_horizon}: is of the controller; set '
+        'loss.kl_target too, or leave it unset'
+      )
     return
   if scale not in ('gae', 'rloo'):
     raise UserError(
       f'loss.kl_target={loss.kl_target}: the controller is of ppo and rloo, '
       f'whose rewards have the KL; {loss.name} has loss.kl_coef'
     )
-  if loss.kl_target <= 0 or not chosen['kl_coef']:
+  if not 0 < loss.kl_target < math.inf or not chosen['kl_coef']:
     raise UserError(
       f'loss.kl_target={loss.kl_target}: use a number above 0, with '
       'loss.kl_coef above 0 to begin with'
     )
-  if loss.kl_horizon <= 0:
-    raise UserError(f'loss.kl_horizon={loss.kl_horizon}: use more than 0')
+  if loss.kl_horizon is not None and not 0 < loss.kl_horizon < math.inf:
+    raise UserError(f'loss.kl_horizon={loss.kl_horizon}: use a number above 0')
 
 
 def check_rows(rows: int, microbatch_size: int, mesh, what: str) -> int:

@@ -13,6 +13,7 @@ from llm.models.transformer import Transformer
 from llm.tasks.rl_metrics import rollout_stats
 from llm.tasks.rl_rewards import Rater, Ratings
 from llm.tasks.trainee import Trainee
+from llm.text.tokenizer import Tokenizer
 from llm.train.rollout import sample_answers
 
 
@@ -90,7 +91,7 @@ class Sampler:
 def group_stats(
   groups: Groups, group_size: int, rollouts: int
 ) -> dict[str, float]:
-  """`rollout_stats` of a rollout that comes after `rollouts` others.
+  """`rollout_stats` of all that was drawn after `rollouts` other rollouts.
 
   Raises:
     RunError: not one of its answers could be rated.
@@ -101,10 +102,49 @@ def group_stats(
     values = ', '.join(f'{name}={part[0]}' for name, part in parts.items())
     raise RunError(
       f'none of the {len(groups.answers)} answers of rollout {rollouts + 1} '
-      f'has a finite reward: mend the rewards (the first has {values}, its row '
-      f'is {str(groups.prompts[0].row)[:200]})'
+      'has a finite sum of weighted rewards: mend the rewards or their weights '
+      f'(the first has {values}, its row is '
+      f'{str(groups.prompts[0].row)[:200]})'
     )
   return stats
+
+
+def shown_answers(
+  groups: Groups, group_size: int, tok: Tokenizer, prompts: int = 4
+) -> list[dict[str, Any]]:
+  """The best and the worst answer to each of the first prompts, as JSON rows.
+
+  Args:
+    groups: of a rollout.
+    group_size: G.
+    tok: the policy's tokenizer.
+    prompts: how many; where all rewards are equal, one answer is shown, and
+      one that is not rated is the worst.
+
+  Returns:
+    Rows of `prompt`, `text`, `finished`, `reward` (None: not rated) and, by
+    name and without their weights, `rewards`.
+  """
+  rows = []
+  totals, parts = groups.ratings
+  for start in range(0, len(totals), group_size)[:prompts]:
+    rewards = np.nan_to_num(totals[start : start + group_size], nan=-np.inf)
+    for i in dict.fromkeys((int(rewards.argmax()), int(rewards.argmin()))):
+      answer = groups.answers[start + i]
+      rows.append(
+        {
+          'prompt': tok.decode(list(groups.prompts[start].token_ids)),
+          'text': tok.decode(answer.token_ids),
+          'finished': answer.finish_reason == 'stop',
+          'reward': _json_number(totals[start + i]),
+          'rewards': {k: _json_number(v[start + i]) for k, v in parts.items()},
+        }
+      )
+  return rows
+
+
+def _json_number(value: np.ndarray) -> float | None:
+  return float(value) if np.isfinite(value) else None
 
 
 def minibatches(config, rollouts: int) -> Iterator[np.ndarray]:

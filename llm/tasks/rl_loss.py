@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -26,13 +27,14 @@ class Algorithm:
 
   `scale` is how group advantages are scaled ('group', 'batch', 'none'), 'rloo'
   for leave-one-out, 'gae' for a value head. `defaults` are keywords of the
-  loss and, for 'rloo' and 'gae', the KL that is taken off the rewards. `ratio`
-  is that of `policy.grpo_loss`.
+  loss and, for 'rloo' and 'gae', the KL that is taken off the rewards.
+  `resamples` is the default of `rollout.max_resamples`, None where groups are
+  not drawn until they have a signal. `ratio` is that of `policy.grpo_loss`.
   """
 
   scale: str
   defaults: dict[str, Any]
-  dynamic_sampling: bool = False
+  resamples: int | None = None
   ratio: str = 'token'
 
 
@@ -84,7 +86,7 @@ ALGORITHMS = {
       reduction='token',
       entropy_coef=0.0,
     ),
-    dynamic_sampling=True,
+    resamples=4,
   ),
   'gspo': Algorithm(
     'group',
@@ -101,6 +103,9 @@ ALGORITHMS = {
 }
 # Every field of `config.loss` that is a default of some algorithm.
 OPTIONS = sorted({k for a in ALGORITHMS.values() for k in a.defaults})
+# A lower clip of 1 is none: ratios are above 0.
+_MOST = {'gamma': 1, 'lam': 1, 'clip_low': 1}
+_LARGEST = 3e38  # in float32
 
 
 def settings(loss: Any) -> dict[str, Any]:
@@ -122,8 +127,10 @@ def settings(loss: Any) -> dict[str, Any]:
       raise UserError(
         f'loss.{name}={value!r}: {loss.name} does not read it; it has {has}'
       )
-    if not isinstance(value, str) and value < 0:
-      raise UserError(f'loss.{name}={value}: use a number of at least 0')
+    most = _MOST.get(name, math.inf)
+    if not isinstance(value, str) and not 0 <= value <= min(most, _LARGEST):
+      to = f'from 0 to {most}' if name in _MOST else 'of at least 0'
+      raise UserError(f'loss.{name}={value}: use a number {to}')
   merged = defaults | given
   for name, known in (
     ('kl_estimator', ESTIMATORS),
@@ -134,6 +141,26 @@ def settings(loss: Any) -> dict[str, Any]:
         f'loss.{name}={merged[name]!r}: use one of {", ".join(known)}'
       )
   return merged
+
+
+def resamples(config: Any) -> int | None:
+  """Further rounds of a rollout at most; None: its groups are as they come.
+
+  Raises:
+    UserError: a number of them without a meaning.
+  """
+  given = config.rollout.max_resamples
+  default = ALGORITHMS[config.loss.name].resamples
+  if given is None:
+    return default
+  if default is None:
+    raise UserError(
+      f'rollout.max_resamples={given}: {config.loss.name} takes groups as they '
+      'come; leave it unset, or use loss.name=dapo'
+    )
+  if given < 0:
+    raise UserError(f'rollout.max_resamples={given}: use 0 or more')
+  return given
 
 
 def answer_scores(

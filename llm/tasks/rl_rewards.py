@@ -21,8 +21,9 @@ class Ratings(NamedTuple):
   """Of B answers.
 
   `totals` float32[B] is NaN for an answer that could not be rated, for one of
-  its rewards is not finite; `parts` has float32[B] for each reward by name,
-  without its weight, and the penalty of overlong answers where there is one.
+  its rewards is not finite (those of weight 0 are for the metrics alone);
+  `parts` has float32[B] for each reward by name, without its weight, and the
+  penalty of overlong answers where there is one.
   """
 
   totals: np.ndarray
@@ -69,7 +70,8 @@ class Rater:
       else:
         values = _rate_texts(entry, prompts, texts, finished)
       parts[name] = np.asarray(values, np.float32)
-      totals += entry[1] * parts[name]
+      if entry[1]:
+        totals += entry[1] * parts[name].astype(np.float64)
     if self.overlong_margin:
       parts['overlong'] = np.asarray(
         overlong_penalty(
@@ -79,8 +81,9 @@ class Rater:
         )
       )
       totals += parts['overlong']
-    totals = np.where(np.isfinite(totals), totals, np.nan)
-    return Ratings(totals.astype(np.float32), parts)
+    with np.errstate(over='ignore'):
+      totals = totals.astype(np.float32)
+    return Ratings(np.where(np.isfinite(totals), totals, np.nan), parts)
 
 
 def make_rater(config, tokenizer: Tokenizer, vocab_size: int) -> Rater:
@@ -104,7 +107,9 @@ def make_rater(config, tokenizer: Tokenizer, vocab_size: int) -> Rater:
       models[path] = load_reward_model(path)
       _check_model(config, models[path], tokenizer, vocab_size)
     except UserError as error:
-      raise UserError(f'rewards: {entry!r}: {error}') from None
+      # What reads it says `model.path` of whatever model it reads.
+      message = str(error).removeprefix(f'model.path={path!r}').lstrip(': ')
+      raise UserError(f'rewards: {entry!r}: {message}') from None
   return Rater(
     tuple(config.rewards),
     tokenizer,

@@ -14,7 +14,13 @@ from llm.models.transformer import Transformer
 from llm.parallel.mesh import on_mesh
 from llm.parallel.sharding import shard_batch
 from llm.tasks import rl_loss
-from llm.tasks.rl_groups import Groups, Sampler, group_stats, minibatches
+from llm.tasks.rl_groups import (
+  Groups,
+  Sampler,
+  group_stats,
+  minibatches,
+  shown_answers,
+)
 from llm.tasks.rl_metrics import kl_stats, rollout_stats
 from llm.tasks.rl_rewards import Rater
 from llm.tasks.trainee import Trainee
@@ -38,7 +44,7 @@ class Rollouts:
     self._chosen = rl_loss.settings(config.loss)
     self._kl_coef = self._chosen.get('kl_coef', 0.0)
     self._rollouts = 0
-    self._left = deque()
+    self._left, self._shown = deque(), []
     self._score = _make_score(config, trainee)
 
   def draw(self, state) -> tuple[Any, dict[str, float]]:
@@ -59,6 +65,10 @@ class Rollouts:
     """True between rollouts, where the state is whole."""
     return not self._left
 
+  def answers(self) -> list[dict[str, Any]]:
+    """`shown_answers` of the newest rollout; [] before the first one."""
+    return self._shown
+
   def get_state(self) -> dict[str, Any]:
     """JSON-able; to be taken where `is_used_up`."""
     return {
@@ -77,11 +87,13 @@ class Rollouts:
     """All columns of a rollout, and the numbers that people watch."""
     config = self._config
     size = config.rollout.group_size
-    groups, rounds = self._sample(params)
+    groups, drawn = self._sample(params)
     prompts = [prompt.token_ids for prompt in groups.prompts]
     batch = rows_after_prompts(prompts, groups.answers)
-    stats = group_stats(groups, size, self._rollouts)
-    stats |= {'rounds': rounds} | self._add_scores(params, batch)
+    stats = group_stats(drawn, size, self._rollouts)
+    self._shown = shown_answers(drawn, size, self._trainee.blueprint.tokenizer)
+    stats['rounds'] = len(drawn.answers) / len(groups.answers)
+    stats |= self._add_scores(params, batch)
     batch |= rl_loss.advantages(
       config.loss.name,
       self._chosen,
@@ -94,8 +106,8 @@ class Rollouts:
     self._rollouts += 1
     return batch, stats
 
-  def _sample(self, params) -> tuple[Groups, int]:
-    """Rated answers to a batch of prompts, and the rounds that it took.
+  def _sample(self, params) -> tuple[Groups, Groups]:
+    """Rated answers to a batch of prompts, and all that were drawn for them.
 
     DAPO draws whole rounds (of one compiled shape) until there are enough
     groups with signal. What the last round leaves open is filled by the newest
@@ -103,7 +115,7 @@ class Rollouts:
     """
     rollout = self._config.rollout
     size, count = rollout.group_size, self._config.train.batch_size
-    dynamic = rl_loss.ALGORITHMS[self._config.loss.name].dynamic_sampling
+    resamples = rl_loss.resamples(self._config)
     merged = self._trainee.merged(policy_of(params))
 
     def draw(round_):
@@ -111,15 +123,16 @@ class Rollouts:
       return self._sampler.draw(merged, count, seed)
 
     groups = draw(0)
-    if not dynamic:
-      return groups, 1
+    if resamples is None:
+      return groups, groups
     for round_ in itertools.count(1):
       signal = np.asarray(groups_with_signal(groups.ratings.totals, size))
       kept, spare = np.flatnonzero(signal), np.flatnonzero(~signal)
       kept = kept[: count * size]
       missing = count * size - len(kept)
-      if not missing or round_ > rollout.max_resamples:
-        return groups.take([*kept, *spare[len(spare) - missing :]]), round_
+      if not missing or round_ > resamples:
+        taken = groups.take([*kept, *spare[len(spare) - missing :]])
+        return taken, groups
       groups = groups.join(draw(round_))
 
   def _add_scores(self, params, batch) -> dict[str, float]:
@@ -154,16 +167,14 @@ class Rollouts:
   def _adapt(self, stats, count: int) -> None:
     """The controller's next coefficient (PPO and RLOO)."""
     loss = self._config.loss
-    if loss.kl_target is not None:
-      self._kl_coef = float(
-        adaptive_kl_coef(
-          self._kl_coef,
-          stats['kl'],
-          count,
-          target=loss.kl_target,
-          horizon=loss.kl_horizon,
-        )
+    if loss.kl_target is None:
+      return
+    horizon = {} if loss.kl_horizon is None else {'horizon': loss.kl_horizon}
+    self._kl_coef = float(
+      adaptive_kl_coef(
+        self._kl_coef, stats['kl'], count, target=loss.kl_target, **horizon
       )
+    )
 
   def _parts(self, batch) -> Iterator[dict[str, np.ndarray]]:
     """Minibatches of whole groups, in a new order each epoch."""

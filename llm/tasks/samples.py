@@ -93,9 +93,19 @@ def write_samples(
     }
     for prompt, answer in zip(sample.prompts, answers, strict=True)
   ]
+  append_rows(workdir, 'samples.jsonl', rows)
+  return rows
+
+
+def append_rows(workdir: str, name: str, rows: list[dict]) -> None:
+  """Adds rows to a file of the workdir, in the process that writes.
+
+  Raises:
+    RunError: the file cannot be written.
+  """
   if not is_writer():
-    return rows
-  path = os.path.join(workdir, 'samples.jsonl')
+    return
+  path = os.path.join(workdir, name)
   try:
     with open(path, 'a', encoding='utf-8') as file:
       file.writelines(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
@@ -103,7 +113,6 @@ def write_samples(
     raise RunError(
       f'{path}: {error.strerror}; mend this and start the same command again'
     ) from error
-  return rows
 
 
 def _encode(tok, prompt: str, as_chat: bool) -> list[int]:

@@ -46,6 +46,34 @@ def tell_samples(rows: list[dict[str, Any]], console) -> None:
   console.print(text[:200], style='dim', markup=False, soft_wrap=True)
 
 
+def print_answers(workdir: str) -> None:
+  """A table of the newest rated answers of `answers.jsonl`, if there are."""
+  path = os.path.join(workdir, 'answers.jsonl')
+  if not os.path.exists(path):
+    return
+  with open(path, encoding='utf-8') as file:
+    rows = [json.loads(line) for line in file]
+  rows = [row for row in rows if row['step'] == rows[-1]['step']]
+  lines = [(_short(row['prompt']), _short(row['text']), row) for row in rows]
+  report.print_columns(
+    ('prompt', 'answer', 'reward'),
+    [
+      (prompt, text + ('' if row['finished'] else ' …'), _number(row['reward']))
+      for prompt, text, row in lines
+    ],
+  )
+
+
+def _short(text: str, size: int = 60) -> str:
+  """The end of a text in one line."""
+  text = ' '.join(report.printable(text).split())
+  return text if len(text) <= size else f'…{text[-size:]}'
+
+
+def _number(value: float | None) -> str:
+  return 'unrated' if value is None else f'{value:.3g}'
+
+
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
   """The run in numbers: its first and last losses, rates and evaluations."""
   evaluated = [row for row in rows if _scores(row)]
@@ -92,30 +120,52 @@ def print_result(result: dict[str, Any], workdir: str) -> None:
 
 
 def draw(rows: list[dict[str, Any]], path: str) -> None:
-  """Draws the loss, and what was held out, over the steps."""
+  """Draws the loss over the steps, above it a rollout's reward where there is.
+
+  Both with what was found on held-out rows.
+  """
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  figure, axes = pyplot.subplots(figsize=(6, 3.5), layout='constrained')
-  trained = [row for row in rows if 'loss' in row]
-  steps = [row['step'] for row in trained]
-  losses = [row['loss'] for row in trained]
-  axes.plot(steps, losses, lw=0.6, alpha=0.4, color='tab:blue')
-  axes.plot(steps, _smooth(losses), color='tab:blue', label='training')
-  held = [(r['step'], r['eval_loss']) for r in rows if 'eval_loss' in r]
-  if held:
-    axes.plot(*zip(*held), 'o-', color='tab:orange', label='held out')
-  finite = [x for x in losses if math.isfinite(x)]
-  if finite and min(finite) > 0 and max(finite) > 10 * min(finite):
-    axes.set_yscale('log')
-  axes.set_xlabel('step')
-  axes.set_ylabel('loss (nats per token)')
-  axes.legend(frameon=False)
-  axes.spines[['top', 'right']].set_visible(False)
+  names = ['loss']
+  if any('reward_mean' in row for row in rows):
+    names.insert(0, 'reward_mean')
+  figure, panels = pyplot.subplots(
+    len(names),
+    figsize=(6, 1 + 2.5 * len(names)),
+    layout='constrained',
+    sharex=True,
+    squeeze=False,
+  )
+  for name, axes in zip(names, panels[:, 0], strict=True):
+    values = _draw_metric(axes, rows, name)
+    finite = [x for x in values if math.isfinite(x)]
+    if name == 'loss' and finite and 0 < 10 * min(finite) < max(finite):
+      axes.set_yscale('log')
+  panels[-1, 0].set_xlabel('step')
   figure.savefig(path, dpi=150)
   pyplot.close(figure)
+
+
+def _draw_metric(axes, rows, name: str) -> list[float]:
+  """One panel; returns what was drawn."""
+  trained = [row for row in rows if name in row]
+  steps = [row['step'] for row in trained]
+  values = [row[name] for row in trained]
+  axes.plot(steps, values, lw=0.6, alpha=0.4, color='tab:blue')
+  axes.plot(steps, _smooth(values), color='tab:blue', label='training')
+  held = f'eval_{name}'
+  scored = [(row['step'], row[held]) for row in rows if held in row]
+  if scored:
+    axes.plot(*zip(*scored), 'o-', color='tab:orange', label='held out')
+  rollouts = any('reward_mean' in row for row in rows)
+  unit = '' if rollouts else ' (nats per token)'
+  axes.set_ylabel('reward' if name == 'reward_mean' else f'loss{unit}')
+  axes.legend(frameon=False)
+  axes.spines[['top', 'right']].set_visible(False)
+  return values
 
 
 def _smooth(values: list[float]) -> list[float]:

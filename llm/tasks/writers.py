@@ -101,7 +101,7 @@ def open_writers(
 
 
 def truncate_rows(workdir: str, step: int) -> None:
-  """Cuts the rows after `step` from `metrics.jsonl` and `samples.jsonl`.
+  """Cuts the rows after `step` from the files that a run adds rows to.
 
   A run that goes on from a checkpoint writes them again. A file is cut whole
   or not at all. Its last line may be half of one, where the run was killed as
@@ -110,7 +110,7 @@ def truncate_rows(workdir: str, step: int) -> None:
   Raises:
     UserError: another line is no JSON object.
   """
-  for name in ('metrics.jsonl', 'samples.jsonl'):
+  for name in ('metrics.jsonl', 'samples.jsonl', 'answers.jsonl'):
     _truncate(os.path.join(workdir, name), step)
 
 

@@ -113,7 +113,12 @@ def logits_of(folder, batch):
 def test_the_loss_is_the_divergence_from_the_teacher(
   start, setup, model_folder, teacher_folder
 ):
-  off = {'rollout.lmbda': 0.0, 'train.steps': 1, 'train.microbatch_size': 2}
+  off = {
+    'rollout.lmbda': 0.0,
+    'rollout.max_new_tokens': distill_data.MAX_NEW_TOKENS,
+    'train.steps': 1,
+    'train.microbatch_size': 2,
+  }
   batch, stats = setup(off).draw()
   assert stats['on_policy'] == 0.0 and stats['examples'] == 4
   [row] = start(off | {'loss.beta': 0.3, 'loss.temperature': 2.0})
@@ -141,7 +146,10 @@ def test_batches_are_on_policy_by_chance_of_the_seed(setup, monkeypatch):
   monkeypatch.setattr(distill_data, 'sample_answers', sample)
   flags = {}
   for lmbda in (0.0, 0.4, 1.0):
-    parts = setup({'rollout.lmbda': lmbda})
+    settings = {'rollout.lmbda': lmbda}
+    if not lmbda:  # no answer is drawn
+      settings['rollout.max_new_tokens'] = distill_data.MAX_NEW_TOKENS
+    parts = setup(settings)
     flags[lmbda] = [parts.draw()[1]['on_policy'] for _ in range(12)]
   assert not any(flags[0.0]) and all(flags[1.0])
   chance = [np.random.default_rng((0, n)).random() < 0.4 for n in range(12)]

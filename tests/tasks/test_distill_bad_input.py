@@ -1,6 +1,7 @@
 """What a distillation refuses, by name and before it reads the weights."""
 
 import json
+import shutil
 
 import pytest
 
@@ -20,14 +21,16 @@ FIELDS = {
     (1.5, 'rollout.lmbda=1.5: use 0 (rows only) to 1'),
     (float('nan'), 'rollout.lmbda=nan'),
   ],
-  'rollout.temperature': [(-1.0, 'rollout.temperature=-1.0: use 0 (greedy)')],
+  'rollout.temperature': [
+    (-1.0, 'rollout.temperature=-1.0: use 0 (greedy)'),
+  ],
   'rollout.max_new_tokens': [
     (0, 'rollout.max_new_tokens=0: use 1 or more'),
     (90, 'rollout.max_new_tokens=90: with the longest prompt of 12 tokens'),
   ],
   'teacher.path': [
     (None, 'teacher.path is not set: give the folder of a larger model'),
-    ('/no/such', "teacher.path='/no/such': "),
+    ('/no/such', "teacher.path='/no/such': does not exist: give a Hugging"),
   ],
   'data.path': [(None, 'data.path is not set')],
   'data.packing': [(True, 'data.packing=True: prompts are answered one in')],
@@ -92,6 +95,20 @@ def test_teachers_that_do_not_fit_are_refused(refuse, tmp_path):
   assert "id 97 is b'b' and the student's is b'a'" in message
 
 
+def test_a_reward_model_is_no_teacher(refuse, tmp_path, teacher_folder):
+  folder = tmp_path / 'scores'
+  shutil.copytree(teacher_folder, folder)
+  path = folder / 'config.json'
+  raw = json.loads(path.read_text(encoding='utf-8'))
+  raw['architectures'] = ['LlamaForSequenceClassification']
+  path.write_text(json.dumps(raw), encoding='utf-8')
+  message = refuse({'teacher.path': str(folder)})
+  assert message == (
+    f"teacher.path='{folder}': holds a LlamaForSequenceClassification, which "
+    'scores texts and writes none: give a language model'
+  )
+
+
 def test_an_export_over_the_teacher_is_refused(refuse, teacher_folder):
   message = refuse({'export': teacher_folder})
   assert 'is teacher.path too; name a folder of its own' in message
@@ -114,6 +131,14 @@ def test_rows_that_do_not_fit_are_refused(refuse, write_rows):
     (
       {'data.path': prompts, 'rollout.lmbda': 1.0, 'data.eval_path': prompts},
       'row 1: is of no known shape',
+    ),
+    (
+      {
+        'rollout.lmbda': 0.0,
+        'rollout.max_new_tokens': 128,
+        'rollout.temperature': 0.5,
+      },
+      'rollout.temperature=0.5: with rollout.lmbda=0 and without rollout.seq',
     ),
     ({'data.path': mixed}, 'row 2: is of no known shape'),
     (

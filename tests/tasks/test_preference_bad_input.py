@@ -1,5 +1,6 @@
 """What a preference run refuses, by name and before it reads the weights."""
 
+import math
 import pathlib
 
 import pytest
@@ -98,7 +99,10 @@ def test_wrong_values_are_refused_by_name(refuse, field):
     ('robust_dpo', 'label_smoothing', -0.1, 'label_smoothing=-0.1'),
     ('ipo', 'logprobs', 'median', "logprobs='median' must be 'mean' or 'sum'"),
     ('rpo', 'nll', 'word', "nll='word' must be 'token' or 'sequence'"),
-    ('rpo', 'alpha', -1.0, 'loss.alpha=-1.0: use 0 or more'),
+    ('rpo', 'alpha', -1.0, 'loss.alpha=-1.0: use a number of at least'),
+    ('simpo', 'gamma', math.nan, 'loss.gamma=nan: use a number of at least 0'),
+    ('simpo', 'gamma_ratio', math.inf, 'loss.gamma_ratio=inf: use a number'),
+    ('simpo', 'reference', 'frozen', 'simpo has no reference; leave it unset'),
     ('simpo', 'label_smoothing', 0.7, 'label_smoothing=0.7'),
   ],
 )

@@ -231,7 +231,7 @@ def test_microbatches_of_a_run(start):
 
 def test_dapo_draws_groups_without_signal_again(setup):
   rare = (('matches', 1.0, {'pattern': '[0-9].*'}),)
-  drawn = {}
+  drawn, share = {}, {}
   for rounds in (0, 6):
     dapo = setup(
       {'loss.name': 'dapo', 'rewards': rare, 'rollout.max_resamples': rounds}
@@ -240,9 +240,12 @@ def test_dapo_draws_groups_without_signal_again(setup):
     assert batch['tokens'].shape[0] == 16
     assert dapo.rollouts.get_state()['place'] >= 4
     with_signal = np.asarray(batch['advantages']).reshape(4, 4).any(axis=1)
-    assert with_signal.mean() == drawn[rounds]['groups_with_signal']
+    share[rounds] = with_signal.mean()
   assert drawn[0]['rounds'] == 1 and drawn[6]['rounds'] > 1
-  assert drawn[6]['groups_with_signal'] > drawn[0]['groups_with_signal']
+  assert share[6] > share[0] == drawn[0]['groups_with_signal']
+  # The numbers are those of all groups that were drawn, not of those kept.
+  found = drawn[6]['groups_with_signal'] * drawn[6]['rounds'] * 4
+  assert found >= share[6] * 4 and drawn[6]['groups_with_signal'] < share[6]
   never = (('matches', 1.0, {'pattern': 'never'}),)
   dapo = setup({'loss.name': 'dapo', 'rewards': never})
   batch, stats = dapo.draw()
@@ -278,6 +281,7 @@ def test_unrated_answers_are_left_out(setup, start, tmp_path, monkeypatch):
     '  return float("nan") if text[:1] < "W" else float(text[1:2] < "p")\n'
     'def none(row, text, finished): return float("inf")\n'
     'def fails(row, text, finished): return row["none"]\n'
+    'def unknown(row, text, finished): return float("nan")\n'
   )
   monkeypatch.syspath_prepend(str(tmp_path))
   for name in ('ppo', 'rloo', 'grpo'):
@@ -291,12 +295,67 @@ def test_unrated_answers_are_left_out(setup, start, tmp_path, monkeypatch):
     assert all(np.isfinite(x) for x in sums.values())
     if name != 'ppo':
       assert sums['weight'] == weights.sum()
+  # A reward without a weight is a metric: it leaves no answer unrated.
+  watched = (('ends', 1.0), ('strange:unknown', 0.0))
+  stats = setup({'rewards': watched}).draw()[1]
+  assert stats['unrated'] == 0 and 'reward_unknown' not in stats
+  assert stats['reward_mean'] == stats['reward_ends']
   with pytest.raises(RunError) as caught:
     start({'rewards': (('strange:none', 1.0),)}, 'none')
   for part in ('none of the 16 answers of rollout 1', 'none=inf', "'prompt': "):
     assert part in str(caught.value)
   with pytest.raises(RunError, match='reward strange:fails failed.*KeyError'):
     start({'rewards': (('strange:fails', 1.0),)}, 'fails')
+
+
+def test_no_step_is_lost_where_a_reward_fails(start, tmp_path, monkeypatch):
+  """The run goes on, once it is mended, as if nothing had been."""
+  module = tmp_path / 'mended.py'
+  module.write_text(
+    'import pathlib\n'
+    'calls = 0\n'
+    'def breaks(row, text, finished):\n'
+    '  global calls\n'
+    '  calls += 1\n'
+    '  if calls > 40 and not pathlib.Path(__file__).with_name("ok").exists():\n'
+    '    raise SystemExit(3)\n'
+    '  return float(text[:1] < "M")\n'
+  )
+  monkeypatch.syspath_prepend(str(tmp_path))
+  fields = {'rewards': (('mended:breaks', 1.0),), 'train.steps': 4}
+  fields |= {'train.checkpoint_every': 0, 'data.shuffle': True}
+  # 16 answers a rollout: the third cannot be rated.
+  with pytest.raises(RunError, match='reward mended:breaks failed.*SystemExit'):
+    start(fields, 'broken')
+  assert [p.name for p in (tmp_path / 'broken/checkpoints').iterdir()] == ['2']
+  (tmp_path / 'ok').touch()
+  broken, whole = start(fields, 'broken'), start(fields, 'whole')
+  assert [row['step'] for row in broken] == [1, 2, 3, 4]
+  for one, other in zip(broken, whole, strict=True):
+    for name in ('loss', 'reward_mean', 'length', 'grad_norm', 'entropy'):
+      assert one[name] == other[name], (one['step'], name)
+
+
+def test_the_report_shows_answers(start, tmp_path, capsys):
+  rows = start({'train.eval_every': 2, 'train.steps': 4})
+  path = tmp_path / 'run' / 'answers.jsonl'
+  shown = [json.loads(line) for line in path.read_text().splitlines()]
+  assert {row['step'] for row in shown} == {2, 4}
+  last = [row for row in shown if row['step'] == 4]
+  # The best and the worst answer to each of the four prompts of a rollout.
+  assert [row['prompt'] for row in last[:2]] == ['3 and 3'] * 2
+  assert 4 < len(last) <= 8
+  for row in last:
+    named = row['rewards']
+    assert row['reward'] == named['matches'] + 0.5 * named['ends']
+    assert rows[3]['reward_min'] <= row['reward'] <= rows[3]['reward_max']
+    assert named['ends'] == float(row['finished'])
+  assert last[0]['reward'] >= last[1]['reward']
+  printed = capsys.readouterr().out.splitlines()
+  begin = next(i for i, line in enumerate(printed) if line.startswith('prompt'))
+  assert printed[begin].split() == ['prompt', 'answer', 'reward']
+  assert printed[begin + 1].startswith('3 and 3')
+  assert printed[begin + 1].split()[-1] == f'{last[0]["reward"]:.3g}'
 
 
 def test_held_out_prompts_are_answered_greedily(start, write_rows, tmp_path):

@@ -1,6 +1,7 @@
 """What a reinforcement run refuses, by name and before it reads the weights."""
 
 import dataclasses
+import math
 import types
 
 import pytest
@@ -15,7 +16,12 @@ from tests.tasks.conftest import ROOT
 GOOD = {'prompt': 'What is it?', 'answer': 'A row.'}
 FIELDS = {
   'loss.name': [('mse', "loss.name='mse': use one of ppo, rloo, reinforce")],
-  'loss.kl_coef': [(-1.0, 'loss.kl_coef=-1.0: use a number of at least 0')],
+  'loss.kl_coef': [
+    (-1.0, 'loss.kl_coef=-1.0: use a number of at least 0'),
+    (math.nan, 'loss.kl_coef=nan: use a number of at least 0'),
+    (math.inf, 'loss.kl_coef=inf: use a number of at least 0'),
+  ],
+  'loss.clip_low': [(3.0, 'loss.clip_low=3.0: use a number from 0 to 1')],
   'loss.kl_estimator': [
     ('k4', "loss.kl_estimator='k4': use one of k1, k2, k3")
   ],
@@ -40,7 +46,10 @@ FIELDS = {
     (3, 'rollout.minibatches=3: use a divisor of train.batch_size=2'),
   ],
   'rollout.epochs': [(3, 'train.steps=2: use a multiple of 3')],
-  'rollout.max_resamples': [(-1, 'rollout.max_resamples=-1: use 0 or more')],
+  'rollout.max_resamples': [
+    (2, 'rollout.max_resamples=2: grpo takes groups as they come'),
+  ],
+  'loss.kl_horizon': [(1e4, 'loss.kl_horizon=10000.0: is of the controller')],
   'rollout.overlong_margin': [(9, 'rollout.overlong_margin=9: use 0 (off) to')],
   'train.batch_size': [(0, 'train.batch_size=0: use 1 or more')],
   'train.microbatch_size': [
@@ -125,7 +134,31 @@ def test_what_only_some_algorithms_read(refuse):
     ),
     (
       {'loss.name': 'ppo', 'loss.kl_target': 1.0, 'loss.kl_horizon': 0.0},
-      'loss.kl_horizon=0.0: use more than 0',
+      'loss.kl_horizon=0.0: use a number above 0',
+    ),
+    (
+      {'loss.name': 'ppo', 'loss.kl_target': math.nan},
+      'loss.kl_target=nan: use a number above 0',
+    ),
+    (
+      {'loss.name': 'rloo', 'loss.kl_target': 1.0, 'loss.kl_horizon': math.inf},
+      'loss.kl_horizon=inf: use a number above 0',
+    ),
+    (
+      {'loss.name': 'ppo', 'loss.gamma': 7.0},
+      'loss.gamma=7.0: use a number from 0 to 1',
+    ),
+    (
+      {'loss.name': 'ppo', 'loss.lam': 2.0},
+      'loss.lam=2.0: use a number from 0 to 1',
+    ),
+    (
+      {'loss.name': 'ppo', 'loss.value_clip': math.inf},
+      'loss.value_clip=inf: use a number of at least 0',
+    ),
+    (
+      {'loss.name': 'dapo', 'rollout.max_resamples': -1},
+      'rollout.max_resamples=-1: use 0 or more',
     ),
     (
       {'loss.name': 'dr_grpo', 'rollout.group_size': 1},
