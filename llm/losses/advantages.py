@@ -81,7 +81,8 @@ def group_advantages(
 
   A NaN is an answer that could not be rated: it is left out of mean and std
   and gets 0. So does a group whose rewards are all equal, and a group of one:
-  there is nothing to learn from.
+  there is nothing to learn from. An infinite reward makes its group's
+  advantages NaN (tasks refuse it where it is given).
 
   Args:
     rewards: float[B], groups of `group_size` answers to one prompt after each
