@@ -119,7 +119,7 @@ def _control_table(rows) -> str:
 def _draw(rows, path: str) -> None:
   kinds = [kind for kind in KINDS if of_kind(rows, kind)]
   figure, axes = plt.subplots(
-    1, len(kinds), figsize=(3 * len(kinds), 3.2), layout='constrained'
+    1, len(kinds), figsize=(3 * len(kinds), 3.5), layout='constrained'
   )
   for axis, kind in zip([axes] if len(kinds) == 1 else axes, kinds):
     group = of_kind(rows, kind)
@@ -140,6 +140,9 @@ def _draw(rows, path: str) -> None:
     axis.set_xticks([])
     axis.spines[['top', 'right']].set_visible(False)
   figure.axes[0].set_ylabel('seconds of a step')
-  figure.axes[0].legend(frameon=False, fontsize=8)
+  handles = figure.axes[0].get_legend_handles_labels()
+  figure.legend(
+    *handles, frameon=False, fontsize=8, ncols=3, loc='outside lower center'
+  )
   figure.savefig(path, dpi=150)
   plt.close(figure)
