@@ -63,7 +63,7 @@ def curve(row: report.Row, run: str, name: str) -> list[tuple[int, float]]:
 
 
 def growth(rows: Sequence[report.Row], run: str) -> list[float]:
-  """Length of wrong held-out answers after a run, over that before it."""
+  """Length of wrong answers after a run, over that before it."""
   return [row[f'{run}.length_wrong'] / row['sft.length_wrong'] for row in rows]
 
 
@@ -92,7 +92,7 @@ def _goal_table(rows) -> str:
     ),
     (
       'minutes for both',
-      f'≤ {MINUTES_GOAL}',
+      f'≤ {MINUTES_GOAL} in each run',
       _pair(report.mean_interval(minutes), 1),
       max(minutes) <= MINUTES_GOAL,
     ),
@@ -166,7 +166,7 @@ def _length_table(rows) -> str:
         _percent([row[f'{run}.pass_1'] for row in rows]),
         readme.mean(rows, f'{run}.length_wrong', 1),
         readme.mean(rows, f'{run}.length_right', 1),
-        readme.mean(rows, f'{run}.wrong_answers', 0),
+        _percent([row[f'{run}.marks_tell'] for row in rows]),
         readme.mean(rows, f'{run}.seconds', 0),
       )
     )
@@ -175,7 +175,7 @@ def _length_table(rows) -> str:
     'pass@1, %',
     'tokens of wrong answers',
     'of right ones',
-    'wrong ones',
+    'marks tell, %',
     'seconds',
   )
   return readme.table(header, lines)

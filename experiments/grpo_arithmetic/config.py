@@ -32,25 +32,25 @@ def get_config(arg=None):
 
   own = config.addition = _part(arg.smoke)
   own.operands = (10, 99)  # the smallest and the largest one
-  own.wrong_share = 0.0  # of the demonstrations
+  own.held_out = 32 if arg.smoke else 512  # sums that nothing is trained on
   own.random_steps = 2 if arg.smoke else 100  # with the random reward
   own = config.length = _part(arg.smoke)
-  own.operands = (0, 29)
-  own.wrong_share = 0.5
-  own.sft_goal = 0.25
+  own.operands = (0, 9)
+  own.copies = 1 if arg.smoke else 100  # demonstrations of each sum
+  own.sft_goal = 0.0  # the first of the steps
   if not arg.smoke:
-    own.held_out = 256
     own.layers, own.heads = 2, 3
+    own.sft_steps = (1000,)
     own.sft_lr = 2e-3
     own.rl_lr = 1e-4
     own.rl_warmup = 10
-    own.rl_steps = 400
+    own.rl_steps = 200
+    own.answers = 64
   return config
 
 
 def _part(smoke):
   own = ml_collections.ConfigDict()
-  own.held_out = 32 if smoke else 512  # sums that nothing is trained on
   own.layers = 1 if smoke else 3
   own.heads = 1 if smoke else 5  # of width 32
   # Fine-tuning goes on from one of these steps to the next until this share
@@ -62,4 +62,5 @@ def _part(smoke):
   own.rl_lr = 4e-4
   own.rl_warmup = 1 if smoke else 50
   own.prompts = 4 if smoke else 32  # of a rollout, 8 answers to each
+  own.answers = 8  # to each sum in the exam
   return own

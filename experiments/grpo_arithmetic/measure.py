@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -23,7 +23,7 @@ from llm.train.rollout import sample_answers
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 MODULE = __name__
-GROUP = 8  # answers to a prompt, in training and in pass@8
+GROUP = 8  # answers to a prompt in training
 CURVE_STEPS = 10  # that a point of a curve is the mean of
 WATCHED = (
   'reward_mean',
@@ -32,7 +32,7 @@ WATCHED = (
   'entropy',
   'groups_with_signal',
 )
-PROMPTS_AT_ONCE = 64  # in the exam
+ANSWERS_AT_ONCE = 512  # in the exam
 # Tokens of an answer, the end token included, by part.
 MAX_NEW_TOKENS = {'addition': 4, 'length': 24}
 
@@ -76,8 +76,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
 def addition(config, workdir: pathlib.Path) -> dict:
   """GRPO with the reward of right answers, and with a random one."""
   began = time.perf_counter()
-  train, held_out = _split(config)
-  result = {'sft': _tune(config, workdir, train)}
+  own = config.addition
+  train, held_out = problems.split(config.seed, own.operands, own.held_out)
+  # The last sums are no demonstrations: they tell when to end fine-tuning.
+  shown, trial = problems.cut(train, own.held_out // 4)
+  demonstrations = problems.demonstrations(shown)
+  result = {'sft': _tune(config, workdir, demonstrations, trial)}
   rewards = {
     'exact': (('exact_answer', 1.0),),
     'random': ((f'{MODULE}:random_reward', 1.0, {'seed': config.seed}),),
@@ -93,14 +97,21 @@ def addition(config, workdir: pathlib.Path) -> dict:
 
 
 def length(config, workdir: pathlib.Path) -> dict:
-  """How GRPO and Dr.GRPO change the length of answers."""
-  train, held_out = _split(config)
-  result = {'sft': _tune(config, workdir, train)}
+  """How GRPO and Dr.GRPO change the length of answers.
+
+  All sums are demonstrated, right and wrong, and examined: what matters is
+  that the model knows which is which, not that it adds.
+  """
+  own = config.length
+  sums, _ = problems.split(config.seed, own.operands, 0)
+  demonstrations = problems.with_tails(sums * own.copies, config.seed)
+  result = {'sft': _tune(config, workdir, demonstrations, sums)}
   reward = ((f'{MODULE}:starts_right', 1.0),)
-  steps = config.length.rl_steps
   for name in ('grpo', 'dr_grpo'):
-    result[name] = _reinforce(config, workdir, train, name, name, reward, steps)
-  return _examine(config, workdir, held_out, result)
+    result[name] = _reinforce(
+      config, workdir, sums, name, name, reward, own.rl_steps
+    )
+  return _examine(config, workdir, sums, result)
 
 
 PARTS: dict[str, Callable[..., dict]] = {
@@ -121,26 +132,18 @@ def _fields(name: str, config) -> ml_collections.ConfigDict:
   return fields
 
 
-def _split(config) -> tuple[list[dict], list[dict]]:
-  own = config[config.part]
-  return problems.split(config.seed, own.operands, own.held_out)
-
-
-def _tune(config, workdir: pathlib.Path, train: list[dict]) -> dict:
+def _tune(
+  config,
+  workdir: pathlib.Path,
+  demonstrations: list[dict],
+  trial: list[dict],
+) -> dict:
   """SFT of fresh weights, until enough of the answers are right.
 
   When a model begins to add differs by a hundred steps between seeds, so the
-  run goes on, some steps at a time, until it answers `sft_goal` of the last
-  sums of `train`, which are no demonstrations.
+  run goes on, some steps at a time, until it answers `sft_goal` of `trial`.
   """
   own = config[config.part]
-  trial = train[len(train) - own.held_out // 4 :]
-  demonstrations = problems.demonstrations(
-    train[: -len(trial)],
-    config.seed,
-    tails=config.part == 'length',
-    wrong_share=own.wrong_share,
-  )
   fields = _tuning_fields(config)
   fields.data.path = problems.write(
     workdir / 'demonstrations.jsonl', demonstrations
@@ -156,7 +159,7 @@ def _tune(config, workdir: pathlib.Path, train: list[dict]) -> dict:
     shutil.rmtree(workdir / 'sft', ignore_errors=True)
     fields.train.steps = steps
     result = supervised.run(fields, str(workdir / 'tuning'))
-    right = _sample(config, workdir / 'sft', trial, GROUP, 1.0)[0].mean()
+    right = _sample(config, workdir / 'sft', trial, GROUP, 1.0).right.mean()
     if right >= own.sft_goal:
       break
   return {
@@ -234,29 +237,43 @@ def curve(rows: list[dict], key: str) -> dict[int, float]:
   return points
 
 
-def _examine(config, workdir, held_out: list[dict], result: dict) -> dict:
-  """Adds what each exported model answers to the held-out prompts."""
+def _examine(config, workdir, rows: list[dict], result: dict) -> dict:
+  """Adds what each exported model answers to these prompts."""
+  answers = config[config.part].answers
   for name in result:
     if not (workdir / name).is_dir():
       continue
-    greedy, _ = _sample(config, workdir / name, held_out, 1, 0.0)
-    right, lengths = _sample(config, workdir / name, held_out, GROUP, 1.0)
-    result[name] |= summarise(greedy, right, lengths)
+    greedy = _sample(config, workdir / name, rows, 1, 0.0)
+    drawn = _sample(config, workdir / name, rows, answers, 1.0)
+    result[name] |= summarise(greedy, drawn)
   return result
+
+
+class Answers(NamedTuple):
+  """Of `size` answers to each of some rows: [rows, size] each.
+
+  `right` bool, `lengths` int in tokens, `tells` float: 1 where the first mark
+  after the sum says whether it is right, 0 where it says the contrary, NaN
+  without a mark.
+  """
+
+  right: np.ndarray
+  lengths: np.ndarray
+  tells: np.ndarray
 
 
 def _sample(
   config, folder: pathlib.Path, rows: list[dict], size: int, temperature: float
-) -> tuple[np.ndarray, np.ndarray]:
-  """`marks` of `size` answers to each prompt by a saved model."""
+) -> Answers:
+  """`size` answers to each prompt by a saved model."""
   model, params, tok = api.load(str(folder))
-  answers = []
-  for start in range(0, len(rows), PROMPTS_AT_ONCE):
-    part = rows[start : start + PROMPTS_AT_ONCE]
+  answers, part = [], max(1, ANSWERS_AT_ONCE // size)
+  for start in range(0, len(rows), part):
+    prompts = rows[start : start + part]
     answers += sample_answers(
       model,
       params,
-      [tok.encode(row['prompt']) for row in part],
+      [tok.encode(row['prompt']) for row in prompts],
       group_size=size,
       seed=(config.seed, start),
       max_new_tokens=MAX_NEW_TOKENS[config.part],
@@ -264,38 +281,39 @@ def _sample(
       eos_ids=model.config.eos_ids,
     )
   is_right = starts_right if config.part == 'length' else exact_answer
-  return marks(rows, answers, tok, is_right)
+  return read(rows, answers, tok, is_right)
 
 
-def marks(rows, answers, tok, is_right) -> tuple[np.ndarray, np.ndarray]:
-  """bool[rows, size] right, int[rows, size] tokens of the answers."""
+def read(rows, answers, tok, is_right) -> Answers:
+  """What the answers, `size` to each row, are."""
   size = len(answers) // len(rows)
-  right = [
-    bool(is_right(rows[i // size], tok.decode(answer.token_ids), True))
-    for i, answer in enumerate(answers)
-  ]
-  lengths = [len(answer.token_ids) for answer in answers]
-  shape = (len(rows), size)
-  return np.reshape(right, shape), np.reshape(lengths, shape)
+  found = []
+  for i, answer in enumerate(answers):
+    text = tok.decode(answer.token_ids)
+    right = bool(is_right(rows[i // size], text, True))
+    mark = text.lstrip('0123456789-')[:1]
+    tells = float(mark == (problems.RIGHT if right else problems.WRONG))
+    found.append((right, len(answer.token_ids), tells if mark else np.nan))
+  return Answers(*(np.reshape(x, (len(rows), size)) for x in zip(*found)))
 
 
-def summarise(
-  greedy: np.ndarray, right: np.ndarray, lengths: np.ndarray
-) -> dict[str, float]:
-  """Accuracies and lengths of the held-out answers.
+def summarise(greedy: Answers, drawn: Answers) -> dict[str, float]:
+  """Accuracies and lengths of the answers of an exam.
 
   Args:
-    greedy: bool[rows, 1].
-    right: bool[rows, size], of drawn answers.
-    lengths: int[rows, size].
+    greedy: one to each prompt.
+    drawn: some to each.
   """
+  right, lengths, tells = drawn
   result = {
-    'greedy': greedy.mean(),
+    'greedy': greedy.right.mean(),
     'pass_1': right.mean(),
     f'pass_{right.shape[1]}': right.any(axis=1).mean(),
     'length': lengths.mean(),
     'wrong_answers': (~right).sum(),
   }
+  if not np.isnan(tells).all():
+    result['marks_tell'] = np.nanmean(tells)
   if right.any():
     result['length_right'] = lengths[right].mean()
   if not right.all():

@@ -9,7 +9,8 @@ import numpy as np
 END_OF_TAIL = 0.15  # chance that a tail ends before its next mark
 LONGEST_TAIL = 20
 RIGHT, WRONG = '.', '?'  # marks of a tail
-ERRORS = (-10, -2, -1, 1, 2, 10)  # of wrong demonstrations
+WRONG_SHARE = 0.5  # of the demonstrations with tails
+ERRORS = (-10, -2, -1, 1, 2, 10)  # of the wrong ones
 
 
 def split(
@@ -35,25 +36,35 @@ def split(
   return rows[held_out:], rows[:held_out]
 
 
-def demonstrations(
-  rows: Iterable[dict], seed: int, *, tails: bool, wrong_share: float
-) -> list[dict]:
-  """Rows of SFT: each prompt with an answer.
+def cut(rows: list[dict], last: int) -> tuple[list[dict], list[dict]]:
+  """(the rows but for the `last` ones, those)."""
+  return rows[: len(rows) - last], rows[len(rows) - last :]
+
+
+def demonstrations(rows: Iterable[dict]) -> list[dict]:
+  """Rows of SFT: each prompt with its answer."""
+  return [
+    {'prompt': row['prompt'], 'completion': row['answer']} for row in rows
+  ]
+
+
+def with_tails(rows: Iterable[dict], seed: int) -> list[dict]:
+  """Rows of SFT, half of them wrong, that say so and go on.
+
+  After the sum come marks, as many as a coin says whatever the sum is: '46....'
+  or, where it is wrong, '47????'.
 
   Args:
-    rows: from `split`.
+    rows: from `split`, each as often as it shall be shown.
     seed: draws what follows.
-    tails: put marks after the answer, as many as a coin says whatever the
-      answer is: '46....' or, where it is wrong, '47????'.
-    wrong_share: chance of a wrong answer.
   """
   rng = np.random.default_rng((seed, 1))
   out = []
   for row in rows:
     answer, mark = row['answer'], RIGHT
-    if rng.random() < wrong_share:
+    if rng.random() < WRONG_SHARE:
       answer, mark = str(int(answer) + rng.choice(ERRORS)), WRONG
-    length = min(rng.geometric(END_OF_TAIL) - 1, LONGEST_TAIL) if tails else 0
+    length = min(rng.geometric(END_OF_TAIL) - 1, LONGEST_TAIL)
     out.append({'prompt': row['prompt'], 'completion': answer + mark * length})
   return out
 

@@ -31,9 +31,11 @@ def test_sums_are_right_and_apart():
 
 def test_tails_do_not_depend_on_what_they_follow():
   rows, _ = problems.split(0, (10, 99), 512)
-  plain = problems.demonstrations(rows, 0, tails=False, wrong_share=0.0)
+  plain = problems.demonstrations(rows)
   assert [row['completion'] for row in plain] == [r['answer'] for r in rows]
-  shown = problems.demonstrations(rows, 0, tails=True, wrong_share=0.5)
+  first, last = problems.cut(plain, 8)
+  assert first + last == plain and len(last) == 8
+  shown = problems.with_tails(rows, 0)
   tails = {problems.RIGHT: [], problems.WRONG: []}
   right = []
   for row, demonstration in zip(rows, shown, strict=True):
@@ -64,7 +66,7 @@ def test_rewards_do_not_look_at_the_tail():
   assert set(drawn) == {0.0, 1.0} and abs(np.mean(drawn) - 0.5) < 0.1
 
 
-def test_marks_are_by_prompt_and_lengths_by_mark():
+def test_answers_are_read_by_prompt():
   tok = load_tokenizer('bytes')
   rows = [{'answer': '46'}, {'answer': '7'}]
 
@@ -72,17 +74,20 @@ def test_marks_are_by_prompt_and_lengths_by_mark():
     ids = [*tok.encode(text, bos=False), *tok.eos_ids[:1]]
     return Completion(ids, [], [], [], [], [], 'stop', 6, {})
 
-  answers = [answer(text) for text in ('46.', '45???', '8', '9?')]
-  right, lengths = measure.marks(rows, answers, tok, measure.starts_right)
+  answers = [answer(text) for text in ('46.', '45???', '8', '-9.')]
+  drawn = measure.read(rows, answers, tok, measure.starts_right)
+  right, lengths, tells = drawn
   assert right.tolist() == [[True, False], [False, False]]
-  assert lengths.tolist() == [[4, 6], [2, 3]]
-  numbers = measure.summarise(right[:, :1], right, lengths)
-  assert numbers == {
-    'greedy': 0.5, 'pass_1': 0.25, 'pass_2': 0.5, 'length': 3.75,
-    'wrong_answers': 3.0, 'length_right': 4.0, 'length_wrong': 11 / 3,
+  assert lengths.tolist() == [[4, 6], [2, 4]]
+  np.testing.assert_array_equal(tells, [[1, 1], [np.nan, 0]])
+  greedy = measure.Answers(right[:, :1], lengths[:, :1], tells[:, :1])
+  assert measure.summarise(greedy, drawn) == {
+    'greedy': 0.5, 'pass_1': 0.25, 'pass_2': 0.5, 'length': 4.0,
+    'wrong_answers': 3.0, 'length_right': 4.0, 'length_wrong': 4.0,
+    'marks_tell': 2 / 3,
   }  # fmt: skip
-  all_right = measure.summarise(right[:1, :1], right[:1, :1], lengths[:1, :1])
-  assert 'length_wrong' not in all_right
+  plain = measure.read(rows[:1], answers[:1], tok, measure.starts_right)
+  assert 'length_wrong' not in measure.summarise(plain, plain)
 
 
 def test_a_curve_is_of_the_steps_that_have_a_value():
