@@ -136,7 +136,7 @@ def _row(part, seed, **values):
   for run in ('sft', 'exact', 'random', 'grpo', 'dr_grpo'):
     for name in (
       'greedy', 'pass_1', 'pass_8', 'seconds', 'length_wrong', 'length_right',
-      'wrong_answers',
+      'wrong_answers', 'marks_tell',
     ):  # fmt: skip
       row[f'{run}.{name}'] = 0.4
   return row | {name.replace('__', '.'): x for name, x in values.items()}
