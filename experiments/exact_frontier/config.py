@@ -38,7 +38,7 @@ def get_config(arg=None):
   config.steps = 2 if arg.smoke else 400
   config.rate = 1e-2
 
-  config.rl_steps = 2 if arg.smoke else 400
+  config.rl_steps = 4 if arg.smoke else 1600  # updates
   config.rl_rate = 1e-2
-  config.samples = 16 if arg.smoke else 256  # in each step
+  config.samples = 16 if arg.smoke else 256  # of a rollout
   return config

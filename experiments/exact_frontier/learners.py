@@ -35,9 +35,9 @@ class Pairs(NamedTuple):
 
 
 class Settings(NamedTuple):
-  """Steps with a cosine decay of the rate to 0; pairs or samples of a step."""
+  """Updates with a cosine decay of the rate to 0; pairs or samples of each."""
 
-  steps: int
+  steps: int  # updates, of PPO too, which takes EPOCHS on the same samples
   rate: float
   batch_size: int
   group_size: int = 16  # of RLOO and GRPO
@@ -110,7 +110,7 @@ def make_rl_trainer(name: str, settings: Settings) -> Callable[..., jax.Array]:
     which divides by a deviation, the optimum is ref · exp(reward / kl_coef).
   """
   updates = EPOCHS if name == 'ppo' else 1
-  tx = _optimizer(settings.rate, settings.steps * updates)
+  tx = _optimizer(settings.rate, settings.steps)
 
   def policy_loss(params, frozen, batch, keys):
     del keys
@@ -140,7 +140,7 @@ def make_rl_trainer(name: str, settings: Settings) -> Callable[..., jax.Array]:
       return state, None
 
     state = state_lib.init_state(params, tx, jax.random.key(seed))
-    state, _ = lax.scan(body, state, length=settings.steps)
+    state, _ = lax.scan(body, state, length=settings.steps // updates)
     return language.all_logprobs(state.params)
 
   return train

@@ -40,7 +40,7 @@ class Labels(NamedTuple):
 
 NOISE = {
   'sure': Labels(200_000, 3.0, 512, 2.0),
-  'few': Labels(20_000, 1.0, 256, 0.02),
+  'few': Labels(20_000, 1.0, 256, 0.005),
 }
 
 
