@@ -35,12 +35,12 @@ class Labels(NamedTuple):
   pairs: int
   deviation: float  # of the reward
   batch_size: int
-  beta: float
+  betas: tuple[float, ...]  # by FLIPPED
 
 
 NOISE = {
-  'sure': Labels(200_000, 3.0, 512, 2.0),
-  'few': Labels(20_000, 1.0, 256, 0.005),
+  'sure': Labels(200_000, 3.0, 512, (2.0, 2.0, 2.0)),
+  'few': Labels(20_000, 1.0, 256, (0.02, 0.005, 0.005)),
 }
 
 
@@ -101,7 +101,7 @@ def noise(config, world: World) -> dict:
   result = {}
   for key, labels in NOISE.items():
     plain = _pair_trainer(preference.dpo_loss, config, labels.batch_size)
-    for flipped in FLIPPED:
+    for flipped, beta in zip(FLIPPED, labels.betas, strict=True):
       pairs = draw_pairs(
         world,
         config.seed,
@@ -116,7 +116,7 @@ def noise(config, world: World) -> dict:
         )
         trainers[name] = _pair_trainer(loss, config, labels.batch_size)
       for name, train in trainers.items():
-        policy = train(world, pairs, (labels.beta,))[0]
+        policy = train(world, pairs, (beta,))[0]
         result[f'{key}.{name}_{flipped}'] = _point(world, policy)
   return result
 
