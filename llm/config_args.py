@@ -218,9 +218,9 @@ def _wrong_value(config: ml_collections.ConfigDict, message: str) -> str:
   name, text = match.groups()
   kind = config_path.get_type(name, config)
   now = config_path.get_value(name, config)
+  is_now = 'it is unset' if now is None else f'its value is {now!r}'
   return (
-    f'--config.{name}={text}: the field takes {_KIND_NAMES[kind]} '
-    f'(its value is {now!r})'
+    f'--config.{name}={text}: the field takes {_KIND_NAMES[kind]} ({is_now})'
   )
 
 

@@ -49,7 +49,10 @@ def read_config(path: str) -> ModelConfig:
     UserError: no such folder or file, or a config that `from_hf` refuses.
   """
   if not os.path.isdir(path):
-    raise UserError(f'model.path={path!r}: no such folder')
+    raise UserError(
+      f'model.path={path!r}: no such folder; give one with config.json and '
+      'safetensors files'
+    )
   raw = read_json(os.path.join(path, 'config.json'))
   config = from_hf(raw)
   generation_path = os.path.join(path, 'generation_config.json')

@@ -108,7 +108,11 @@ def load_pairs(
       margins.append(margin)
   counts['pairs'] = len(margins)
   if not kept:
-    raise UserError(f'{field}: no pair is left of {counts}')
+    left_out = ', '.join(f'{n} {name}' for name, n in counts.items() if n)
+    raise UserError(
+      f'{field}: no pair is left ({left_out}); give rows whose chosen and '
+      'rejected answers differ and fit data.max_length'
+    )
   margins = np.array(margins, np.float32)
   pairs = Pairs(
     digested(examples_lib.from_list(kept), margins), margins, counts

@@ -174,15 +174,34 @@ def group_lengths(lengths: jax.Array, group_size: int) -> jax.Array:
   """Mean length of each row's group, for `reduction='group'`.
 
   Args:
-    lengths: int or float[B], tokens of each answer, groups after each other.
+    lengths: int or float[B], tokens of each answer, groups after each other;
+      0 is an answer that is left out.
     group_size: G, divides B.
 
   Returns:
-    float32[B], equal within a group.
+    float32[B], equal within a group; 0 for a group without answers.
   """
   groups, _ = _groups(lengths, group_size)
-  mean = jnp.mean(groups, axis=1, keepdims=True)
+  there = jnp.sum(groups > 0, axis=1, keepdims=True)
+  mean = jnp.sum(groups, axis=1, keepdims=True) / jnp.maximum(there, 1)
   return jnp.broadcast_to(mean, groups.shape).reshape(-1)
+
+
+def group_weights(valid: jax.Array, group_size: int) -> jax.Array:
+  """Weights of answers that add up to the same in each group.
+
+  For `reduction='group'`, where every group counts alike.
+
+  Args:
+    valid: bool[B], answers that are not left out, groups after each other.
+    group_size: G, divides B.
+
+  Returns:
+    float32[B]: G / k for each of the k that are left, 0 for the others.
+  """
+  groups, _ = _groups(valid, group_size)
+  there = jnp.sum(groups, axis=1, keepdims=True)
+  return (groups * group_size / jnp.maximum(there, 1)).reshape(-1)
 
 
 def whiten(

@@ -40,7 +40,11 @@ def run(config, workdir: str | None) -> dict[str, float]:
   blueprint = draw_blueprint(config)
   teacher = open_teacher(config, blueprint)
   examples, held_out = distill_data.load(config, blueprint, teacher)
-  identity = {'examples': examples.digest, 'teacher': teacher.weights}
+  identity = {
+    'examples': examples.digest,
+    'held_out': held_out and held_out.digest,
+    'teacher': teacher.weights,
+  }
   training.check_run(config, workdir, blueprint, identity)
   trainee = build_trainee(config, blueprint, mesh)
   frozen = {**trainee.frozen, 'teacher': read_teacher(teacher, mesh)}

@@ -81,7 +81,7 @@ def _check_fields(config) -> None:
       f'rollout.reference_every={every}: {loss.name} has no reference; use 0'
     )
   steps = rollout.epochs * rollout.minibatches * every
-  for name in ('steps', 'checkpoint_every', 'eval_every'):
+  for name in rl.ends_of_rollouts(config):
     if every and train[name] % steps:
       raise UserError(
         f'train.{name}={train[name]}: use a multiple of {steps} '

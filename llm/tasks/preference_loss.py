@@ -90,7 +90,7 @@ def loss_options(loss: Any) -> dict[str, Any]:
   try:  # values that have no meaning are refused by the loss itself
     _call(loss, given, {n: pairs for n in known if n not in OPTIONS})
   except ValueError as error:
-    raise UserError(f'loss: {error}') from None
+    raise UserError(f'loss.{error}') from None
   return given
 
 

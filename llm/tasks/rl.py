@@ -138,12 +138,18 @@ def _check_sizes(config) -> None:
       f'train.batch_size={train.batch_size} prompts'
     )
   steps = rollout.epochs * rollout.minibatches
-  for name in ('steps', 'checkpoint_every', 'eval_every'):
+  for name in ends_of_rollouts(config):
     if train[name] % steps:
       raise UserError(
         f'train.{name}={train[name]}: use a multiple of {steps} '
         '(rollout.epochs · rollout.minibatches), the steps of a rollout'
       )
+
+
+def ends_of_rollouts(config) -> tuple[str, ...]:
+  """Fields of `train` that name steps at which a rollout must be over."""
+  evaluates = training_checks.is_evaluated(config)
+  return ('steps', 'checkpoint_every', *['eval_every'] * evaluates)
 
 
 def _check_loss(config) -> None:

@@ -38,6 +38,8 @@ class Algorithm:
   ratio: str = 'token'
 
 
+# Off unless they are asked for.
+_SWITCHES = dict(dual_clip=None, kl_corrected=False)
 ALGORITHMS = {
   'ppo': Algorithm(
     'gae',
@@ -50,6 +52,7 @@ ALGORITHMS = {
       gamma=1.0,
       lam=0.95,
       entropy_coef=0.0,
+      dual_clip=None,
     ),
   ),
   'rloo': Algorithm('rloo', dict(kl_coef=0.05, clip_low=0.2, clip_high=0.2)),
@@ -63,6 +66,7 @@ ALGORITHMS = {
       clip_high=0.2,
       reduction='sequence',
       entropy_coef=0.0,
+      **_SWITCHES,
     ),
   ),
   'dr_grpo': Algorithm(
@@ -74,6 +78,7 @@ ALGORITHMS = {
       clip_high=0.2,
       reduction='constant',
       entropy_coef=0.0,
+      **_SWITCHES,
     ),
   ),
   'dapo': Algorithm(
@@ -85,6 +90,7 @@ ALGORITHMS = {
       clip_high=0.28,
       reduction='token',
       entropy_coef=0.0,
+      **_SWITCHES,
     ),
     resamples=4,
   ),
@@ -97,6 +103,7 @@ ALGORITHMS = {
       clip_high=4e-4,
       reduction='sequence',
       entropy_coef=0.0,
+      **_SWITCHES,
     ),
     ratio='sequence',
   ),
@@ -140,6 +147,16 @@ def settings(loss: Any) -> dict[str, Any]:
       raise UserError(
         f'loss.{name}={merged[name]!r}: use one of {", ".join(known)}'
       )
+  if merged.get('kl_corrected') and not merged['kl_coef']:
+    raise UserError(
+      'loss.kl_corrected=True: there is no KL; set loss.kl_coef above 0'
+    )
+  bound = merged.get('dual_clip')
+  if bound is not None and bound <= 1 + merged['clip_high']:
+    raise UserError(
+      f'loss.dual_clip={bound}: use a number above 1 + loss.clip_high = '
+      f'{1 + merged["clip_high"]}'
+    )
   return merged
 
 
@@ -315,6 +332,7 @@ def _ppo(batch, logprobs, entropy, mask, values, chosen, max_length):
     entropy=entropy,
     clip_low=chosen['clip_low'],
     clip_high=chosen['clip_high'],
+    dual_clip=chosen['dual_clip'],
     entropy_coef=chosen['entropy_coef'],
   )
   value_sum, _, more = policy.ppo_value_loss(
@@ -364,6 +382,7 @@ def advantages(
     group_size=group_size,
     gamma=chosen.get('gamma'),
     lam=chosen.get('lam'),
+    groups_alike=chosen.get('reduction') == 'group',
   )
   if scale != 'gae':
     columns.pop('returns')
@@ -371,10 +390,22 @@ def advantages(
 
 
 @functools.partial(
-  jax.jit, static_argnames=('scale', 'group_size', 'gamma', 'lam')
+  jax.jit,
+  static_argnames=('scale', 'group_size', 'gamma', 'lam', 'groups_alike'),
 )
 def _columns(
-  rewards, mask, old, ref, values, kl_coef, *, scale, group_size, gamma, lam
+  rewards,
+  mask,
+  old,
+  ref,
+  values,
+  kl_coef,
+  *,
+  scale,
+  group_size,
+  gamma,
+  lam,
+  groups_alike,
 ):
   rated = jnp.isfinite(rewards)
   mask = mask & rated[:, None]
@@ -390,8 +421,11 @@ def _columns(
     advantages = policy.rloo_advantages(rewards, group_size)
   else:
     advantages = policy.group_advantages(rewards, group_size, scale=scale)
+  weights = rated.astype(jnp.float32)
+  if groups_alike:
+    weights = policy.group_weights(rated, group_size)
   return {
-    'row_weights': rated.astype(jnp.float32),
+    'row_weights': weights,
     'group_lengths': policy.group_lengths(mask.sum(axis=1), group_size),
     'advantages': advantages,
     'returns': returns,

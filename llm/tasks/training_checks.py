@@ -126,13 +126,19 @@ def is_evaluated(config) -> bool:
 
 
 def _check_best(config) -> None:
-  """Refuses a metric that this kind of run never evaluates."""
+  """Refuses a metric that this run does not evaluate."""
   best = config.train.best
   known = _EVALUATED[config.task]
-  if best and is_evaluated(config) and best not in known:
+  if best and best not in known:
     raise UserError(
       f'train.best={best!r}: {config.task} evaluates {", ".join(known)}; use '
       "one of them, or '' for none"
+    )
+  default = training_fields(config.task).train.best
+  if best not in ('', default) and not is_evaluated(config):
+    raise UserError(
+      f'train.best={best!r}: nothing is evaluated; set data.eval_path or '
+      "data.eval_fraction, or use ''"
     )
 
 

@@ -137,11 +137,33 @@ def check_rewards(rewards: Any) -> None:
       )
     try:
       function = find_reward(name)
-      inspect.signature(function).bind({}, '', True, **options)
+      _check_call(function, options)
       if name in REWARDS:
         function(_TRIAL, '', True, **options)
     except (TypeError, ValueError, re.error) as error:
       raise UserError(f'{where}: {error}') from None
+
+
+def _check_call(function: Callable[..., float], options: dict) -> None:
+  """Raises TypeError, naming the parameter, where a call would fail."""
+  parameters = [*inspect.signature(function).parameters.values()]
+  kinds = (
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+  )
+  known = [p.name for p in parameters[3:] if p.kind in kinds]
+  takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
+  for name in options:
+    if name not in known and not takes_any:
+      raise TypeError(
+        f'no option {name!r}; it has {", ".join(known) or "none"}'
+      )
+  try:
+    inspect.signature(function).bind({}, '', True, **options)
+  except TypeError as error:
+    raise TypeError(
+      f'{error}; a reward is called as (row, text, finished, **options)'
+    ) from None
 
 
 def find_reward(name: Any) -> Callable[..., float]:

@@ -220,3 +220,26 @@ def test_adaptive_kl_coef():
   np.testing.assert_allclose(step(2.2), 0.1 * 1.01, rtol=1e-6)
   np.testing.assert_allclose(step(100.0), 0.1 * 1.02, rtol=1e-6)
   np.testing.assert_allclose(step(0.0), 0.1 * 0.98, rtol=1e-6)
+
+
+def test_each_group_counts_alike_whatever_is_left_out():
+  """Group 1 has all four answers, group 2 two of them, group 3 none."""
+  lengths = np.array([4, 2, 2, 2, 3, 0, 5, 0, 0, 0, 0, 0])
+  valid = jnp.asarray(lengths > 0)
+  weights = policy.group_weights(valid, 4)
+  assert weights.tolist() == [1.0] * 4 + [2.0, 0.0, 2.0, 0.0] + [0.0] * 4
+  means = policy.group_lengths(jnp.asarray(lengths), 4)
+  assert means.tolist() == [2.5] * 4 + [4.0] * 4 + [0.0] * 4
+  mask = np.arange(5) < lengths[:, None]
+  losses = np.random.default_rng(0).normal(size=mask.shape)
+  loss_sum, weight_sum, _ = policy.grpo_loss(
+    jnp.zeros(mask.shape),
+    None,
+    -losses,
+    mask,
+    row_weights=weights,
+    group_lengths=means,
+    reduction='group',
+  )
+  wanted = np.mean([losses[:4][mask[:4]].mean(), losses[4:8][mask[4:8]].mean()])
+  np.testing.assert_allclose(loss_sum / weight_sum, wanted, rtol=1e-5)

@@ -12,6 +12,7 @@ import pytest
 import llm
 from llm import config_args
 from llm.decode.generate import Completion
+from llm.errors import UserError
 from llm.losses.distill import generalized_jsd_loss
 from llm.losses.language import next_token_targets
 from llm.parallel.mesh import make_mesh
@@ -246,3 +247,10 @@ def test_prompts_without_answers(setup, write_rows):
     ours, theirs = asked.draw()[0], whole.draw()[0]
     np.testing.assert_array_equal(ours['tokens'], theirs['tokens'])
     np.testing.assert_array_equal(ours['loss_mask'], theirs['loss_mask'])
+
+
+def test_other_held_out_rows_are_another_run(start, write_rows):
+  one, two = (write_rows(*ROWS[:n], name=f'held_out_{n}.jsonl') for n in (1, 2))
+  assert 'eval_loss' in start({'data.eval_path': one})[-1]
+  with pytest.raises(UserError, match='of another run: held_out is'):
+    start({'data.eval_path': two, 'train.steps': 3})

@@ -374,3 +374,32 @@ def test_held_out_prompts_are_answered_greedily(start, write_rows, tmp_path):
   result = json.loads((tmp_path / 'run' / 'result.json').read_text())
   assert result['first_reward_mean'] == rows[1]['reward_mean']
   assert {name: result[name] for name in names} == {n: last[n] for n in names}
+
+
+def test_switches_of_the_loss_are_read(setup):
+  """The rollout is on policy, so that a ratio bends the gradient alone."""
+  plain, corrected = (
+    setup({'loss.name': 'grpo', 'loss.kl_coef': 0.1, **more})
+    for more in ({}, {'loss.kl_corrected': True})
+  )
+  batch, _ = plain.draw()
+  ratio = 0.5
+  moved = batch | {
+    'old_logprobs': batch['old_logprobs'] - np.float32(np.log(ratio)),
+    'ref_logprobs': batch['ref_logprobs'] + 1.0,
+    'advantages': np.zeros_like(batch['advantages']),
+  }
+  sums = [float(parts.sums(moved)['loss']) for parts in (plain, corrected)]
+  assert sums[1] == pytest.approx(ratio * sums[0], rel=1e-4) and sums[0] > 0
+  bounded = setup({'loss.name': 'grpo', 'loss.dual_clip': 3.0})
+  free = setup({'loss.name': 'grpo'})
+  bad = batch | {
+    'old_logprobs': batch['old_logprobs'] - np.float32(np.log(8.0)),
+    'ref_logprobs': batch['old_logprobs'],
+    'advantages': -np.ones_like(batch['advantages']),
+  }
+  worst, least = (parts.sums(bad)['loss'] for parts in (free, bounded))
+  weight = batch['row_weights'].sum()
+  np.testing.assert_allclose(
+    (worst, least), (8 * weight, 3 * weight), rtol=1e-2
+  )

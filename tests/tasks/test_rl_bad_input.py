@@ -27,6 +27,13 @@ FIELDS = {
   ],
   'loss.reduction': [('mean', "loss.reduction='mean': use one of token, seq")],
   'loss.value_coef': [(1.0, 'loss.value_coef=1.0: grpo does not read it; it')],
+  'loss.dual_clip': [
+    (1.2, 'loss.dual_clip=1.2: use a number above 1 + loss.clip_high = 1.2')
+  ],
+  'train.best': [
+    ('eval_reward_mean', "train.best='eval_reward_mean': nothing is evaluated"),
+    ('eval_loss', "train.best='eval_loss': rl evaluates eval_reward_mean"),
+  ],
   'loss.lam': [(0.9, 'loss.lam=0.9: grpo does not read it')],
   'loss.kl_target': [(1.0, 'loss.kl_target=1.0: the controller is of ppo and')],
   'rollout.group_size': [
@@ -147,6 +154,18 @@ def test_what_only_some_algorithms_read(refuse):
     (
       {'loss.name': 'ppo', 'loss.gamma': 7.0},
       'loss.gamma=7.0: use a number from 0 to 1',
+    ),
+    (
+      {'loss.name': 'dapo', 'loss.kl_corrected': True},
+      'loss.kl_corrected=True: there is no KL; set loss.kl_coef above 0',
+    ),
+    (
+      {
+        'train.eval_every': 3,
+        'data.eval_fraction': 0.25,
+        'rollout.minibatches': 2,
+      },
+      'train.eval_every=3: use a multiple of 2',
     ),
     (
       {'loss.name': 'ppo', 'loss.lam': 2.0},

@@ -149,6 +149,10 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
   sys.modules.pop('own_rewards')
 
 
+def _odd(row):
+  return 1.0
+
+
 def test_entries_are_refused_by_name():
   for entry, wanted in [
     ('exact_answer', 'give (name, weight) or'),
@@ -159,8 +163,10 @@ def test_entries_are_refused_by_name():
     (('ends', math.nan), 'the weight is a finite number'),
     (('ends', -1e39), 'the weight is a finite number of at most 3e+38'),
     (('ends', 1.0, 'x'), 'the options are a dict'),
-    (('ends', 1.0, {'x': 1}), "unexpected keyword argument 'x'"),
-    (('matches', 1.0), "missing a required argument: 'pattern'"),
+    (('ends', 1.0, {'x': 1}), "no option 'x'; it has none"),
+    (('matches', 1.0), "missing a required argument: 'pattern'; a reward is"),
+    (('matches', 1.0, {'patern': 'x'}), "no option 'patern'; it has pattern"),
+    ((f'{__name__}:_odd', 1.0), 'too many positional arguments; a reward is'),
     (('matches', 1.0, {'pattern': '('}), 'missing ), unterminated'),
     (('brevity', 1.0, {'characters': 0}), 'characters=0: use 1 or more'),
     (('passes_tests', 1.0, {'seconds': 0}), 'seconds=0, megabytes=512: use'),
