@@ -201,9 +201,12 @@ def _control_goals(rows) -> list[tuple]:
       share <= GOLD_GOAL,
     )
   ]
-  for way in (_RL, _BEST):
-    highest = mean_curve(curves_of(rows, way, COIN)).gold.max()
-    share = highest / statistics.fmean(peaks(rows, way, SIZES[-1]))
+  for way in WAYS:
+    coin, right = (
+      mean_curve(curves_of(rows, way, judge)).gold.max()
+      for judge in (COIN, SIZES[-1])
+    )
+    share = coin / right
     lines.append(
       (
         f"{WAYS[way]}, a coin's labels: peak of the mean curve over that with "
