@@ -8,11 +8,17 @@ from llm.sweeps import grid
 config = 'experiments/exact_frontier/config.py'
 parallel = 2  # one run keeps one core busy
 
-# How many worlds: more where they differ more.
-WORLDS = {'exact': 5, 'dpo': 5, 'likelihood': 5, 'rl': 10, 'noise': 20}
+# The worlds of each part: more where they differ more.
+SEEDS = {
+  'exact': range(20, 25),
+  'dpo': range(20, 25),
+  'likelihood': range(20, 25),
+  'rl': range(20, 30),
+  'noise': range(40, 80),
+}
 
 
 def sweep():
   """Yields the overrides of each run."""
-  for part, worlds in WORLDS.items():
-    yield from grid.product({'part': (part,), 'seed': range(20, 20 + worlds)})
+  for part, seeds in SEEDS.items():
+    yield from grid.product({'part': (part,), 'seed': seeds})
