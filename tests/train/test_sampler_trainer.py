@@ -1,14 +1,10 @@
 """Log-probabilities kept at sampling are those of the training forward."""
 
-import jax
 import numpy as np
 import pytest
 
-from llm.decode.score import output_table
-from llm.losses.chunked import chunked_logprobs
-from llm.losses.language import next_token_targets
-from llm.train.rollout import answer_arrays, sample_answers
 from tests.models import tiny
+from tests.models.agreement import gaps
 
 PROMPTS, GROUP = 64, 16  # 1,024 answers
 
@@ -25,42 +21,18 @@ def test_over_a_thousand_answers_they_agree(kind, temperature):
     tuple(rng.integers(3, 50, length))
     for length in rng.integers(1, 25, PROMPTS)
   ]
-  answers = sample_answers(
+  answers, gap = gaps(
     model,
     params,
     prompts,
-    group_size=GROUP,
+    group=GROUP,
+    temperature=temperature,
     seed=(0,),
     max_new_tokens=24,
-    temperature=temperature,
     eos_ids=(1, 2),
   )
   lengths = {len(a.token_ids) for a in answers}
   assert len(answers) >= 1000 and len(lengths) > 10 and max(lengths) == 24
-  repeated = [prompt for prompt in prompts for _ in range(GROUP)]
-  batch = answer_arrays(repeated, answers)
-
-  @jax.jit
-  def forward(params, batch):
-    hidden, _ = model.apply(
-      {'params': params},
-      batch['tokens'],
-      positions=batch['positions'],
-      segment_ids=batch['segment_ids'],
-      method='trunk',
-    )
-    targets, weights = next_token_targets(
-      batch['tokens'], batch['loss_mask'], batch['segment_ids']
-    )
-    table = output_table(params, model)
-    return weights, chunked_logprobs(
-      hidden, table, targets, temperature=temperature
-    )
-
-  weights, logprobs = forward(params, batch)
-  drawn = np.asarray(weights) > 0
-  assert drawn.sum() == sum(len(a.token_ids) for a in answers)
-  gap = np.abs(np.asarray(logprobs) - batch['old_logprobs'])[drawn]
   assert gap.max() < 1e-5
   # It is no accident: these are far from each other at another temperature.
   raw = np.concatenate([a.logprobs for a in answers])
