@@ -1,5 +1,6 @@
 """What all tests share: the CPU backend, and which folders are left out."""
 
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -20,7 +21,14 @@ os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
 # environment brings the programs that users run; .ci/run has tests/parity and
 # tests/real run with those.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
+# Releases from 0.11 on end the process at this flag, which they do not know.
+_jaxlib = importlib.metadata.version('jaxlib').split('.')
+os.environ.setdefault(
+  'XLA_FLAGS',
+  '--xla_cpu_use_fusion_emitters=false'
+  if tuple(map(int, _jaxlib[:2])) < (0, 11)
+  else '',
+)
 
 
 def _left_out() -> dict[str, str]:
