@@ -37,7 +37,7 @@ def get_config(arg=None):
   own = config.length = _part(arg.smoke)
   own.operands = (0, 9)
   own.copies = 1 if arg.smoke else 100  # demonstrations of each sum
-  own.sft_goal = 0.0  # the first of the steps
+  own.sft_goal = own.sft_least = 0.0  # the first of the steps
   if not arg.smoke:
     own.layers, own.heads = 2, 3
     own.sft_steps = (1000,)
@@ -54,9 +54,11 @@ def _part(smoke):
   own.layers = 1 if smoke else 3
   own.heads = 1 if smoke else 5  # of width 32
   # Fine-tuning goes on from one of these steps to the next until this share
-  # of sampled answers is right.
-  own.sft_steps = (4, 8) if smoke else tuple(range(300, 1501, 50))
+  # of sampled answers is right, and the least one of two or three digits.
+  own.sft_steps = (4, 8) if smoke else tuple(range(300, 701, 50))
+  own.sft_attempts = 1 if smoke else 3
   own.sft_goal = 0.35
+  own.sft_least = 0.2
   own.sft_lr = 1e-3
   own.rl_steps = 2 if smoke else 1000
   own.rl_lr = 4e-4

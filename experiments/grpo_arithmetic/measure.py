@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+import itertools
 import pathlib
 import random
 import re
@@ -141,7 +142,10 @@ def _tune(
   """SFT of fresh weights, until enough of the answers are right.
 
   When a model begins to add differs by a hundred steps between seeds, so the
-  run goes on, some steps at a time, until it answers `sft_goal` of `trial`.
+  run goes on, some steps at a time, until it answers `sft_goal` of `trial`, and
+  `sft_least` of its sums of each number of digits: what a model never answers
+  no reward can teach it. Where that takes too long it begins again with other
+  weights, `attempts` times in all.
   """
   own = config[config.part]
   fields = _tuning_fields(config)
@@ -150,24 +154,36 @@ def _tune(
   )
   fields.export = str(workdir / 'sft')
   began = time.perf_counter()
-  # Where the run was killed: the steps that it has done.
-  rows = training_report.read_rows(str(workdir / 'tuning'))
-  done = rows[-1]['step'] if rows else 0
-  for steps in own.sft_steps:
-    if steps < done:
+  for attempt, steps in itertools.product(
+    range(own.sft_attempts), own.sft_steps
+  ):
+    folder = str(workdir / f'tuning_{attempt}')
+    # Where the run was killed: the steps that it has done.
+    rows = training_report.read_rows(folder)
+    if rows and steps < rows[-1]['step']:
       continue
     shutil.rmtree(workdir / 'sft', ignore_errors=True)
+    fields.seed = config.seed + 1000 * attempt
     fields.train.steps = steps
-    result = supervised.run(fields, str(workdir / 'tuning'))
-    right = _sample(config, workdir / 'sft', trial, GROUP, 1.0).right.mean()
-    if right >= own.sft_goal:
+    result = supervised.run(fields, folder)
+    right = _sample(config, workdir / 'sft', trial, GROUP, 1.0).right
+    least = min(by_length(trial, right).values())
+    if right.mean() >= own.sft_goal and least >= own.sft_least:
       break
   return {
     'seconds': time.perf_counter() - began,
+    'attempts': attempt + 1,
     'steps': steps,
-    'trial': float(right),
+    'trial': float(right.mean()),
+    'trial_least': least,
     'parameters': result['parameters'],
   }
+
+
+def by_length(rows: list[dict], right: np.ndarray) -> dict[int, float]:
+  """The share of right answers, by the digits of the sum."""
+  digits = np.array([len(row['answer']) for row in rows])
+  return {int(n): float(right[digits == n].mean()) for n in set(digits)}
 
 
 def _tuning_fields(config) -> ml_collections.ConfigDict:

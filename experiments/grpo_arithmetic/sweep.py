@@ -6,9 +6,10 @@ python launch.py --sweep=experiments/grpo_arithmetic/sweep.py
 from llm.sweeps import grid
 
 config = 'experiments/grpo_arithmetic/config.py'
+parallel = 2  # one run keeps little more than one core busy
 
 
 def sweep():
   """Yields the overrides of each run."""
-  yield from grid.product({'part': ('addition',), 'seed': range(12, 15)})
+  yield from grid.product({'part': ('addition',), 'seed': range(32, 35)})
   yield from grid.product({'part': ('length',), 'seed': range(21, 26)})
