@@ -130,7 +130,8 @@ def _row(part, seed, **values):
   row = {
     'config.part': part, 'config.seed': seed, 'wall_s': 60.0, 'seconds': 600.0,
     'machine.cpu': 'any', 'machine.cores': 2, 'machine.load': 0.5,
-    'sft.parameters': 10, 'exact.curve.entropy.10': 0.5,
+    'sft.parameters': 10, 'sft.attempts': 1, 'sft.steps': 400,
+    'exact.curve.entropy.10': 0.5,
     'exact.curve.groups_with_signal.10': 0.75,
   }  # fmt: skip
   for run in ('sft', 'exact', 'random', 'grpo', 'dr_grpo'):
