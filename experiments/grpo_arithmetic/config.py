@@ -55,7 +55,7 @@ def _part(smoke):
   own.heads = 1 if smoke else 5  # of width 32
   # Fine-tuning goes on from one of these steps to the next until this share
   # of sampled answers is right, and the least one of two or three digits.
-  own.sft_steps = (4, 8) if smoke else tuple(range(300, 701, 50))
+  own.sft_steps = (4, 8) if smoke else tuple(range(200, 701, 20))
   own.sft_attempts = 1 if smoke else 3
   own.sft_goal = 0.35
   own.sft_least = 0.2
