@@ -66,7 +66,7 @@ def run_two(*command):
     for i in range(2)
   ]
   try:
-    done = [p.communicate(timeout=120) for p in processes]
+    done = [p.communicate(timeout=300) for p in processes]
   finally:
     for p in processes:
       p.kill()
