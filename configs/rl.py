@@ -46,8 +46,8 @@ def get_config(arg=None):
 
   loss = config.loss
   loss.name = 'grpo'
-  # None: the algorithm's own default (llm/tasks/rl_loss.py). A field that an
-  # algorithm does not read is refused.
+  # None: the algorithm's own default (llm/tasks/rl_algorithms.py). A field that
+  # an algorithm does not read is refused.
   loss.kl_coef = optional(float)
   loss.kl_estimator = optional(str)  # k1, k2, k3
   loss.kl_target = optional(float)  # ppo, rloo: nats per answer; None: fixed

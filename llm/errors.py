@@ -15,3 +15,11 @@ class RunError(RuntimeError):
   The message says what happened, what was kept and what can be done;
   `launch.py` prints it as one line and exits with status 1.
   """
+
+
+def without_field(error: UserError, path: str) -> str:
+  """A message of what reads models, for a path that another field names.
+
+  It says `model.path` of whatever model it reads.
+  """
+  return str(error).removeprefix(f'model.path={path!r}').lstrip(': ')

@@ -38,6 +38,11 @@ def get_config(arg=None):
   config.steps = 2 if arg.smoke else 400
   config.rate = 1e-2
 
+  # Of DPO, cDPO and robust DPO where 20, 30 and 40% of the labels are wrong.
+  betas = config.noise_betas = ml_collections.ConfigDict()
+  betas.sure = (2.0, 2.0, 2.0)
+  betas.few = (0.02, 0.005, 0.005)
+
   config.rl_steps = 4 if arg.smoke else 1600  # updates
   config.rl_rate = 1e-2
   config.samples = 16 if arg.smoke else 256  # of a rollout

@@ -30,17 +30,16 @@ FLIPPED = (0.2, 0.3, 0.4)  # share of wrong labels
 
 
 class Labels(NamedTuple):
-  """Where labels are wrong: how many, how sure they would be, and beta."""
+  """Where labels are wrong: how many, and how sure they would be."""
 
   pairs: int
   deviation: float  # of the reward
   batch_size: int
-  betas: tuple[float, ...]  # by FLIPPED
 
 
 NOISE = {
-  'sure': Labels(200_000, 3.0, 512, (2.0, 2.0, 2.0)),
-  'few': Labels(20_000, 1.0, 256, (0.02, 0.005, 0.005)),
+  'sure': Labels(200_000, 3.0, 512),
+  'few': Labels(20_000, 1.0, 256),
 }
 
 
@@ -101,7 +100,8 @@ def noise(config, world: World) -> dict:
   result = {}
   for key, labels in NOISE.items():
     plain = _pair_trainer(preference.dpo_loss, config, labels.batch_size)
-    for flipped, beta in zip(FLIPPED, labels.betas, strict=True):
+    betas = config.noise_betas[key]
+    for flipped, beta in zip(FLIPPED, betas, strict=True):
       pairs = draw_pairs(
         world,
         config.seed,

@@ -80,9 +80,9 @@ def addition(config, workdir: pathlib.Path) -> dict:
   own = config.addition
   train, held_out = problems.split(config.seed, own.operands, own.held_out)
   # The last sums are no demonstrations: they tell when to end fine-tuning.
-  shown, trial = problems.cut(train, own.held_out // 4)
-  demonstrations = problems.demonstrations(shown)
-  result = {'sft': _tune(config, workdir, demonstrations, trial)}
+  last = own.held_out // 4
+  demonstrations = problems.demonstrations(train[:-last])
+  result = {'sft': _tune(config, workdir, demonstrations, train[-last:])}
   rewards = {
     'exact': (('exact_answer', 1.0),),
     'random': ((f'{MODULE}:random_reward', 1.0, {'seed': config.seed}),),
@@ -145,7 +145,7 @@ def _tune(
   run goes on, some steps at a time, until it answers `sft_goal` of `trial`, and
   `sft_least` of its sums of each number of digits: what a model never answers
   no reward can teach it. Where that takes too long it begins again with other
-  weights, `attempts` times in all.
+  weights, `sft_attempts` times in all.
   """
   own = config[config.part]
   fields = _tuning_fields(config)

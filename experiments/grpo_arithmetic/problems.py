@@ -36,11 +36,6 @@ def split(
   return rows[held_out:], rows[:held_out]
 
 
-def cut(rows: list[dict], last: int) -> tuple[list[dict], list[dict]]:
-  """(the rows but for the `last` ones, those)."""
-  return rows[: len(rows) - last], rows[len(rows) - last :]
-
-
 def demonstrations(rows: Iterable[dict]) -> list[dict]:
   """Rows of SFT: each prompt with its answer."""
   return [

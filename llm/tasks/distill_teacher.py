@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from llm import api
-from llm.errors import UserError
+from llm.errors import UserError, without_field
 from llm.models.config import ModelConfig
 from llm.models.transformer import Transformer, init_params
 from llm.parallel.sharding import param_shardings
@@ -50,9 +50,8 @@ def open_teacher(config, student: Blueprint) -> Teacher:
     tokenizer = api.read_tokenizer(path, shape)
     _check_vocabulary(shape, tokenizer, student)
   except UserError as error:
-    # What reads it says `model.path` of whatever model it reads.
-    message = str(error).removeprefix(f'model.path={path!r}')
-    raise UserError(f'teacher.path={path!r}: {message.lstrip(": ")}') from None
+    message = without_field(error, path)
+    raise UserError(f'teacher.path={path!r}: {message}') from None
   if config.data.max_length > shape.max_length and shape.rope.type != 'dynamic':
     raise UserError(
       f'data.max_length={config.data.max_length}: the teacher takes '

@@ -38,11 +38,10 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  if config.loss.name != KTO:
-    preference_loss.check_loss(config.loss)
-  config = _resolved(config)
   if config.loss.name == KTO:
-    return kto.run(config, workdir)
+    return kto.run(_resolved(config), workdir)
+  preference_loss.check_loss(config.loss)
+  config = _resolved(config)
   workdir = training_checks.check_fields(config, workdir)
   check_reference(config)
   mesh = make_mesh(config.mesh)

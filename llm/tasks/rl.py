@@ -18,7 +18,14 @@ from llm.data.examples import check_vocabulary
 from llm.data.prompts import Prompt
 from llm.errors import UserError
 from llm.parallel.mesh import check_batch, make_mesh
-from llm.tasks import report, rl_loss, supervised, training, training_checks
+from llm.tasks import (
+  report,
+  rl_algorithms,
+  rl_loss,
+  supervised,
+  training,
+  training_checks,
+)
 from llm.tasks.rl_rewards import make_rater
 from llm.tasks.rl_rollouts import Rollouts, make_evaluate, policy_of
 from llm.tasks.trainee import (
@@ -91,7 +98,7 @@ def check_fields(config) -> None:
   """Refuses fields of its own that have no meaning, or none together."""
   _check_loss(config)
   check_rollout(config)
-  rl_loss.resamples(config)
+  rl_algorithms.resamples(config)
 
 
 def check_rollout(config) -> None:
@@ -154,8 +161,8 @@ def ends_of_rollouts(config) -> tuple[str, ...]:
 
 def _check_loss(config) -> None:
   loss, size = config.loss, config.rollout.group_size
-  chosen = rl_loss.settings(loss)
-  scale = rl_loss.ALGORITHMS[loss.name].scale
+  chosen = rl_algorithms.settings(loss)
+  scale = rl_algorithms.ALGORITHMS[loss.name].scale
   if scale != 'gae' and size < 2:
     raise UserError(
       f'rollout.group_size={size}: {loss.name} compares the answers to one '
@@ -248,7 +255,7 @@ def _with_reference(config, trainee: Trainee) -> Trainee:
 
   Under fresh adapters that is the base, which is there anyway.
   """
-  chosen, blueprint = rl_loss.settings(config.loss), trainee.blueprint
+  chosen, blueprint = rl_algorithms.settings(config.loss), trainee.blueprint
   fresh = blueprint.lora is not None and blueprint.adapters is None
   if not chosen.get('kl_coef') or fresh:
     return trainee

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm.data.prompts import Prompt
 from llm.decode.generate import Completion
-from llm.errors import UserError
+from llm.errors import UserError, without_field
 from llm.losses.policy import overlong_penalty
 from llm.tasks.reward_model import RewardModel, load_reward_model
 from llm.text.tokenizer import Tokenizer
@@ -107,8 +107,7 @@ def make_rater(config, tokenizer: Tokenizer, vocab_size: int) -> Rater:
       models[path] = load_reward_model(path)
       _check_model(config, models[path], tokenizer, vocab_size)
     except UserError as error:
-      # What reads it says `model.path` of whatever model it reads.
-      message = str(error).removeprefix(f'model.path={path!r}').lstrip(': ')
+      message = without_field(error, path)
       raise UserError(f'rewards: {entry!r}: {message}') from None
   return Rater(
     tuple(config.rewards),

@@ -13,7 +13,7 @@ from llm.losses.policy import adaptive_kl_coef, groups_with_signal
 from llm.models.transformer import Transformer
 from llm.parallel.mesh import on_mesh
 from llm.parallel.sharding import shard_batch
-from llm.tasks import rl_loss
+from llm.tasks import rl_algorithms, rl_loss
 from llm.tasks.rl_groups import (
   Groups,
   Sampler,
@@ -41,7 +41,7 @@ class Rollouts:
   ):
     self._config, self._trainee = config, trainee
     self._sampler = Sampler(config, trainee, prompts, rater)
-    self._chosen = rl_loss.settings(config.loss)
+    self._chosen = rl_algorithms.settings(config.loss)
     self._kl_coef = self._chosen.get('kl_coef', 0.0)
     self._rollouts = 0
     self._left, self._shown = deque(), []
@@ -115,7 +115,7 @@ class Rollouts:
     """
     rollout = self._config.rollout
     size, count = rollout.group_size, self._config.train.batch_size
-    resamples = rl_loss.resamples(self._config)
+    resamples = rl_algorithms.resamples(self._config)
     merged = self._trainee.merged(policy_of(params))
 
     def draw(round_):

@@ -13,7 +13,14 @@ from llm import config_args
 from llm.data.prompts import load_prompts
 from llm.errors import RunError
 from llm.parallel.mesh import make_mesh
-from llm.tasks import rl, rl_loss, rl_rollouts, run, training_report
+from llm.tasks import (
+  rl,
+  rl_algorithms,
+  rl_loss,
+  rl_rollouts,
+  run,
+  training_report,
+)
 from llm.tasks.rl_rewards import make_rater
 from llm.tasks.trainee import build_trainee, draw_blueprint
 from llm.train.step import make_eval_step
@@ -97,7 +104,7 @@ def setup(make_config):
   return lambda changes=None: Setup(make_config(changes))
 
 
-@pytest.mark.parametrize('name', rl_loss.ALGORITHMS)
+@pytest.mark.parametrize('name', rl_algorithms.ALGORITHMS)
 def test_every_algorithm_runs(start, name):
   rows = start({'loss.name': name})
   assert [row['step'] for row in rows] == [1, 2]
@@ -112,7 +119,7 @@ def test_every_algorithm_runs(start, name):
   if name != 'reinforce':
     assert rows[0]['ratio'] == pytest.approx(1.0, abs=1e-5)
     assert rows[0]['clip_fraction'] == 0.0 or name == 'gspo'
-  if rl_loss.ALGORITHMS[name].defaults.get('kl_coef'):
+  if rl_algorithms.ALGORITHMS[name].defaults.get('kl_coef'):
     assert abs(rows[0]['kl']) < 1e-4 < rows[1]['kl_k3'] + 1e-4
     assert rows[1]['kl_k2'] > 1e-9
 
