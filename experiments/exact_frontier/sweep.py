@@ -14,7 +14,7 @@ SEEDS = {
   'dpo': range(20, 25),
   'likelihood': range(20, 25),
   'rl': range(20, 30),
-  'noise': range(20, 40),
+  'noise': range(40, 100),
 }
 
 
