@@ -143,16 +143,12 @@ def _addition_table(rows) -> str:
         readme.mean(rows, f'{run}.seconds', 0),
       )
     )
-  weights = ', '.join(
-    ('first', 'second', 'third')[int(row['sft.attempts']) - 1] for row in rows
-  )
   steps = ', '.join(f'{row["sft.steps"]:.0f}' for row in rows)
   header = ('additions', 'greedy, %', 'pass@1, %', 'pass@8, %', 'seconds')
   return (
     readme.table(header, lines)
-    + f'\n{rows[0]["sft.parameters"]:,} parameters. Fine-tuning succeeded with '
-    f'its {weights} weights, after {steps} steps. Groups of answers that '
-    'differ in their rewards: '
+    + f'\n{rows[0]["sft.parameters"]:,} parameters. Fine-tuning took {steps} '
+    'steps. Groups of answers that differ in their rewards: '
     f'{_percent(_at(rows, "exact", "groups_with_signal", 0))}% in the first '
     f'steps, {_percent(_at(rows, "exact", "groups_with_signal", -1))}% in the '
     'last ones; entropy '

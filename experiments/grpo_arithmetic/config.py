@@ -32,12 +32,14 @@ def get_config(arg=None):
 
   own = config.addition = _part(arg.smoke)
   own.operands = (10, 99)  # the smallest and the largest one
+  own.digits = 3  # of an answer at least: '046'
   own.held_out = 32 if arg.smoke else 512  # sums that nothing is trained on
   own.random_steps = 2 if arg.smoke else 100  # with the random reward
   own = config.length = _part(arg.smoke)
   own.operands = (0, 9)
+  own.digits = 1
   own.copies = 1 if arg.smoke else 100  # demonstrations of each sum
-  own.sft_goal = own.sft_least = 0.0  # the first of the steps
+  own.sft_goal = 0.0  # the first of the steps
   if not arg.smoke:
     own.layers, own.heads = 2, 3
     own.sft_steps = (1000,)
@@ -54,11 +56,9 @@ def _part(smoke):
   own.layers = 1 if smoke else 3
   own.heads = 1 if smoke else 5  # of width 32
   # Fine-tuning goes on from one of these steps to the next until this share
-  # of sampled answers is right, and the least one of two or three digits.
-  own.sft_steps = (4, 8) if smoke else tuple(range(200, 701, 20))
-  own.sft_attempts = 1 if smoke else 3
-  own.sft_goal = 0.35
-  own.sft_least = 0.2
+  # of sampled answers is right.
+  own.sft_steps = (4, 8) if smoke else tuple(range(150, 701, 10))
+  own.sft_goal = 0.37
   own.sft_lr = 1e-3
   own.rl_steps = 2 if smoke else 1000
   own.rl_lr = 4e-4

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import functools
-import itertools
 import pathlib
 import random
 import re
@@ -78,7 +77,9 @@ def addition(config, workdir: pathlib.Path) -> dict:
   """GRPO with the reward of right answers, and with a random one."""
   began = time.perf_counter()
   own = config.addition
-  train, held_out = problems.split(config.seed, own.operands, own.held_out)
+  train, held_out = problems.split(
+    config.seed, own.operands, own.digits, own.held_out
+  )
   # The last sums are no demonstrations: they tell when to end fine-tuning.
   last = own.held_out // 4
   demonstrations = problems.demonstrations(train[:-last])
@@ -104,7 +105,7 @@ def length(config, workdir: pathlib.Path) -> dict:
   that the model knows which is which, not that it adds.
   """
   own = config.length
-  sums, _ = problems.split(config.seed, own.operands, 0)
+  sums, _ = problems.split(config.seed, own.operands, own.digits, 0)
   demonstrations = problems.with_tails(sums * own.copies, config.seed)
   result = {'sft': _tune(config, workdir, demonstrations, sums)}
   reward = ((f'{MODULE}:starts_right', 1.0),)
@@ -142,10 +143,7 @@ def _tune(
   """SFT of fresh weights, until enough of the answers are right.
 
   When a model begins to add differs by a hundred steps between seeds, so the
-  run goes on, some steps at a time, until it answers `sft_goal` of `trial`, and
-  `sft_least` of its sums of each number of digits: what a model never answers
-  no reward can teach it. Where that takes too long it begins again with other
-  weights, `sft_attempts` times in all.
+  run goes on, some steps at a time, until it answers `sft_goal` of `trial`.
   """
   own = config[config.part]
   fields = _tuning_fields(config)
@@ -153,37 +151,25 @@ def _tune(
     workdir / 'demonstrations.jsonl', demonstrations
   )
   fields.export = str(workdir / 'sft')
+  folder = str(workdir / 'tuning')
   began = time.perf_counter()
-  for attempt, steps in itertools.product(
-    range(own.sft_attempts), own.sft_steps
-  ):
-    folder = str(workdir / f'tuning_{attempt}')
+  for steps in own.sft_steps:
     # Where the run was killed: the steps that it has done.
     rows = training_report.read_rows(folder)
     if rows and steps < rows[-1]['step']:
       continue
     shutil.rmtree(workdir / 'sft', ignore_errors=True)
-    fields.seed = config.seed + 1000 * attempt
     fields.train.steps = steps
     result = supervised.run(fields, folder)
     right = _sample(config, workdir / 'sft', trial, GROUP, 1.0).right
-    least = min(by_length(trial, right).values())
-    if right.mean() >= own.sft_goal and least >= own.sft_least:
+    if right.mean() >= own.sft_goal:
       break
   return {
     'seconds': time.perf_counter() - began,
-    'attempts': attempt + 1,
     'steps': steps,
     'trial': float(right.mean()),
-    'trial_least': least,
     'parameters': result['parameters'],
   }
-
-
-def by_length(rows: list[dict], right: np.ndarray) -> dict[int, float]:
-  """The share of right answers, by the digits of the sum."""
-  digits = np.array([len(row['answer']) for row in rows])
-  return {int(n): float(right[digits == n].mean()) for n in set(digits)}
 
 
 def _tuning_fields(config) -> ml_collections.ConfigDict:

@@ -14,20 +14,22 @@ ERRORS = (-10, -2, -1, 1, 2, 10)  # of the wrong ones
 
 
 def split(
-  seed: int, operands: tuple[int, int], held_out: int
+  seed: int, operands: tuple[int, int], digits: int, held_out: int
 ) -> tuple[list[dict], list[dict]]:
   """All sums in a random order, as (rows to train on, held out).
 
-  A row is {'prompt': '12+34=', 'answer': '46'}.
+  A row is {'prompt': '12+34=', 'answer': '46'}, '046' where answers have three
+  digits.
 
   Args:
     seed: draws the order.
     operands: the smallest and the largest one.
+    digits: of an answer at least; zeros come before what has fewer.
     held_out: how many rows.
   """
   first, last = operands
   rows = [
-    {'prompt': f'{a}+{b}=', 'answer': str(a + b)}
+    {'prompt': f'{a}+{b}=', 'answer': f'{a + b:0{digits}}'}
     for a in range(first, last + 1)
     for b in range(first, last + 1)
   ]

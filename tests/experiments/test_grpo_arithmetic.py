@@ -15,22 +15,23 @@ FOLDER = pathlib.Path(analyze.FOLDER)
 
 
 def test_sums_are_right_and_apart():
-  train, held_out = problems.split(0, (10, 99), 512)
+  train, held_out = problems.split(0, (10, 99), 3, 512)
   assert len(train) == 8100 - 512 and len(held_out) == 512
   prompts = {row['prompt'] for row in train + held_out}
   assert len(prompts) == 8100
   for row in train[:50] + held_out[:50]:
     a, b = row['prompt'].removesuffix('=').split('+')
     assert int(a) + int(b) == int(row['answer']) and len(a) == len(b) == 2
+    assert len(row['answer']) == 3
   assert (
-    problems.split(0, (10, 99), 512)[1]
+    problems.split(0, (10, 99), 3, 512)[1]
     == held_out
-    != problems.split(1, (10, 99), 512)[1]
+    != problems.split(1, (10, 99), 3, 512)[1]
   )
 
 
 def test_tails_do_not_depend_on_what_they_follow():
-  rows, _ = problems.split(0, (10, 99), 512)
+  rows, _ = problems.split(0, (10, 99), 1, 512)
   plain = problems.demonstrations(rows)
   assert [row['completion'] for row in plain] == [r['answer'] for r in rows]
   shown = problems.with_tails(rows, 0)
@@ -128,7 +129,7 @@ def _row(part, seed, **values):
   row = {
     'config.part': part, 'config.seed': seed, 'wall_s': 60.0, 'seconds': 600.0,
     'machine.cpu': 'any', 'machine.cores': 2, 'machine.load': 0.5,
-    'sft.parameters': 10, 'sft.attempts': 1, 'sft.steps': 400,
+    'sft.parameters': 10, 'sft.steps': 400,
     'exact.curve.entropy.10': 0.5,
     'exact.curve.groups_with_signal.10': 0.75,
   }  # fmt: skip
