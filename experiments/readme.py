@@ -55,13 +55,14 @@ def mean(rows: Sequence[report.Row], name: str, digits: int = 2) -> str:
 
 def cost_line(rows: Sequence[report.Row]) -> str:
   """Says on what machine the runs ran and how long that took."""
-  first = rows[0]
+  cores = sorted({row['machine.cores'] for row in rows})
   loads = [row['machine.load'] for row in rows]
   minutes = sum(row['wall_s'] for row in rows) / 60
   return (
-    f'{_count(len(rows), "run")}, {minutes:.1f} minutes in all, on '
-    f'{first["machine.cores"]} cores of {_name(first["machine.cpu"])}. Load '
-    f'of the machine before the runs: {min(loads):.1f} to {max(loads):.1f}.\n'
+    f'{_count(len(rows), "run")}, {minutes:.1f} minutes in all, each on '
+    f'{" or ".join(map(str, cores))} {"core" if cores == [1] else "cores"} of '
+    f'{_name(rows[0]["machine.cpu"])}. Load of the machine before the runs: '
+    f'{min(loads):.1f} to {max(loads):.1f}.\n'
   )
 
 
