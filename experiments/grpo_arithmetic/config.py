@@ -34,6 +34,7 @@ def get_config(arg=None):
   own.operands = (10, 99)  # the smallest and the largest one
   own.digits = 3  # of an answer at least: '046'
   own.held_out = 32 if arg.smoke else 512  # sums that nothing is trained on
+  own.trial = 8 if arg.smoke else 128  # others, that end fine-tuning
   own.random_steps = 2 if arg.smoke else 100  # with the random reward
   own = config.length = _part(arg.smoke)
   own.operands = (0, 9)

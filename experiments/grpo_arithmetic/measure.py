@@ -78,12 +78,12 @@ def addition(config, workdir: pathlib.Path) -> dict:
   began = time.perf_counter()
   own = config.addition
   train, held_out = problems.split(
-    config.seed, own.operands, own.digits, own.held_out
+    config.seed, own.operands, own.digits, own.held_out + own.trial
   )
-  # The last sums are no demonstrations: they tell when to end fine-tuning.
-  last = own.held_out // 4
-  demonstrations = problems.demonstrations(train[:-last])
-  result = {'sft': _tune(config, workdir, demonstrations, train[-last:])}
+  # The last of them tell when to end fine-tuning.
+  held_out, trial = held_out[: own.held_out], held_out[own.held_out :]
+  demonstrations = problems.demonstrations(train)
+  result = {'sft': _tune(config, workdir, demonstrations, trial)}
   rewards = {
     'exact': (('exact_answer', 1.0),),
     'random': ((f'{MODULE}:random_reward', 1.0, {'seed': config.seed}),),

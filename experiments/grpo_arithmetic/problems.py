@@ -19,23 +19,30 @@ def split(
   """All sums in a random order, as (rows to train on, held out).
 
   A row is {'prompt': '12+34=', 'answer': '46'}, '046' where answers have three
-  digits.
+  digits. '34+12=' is on the same side.
 
   Args:
     seed: draws the order.
     operands: the smallest and the largest one.
     digits: of an answer at least; zeros come before what has fewer.
-    held_out: how many rows.
+    held_out: how many rows at least; one more where only half of the last two
+      would do.
   """
   first, last = operands
-  rows = [
-    {'prompt': f'{a}+{b}=', 'answer': f'{a + b:0{digits}}'}
-    for a in range(first, last + 1)
-    for b in range(first, last + 1)
+  pairs = [
+    (a, b) for a in range(first, last + 1) for b in range(first, last + 1)
   ]
-  order = np.random.default_rng((seed, 0)).permutation(len(rows))
-  rows = [rows[i] for i in order]
-  return rows[held_out:], rows[:held_out]
+  order = np.random.default_rng((seed, 0)).permutation(len(pairs))
+  pairs = [pairs[i] for i in order]
+  out = set()
+  for a, b in pairs:
+    if len(out) < held_out:
+      out |= {(a, b), (b, a)}
+  sides = ([], [])  # trained on, held out
+  for a, b in pairs:
+    row = {'prompt': f'{a}+{b}=', 'answer': f'{a + b:0{digits}}'}
+    sides[(a, b) in out].append(row)
+  return sides
 
 
 def demonstrations(rows: Iterable[dict]) -> list[dict]:

@@ -16,13 +16,18 @@ FOLDER = pathlib.Path(analyze.FOLDER)
 
 def test_sums_are_right_and_apart():
   train, held_out = problems.split(0, (10, 99), 3, 512)
-  assert len(train) == 8100 - 512 and len(held_out) == 512
+  assert len(train) + len(held_out) == 8100 and 512 <= len(held_out) <= 513
   prompts = {row['prompt'] for row in train + held_out}
   assert len(prompts) == 8100
   for row in train[:50] + held_out[:50]:
     a, b = row['prompt'].removesuffix('=').split('+')
     assert int(a) + int(b) == int(row['answer']) and len(a) == len(b) == 2
     assert len(row['answer']) == 3
+  # Who saw 34+12 has seen 12+34.
+  seen = {row['prompt'] for row in train}
+  for row in held_out:
+    a, b = row['prompt'].removesuffix('=').split('+')
+    assert f'{b}+{a}=' not in seen
   assert (
     problems.split(0, (10, 99), 3, 512)[1]
     == held_out
