@@ -8,12 +8,13 @@ python launch.py --config=experiments/exact_frontier/config.py \
   exact       the frontier of reward and KL, and best-of-n: nothing is trained
   dpo         DPO over beta from many and few pairs, and on a coin's labels
   noise       DPO, cDPO and robust DPO on labels of which some are wrong
+  other_betas DPO alone on the same labels, over beta
   likelihood  what becomes of the chosen strings under DPO and RPO
   rl          RLOO, PPO and GRPO with the true reward, and RLOO with another
 
 Expected: `result.json` with KL, gain and share of the frontier's gain of each
-policy, after about a minute on two cores. `:smoke` trains for a few steps
-only, to see that everything works. The whole experiment:
+policy, after some seconds to two minutes on one core. `:smoke` trains for a few
+steps only, to see that everything works. The whole experiment:
 `python launch.py --sweep=experiments/exact_frontier/sweep.py`.
 """
 

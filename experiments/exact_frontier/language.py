@@ -166,22 +166,76 @@ def optimum(world: World, strength: float) -> np.ndarray:
   return logs - np.logaddexp.reduce(logs)
 
 
-def forward_optimum(world: World, strength: float) -> np.ndarray:
-  """Log-probabilities of the policy that has the most reward - KL(ref, policy).
+def grpo_fixed_point(
+  world: World, kl_coef: float, group_size: int, corrected: bool
+) -> np.ndarray:
+  """Log-probabilities of the policy at which GRPO's gradient is 0 on policy.
 
-  The reward counts `strength` times. It is ref / (level - strength · reward),
-  with the level at which this adds up to 1. On policy, the gradient of GRPO's
-  k3 in the loss is that of this other KL, the reference's to the policy.
+  GRPO's KL is that of each token, after the prefixes that the policy itself
+  draws; what a token does to the KL of later ones is in no gradient. So after
+  each prefix the policy has the most of strength · E[reward] - KL of the next
+  token alone, given what it does afterwards. k3 times the ratio has the
+  gradient of KL(policy, ref), plain k3 that of KL(ref, policy). The strength is
+  (1 - 1 / group_size) / (kl_coef · deviation of the policy's rewards): a
+  group's mean has a share of each answer's own reward.
+
+  Args:
+    world: see there.
+    kl_coef: the KL's weight in the loss.
+    group_size: answers of a group.
+    corrected: k3 is multiplied by the ratio.
   """
-  reward, ref = strength * world.reward, np.exp(world.ref)
+  conditionals = _conditionals(world.ref)
+  reward = world.reward.reshape((VOCAB,) * LENGTH)
+  tilt = _reverse_best if corrected else _forward_best
+  deviation = 1.0
+  for _ in range(100):  # the deviation is the policy's own
+    strength = (1.0 - 1.0 / group_size) / (kl_coef * deviation)
+    value, logs = reward, []
+    for ref in reversed(conditionals):
+      logs.append(tilt(ref, strength * value))
+      value = (np.exp(logs[-1]) * value).sum(axis=-1)
+    total = np.zeros(())
+    for table in reversed(logs):
+      total = total[..., None] + table
+    probs = np.exp(total)
+    found = np.sqrt((probs * (reward - value) ** 2).sum())
+    deviation = np.sqrt(deviation * found)  # half way: it would swing
+  return total.reshape(-1)
+
+
+def _conditionals(logprobs: np.ndarray) -> list[np.ndarray]:
+  """Log-probabilities of the next token, [VOCAB] * (t + 1) after t tokens."""
+  total, tables = logprobs.reshape((VOCAB,) * LENGTH), []
+  for _ in range(LENGTH):
+    before = np.logaddexp.reduce(total, axis=-1)
+    tables.append(total - before[..., None])
+    total = before
+  return tables[::-1]
+
+
+def _reverse_best(ref, value):
+  """log(ref · exp(value) / Z), the most of E[value] - KL(policy, ref)."""
+  logs = ref + value
+  return logs - np.logaddexp.reduce(logs, axis=-1, keepdims=True)
+
+
+def _forward_best(ref, value):
+  """log(ref / (level - value)), the most of E[value] - KL(ref, policy).
+
+  The level is the one at which the probabilities add up to 1.
+  """
   # Between them the sum falls from more than 1 to less.
-  low, high = reward.max(), reward.max() + 1.0
-  for _ in range(200):
+  low = value.max(axis=-1, keepdims=True)
+  high = low + 1.0
+  for _ in range(100):
     level = (low + high) / 2
-    above = (ref / (level - reward)).sum() > 1.0
-    low, high = (level, high) if above else (low, level)
-  logs = world.ref - np.log(high - reward)
-  return logs - np.logaddexp.reduce(logs)
+    with np.errstate(divide='ignore'):
+      total = (np.exp(ref) / (level - value)).sum(axis=-1, keepdims=True)
+    low = np.where(total > 1.0, level, low)
+    high = np.where(total > 1.0, high, level)
+  logs = ref - np.log(high - value)
+  return logs - np.logaddexp.reduce(logs, axis=-1, keepdims=True)
 
 
 def kl_and_gain(world: World, logprobs: np.ndarray) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from llm.train.step import make_train_step
 
 CLIP_NORM = 1.0
 WARMUP = 10  # steps
+GROUP_SIZE = 16  # of RLOO and GRPO
 EPOCHS = 4  # of PPO, one minibatch each
 VALUE_COEF = 0.5
 ALGORITHMS = ('rloo', 'ppo', 'grpo', 'grpo_corrected')
@@ -40,7 +41,7 @@ class Settings(NamedTuple):
   steps: int  # updates, of PPO too, which takes EPOCHS on the same samples
   rate: float
   batch_size: int
-  group_size: int = 16  # of RLOO and GRPO
+  group_size: int = GROUP_SIZE
 
 
 class Sampled(NamedTuple):

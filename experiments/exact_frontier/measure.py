@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -22,7 +23,6 @@ DEVIATION = 0.4  # of the reward, in the labels of DPO and for RLOO and PPO
 KL_COEFS = (0.05, 0.2, 0.5)  # of RLOO and PPO
 GROUP_COEFS = (0.5, 1.0, 2.0)  # of GRPO, whose rewards have deviation 1
 SAMPLES = (2, 4, 8, 16, 32, 64, 128, 256)  # n of best-of-n
-FORWARD = (0.5, 1.0, 2.0, 5.0)  # rewards' weight against KL(ref, policy)
 BETA = 0.1  # of the control and of DPO against RPO
 KL_COEF = 0.2  # of the control
 PAIR_LOSSES = ('dpo', 'cdpo', 'robust_dpo')
@@ -37,6 +37,11 @@ class Labels(NamedTuple):
   batch_size: int
 
 
+# DPO at these on the same labels: is the lead of others one over a poor β?
+OTHER_BETAS = {
+  'sure': (0.1, 0.2, 0.5, 1.0),
+  'few': (0.02, 0.05, 0.1, 0.2),
+}
 NOISE = {
   'sure': Labels(200_000, 3.0, 512),
   'few': Labels(20_000, 1.0, 256),
@@ -72,9 +77,11 @@ def exact(config, world: World) -> dict:
     point = _point(world, language.best_of_n(world, n))
     point['formula'] = np.log(n) - (n - 1) / n
     result[f'best_of_{n}'] = point
-  for strength in FORWARD:
-    logprobs = language.forward_optimum(world, strength)
-    result[f'forward_{strength}'] = _point(world, logprobs)
+  for name, coef in itertools.product(('grpo', 'grpo_corrected'), GROUP_COEFS):
+    logprobs = language.grpo_fixed_point(
+      world, coef, learners.GROUP_SIZE, name == 'grpo_corrected'
+    )
+    result[f'fixed_{name}_{coef}'] = _point(world, logprobs)
   for kl in np.arange(0.25, 8.01, 0.25):
     result[f'frontier_{kl:.2f}'] = language.frontier_gain(world, kl)
   return result
@@ -102,13 +109,7 @@ def noise(config, world: World) -> dict:
     plain = _pair_trainer(preference.dpo_loss, config, labels.batch_size)
     betas = config.noise_betas[key]
     for flipped, beta in zip(FLIPPED, betas, strict=True):
-      pairs = draw_pairs(
-        world,
-        config.seed,
-        min(labels.pairs, config.pairs),
-        deviation=labels.deviation,
-        flipped=flipped,
-      )
+      pairs = _wrong_pairs(config, world, labels, flipped)
       trainers = {'dpo': plain}
       for name in PAIR_LOSSES[1:]:
         loss = functools.partial(
@@ -118,6 +119,20 @@ def noise(config, world: World) -> dict:
       for name, train in trainers.items():
         policy = train(world, pairs, (beta,))[0]
         result[f'{key}.{name}_{flipped}'] = _point(world, policy)
+  return result
+
+
+def other_betas(config, world: World) -> dict:
+  """DPO on the labels of `noise`, at β that suit it better."""
+  result = {}
+  for key, labels in NOISE.items():
+    train = _pair_trainer(preference.dpo_loss, config, labels.batch_size)
+    betas = OTHER_BETAS[key]
+    for flipped in FLIPPED:
+      pairs = _wrong_pairs(config, world, labels, flipped)
+      policies = train(world, pairs, betas)
+      for beta, logprobs in zip(betas, policies, strict=True):
+        result[f'{key}.dpo_{flipped}_{beta}'] = _point(world, logprobs)
   return result
 
 
@@ -163,6 +178,7 @@ PARTS: dict[str, Callable[..., dict]] = {
   'exact': exact,
   'dpo': dpo,
   'noise': noise,
+  'other_betas': other_betas,
   'likelihood': likelihood,
   'rl': rl,
 }
@@ -188,6 +204,16 @@ def draw_pairs(
   rng = np.random.default_rng((seed, 1))
   first, second = (language.draw(rng, world.ref, count) for _ in range(2))
   return _compare(deviation * world.reward, rng, first, second, flipped)
+
+
+def _wrong_pairs(config, world, labels: Labels, flipped: float) -> Pairs:
+  return draw_pairs(
+    world,
+    config.seed,
+    min(labels.pairs, config.pairs),
+    deviation=labels.deviation,
+    flipped=flipped,
+  )
 
 
 def near_duplicates(world: World, seed: int, count: int) -> Pairs:

@@ -10,11 +10,12 @@ parallel = 2  # one run keeps one core busy
 
 # The worlds of each part: more where they differ more.
 SEEDS = {
-  'exact': range(20, 25),
+  'exact': range(20, 30),
   'dpo': range(20, 25),
   'likelihood': range(20, 25),
   'rl': range(20, 30),
   'noise': range(40, 100),
+  'other_betas': range(40, 50),
 }
 
 

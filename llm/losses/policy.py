@@ -226,8 +226,10 @@ def grpo_loss(
     kl_coef: weight of the KL to the reference.
     kl_estimator: see `kl_estimate`.
     kl_limit: the estimate is clipped to ± this, or None.
-    kl_corrected: multiply the KL by r, which makes it unbiased off policy
-      (TRL's `use_bias_correction_kl`).
+    kl_corrected: multiply the KL by r (TRL's `use_bias_correction_kl`): at the
+      prefixes given, k3 is then unbiased off policy, and its gradient is that
+      of KL(policy, ref) of the next token; without r it is that of KL(ref,
+      policy) on policy.
     entropy_coef: weight of the entropy.
     reduction: see the module.
     max_length: L of reduction 'constant': the longest answer allowed.

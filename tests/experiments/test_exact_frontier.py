@@ -13,7 +13,7 @@ from experiments.exact_frontier.language import World
 from experiments.exact_frontier.learners import Settings
 from llm import config_args
 from llm.errors import UserError
-from llm.losses import preference
+from llm.losses import policy, preference
 
 CONFIG = 'experiments/exact_frontier/config.py:smoke'
 
@@ -109,17 +109,41 @@ def test_a_policy_on_the_frontier_has_all_of_its_gain(world):
   np.testing.assert_allclose((start.kl, start.gain), 0.0, atol=1e-12)
 
 
-def test_no_policy_has_more_reward_for_its_forward_kl():
-  world = small_world((0.5, 0.3, 0.2), (0.0, 1.0, 3.0))
-  ref = np.exp(world.ref)
-  value = lambda p: 2.0 * p @ world.reward - ref @ (world.ref - np.log(p))
-  best = np.exp(language.forward_optimum(world, 2.0))
-  np.testing.assert_allclose(best.sum(), 1.0)
-  grid = np.linspace(0.001, 0.998, 400)
-  a, b = np.meshgrid(grid, grid)
-  policies = np.stack([a, b, 1.0 - a - b], -1)[a + b <= 0.999]
-  found = max(value(policy) for policy in policies)
-  assert 0.0 <= value(best) - found < 1e-3
+@pytest.mark.parametrize('corrected', [False, True])
+def test_at_the_fixed_point_the_gradient_of_grpo_is_nothing(world, corrected):
+  coef, size = 0.5, 16
+  found = language.grpo_fixed_point(world, coef, size, corrected)
+  np.testing.assert_allclose(np.exp(found).sum(), 1.0)
+  probs = np.exp(found)
+  centred = world.reward - probs @ world.reward
+  advantages = centred * (1 - 1 / size) / np.sqrt(probs @ centred**2)
+  ids = jnp.arange(language.COUNT)
+  tokens = lambda tables: language.at_tokens((tables, tables), ids)[0]
+  best, ref = (
+    [
+      jnp.asarray(x, jnp.float32).reshape(-1, 6)
+      for x in language._conditionals(y)
+    ]
+    for y in (found, world.ref)
+  )
+  # The table's own expectation: each string weighs its probability.
+  one = jax.vmap(
+    lambda *row: policy.grpo_loss(
+      *(x[None] for x in row[:3]), jnp.ones((1, 5), bool), row[3][None],
+      kl_coef=coef, kl_corrected=corrected, reduction='sequence',
+    )[0]
+  )  # fmt: skip
+
+  def loss(logits):
+    logprobs = tokens([jax.nn.log_softmax(x) for x in logits])
+    old = tokens(best)
+    rows = one(logprobs, old, jnp.asarray(advantages, jnp.float32), tokens(ref))
+    return jnp.asarray(probs, jnp.float32) @ rows
+
+  at = lambda tables: max(
+    float(jnp.abs(g).max()) for g in jax.grad(loss)(tables)
+  )
+  assert at(best) < 1e-5
 
 
 @pytest.mark.parametrize('n', [1, 2, 3])
@@ -208,6 +232,10 @@ def test_extremes_and_leads_are_those_of_the_rows():
   lead = analyze.lead(noise, 'cdpo', 'few', 0.2)
   np.testing.assert_allclose(lead, (0.1, 0.2))
   np.testing.assert_allclose(analyze.standard_errors(lead.tolist()), 3.0)
+  other = {'config.part': 'other_betas', 'config.seed': 1}
+  other['few.dpo_0.2_0.1.ratio'] = 0.75
+  behind = analyze.behind_other_beta([*noise, other], 'few', 0.2, 0.1)
+  np.testing.assert_allclose(behind, [-0.05])
 
 
 def test_what_a_run_needs_is_said(tmp_path):

@@ -44,7 +44,7 @@ def test_the_readme_has_the_command_and_the_figure(folder):
 @pytest.mark.parametrize(
   'name, count',
   [
-    ('exact_frontier', 85),
+    ('exact_frontier', 100),
     ('grpo_arithmetic', 8),
     ('inference_speed', 6),
     ('kv_cache', 46),
