@@ -167,6 +167,7 @@ def _length_table(rows) -> str:
         _percent([row[f'{run}.pass_1'] for row in rows]),
         readme.mean(rows, f'{run}.length_wrong', 1),
         readme.mean(rows, f'{run}.length_right', 1),
+        readme.mean(rows, f'{run}.length', 1),
         _percent([row[f'{run}.marks_tell'] for row in rows]),
         readme.mean(rows, f'{run}.seconds', 0),
       )
@@ -176,6 +177,7 @@ def _length_table(rows) -> str:
     'pass@1, %',
     'tokens of wrong answers',
     'of right ones',
+    'of all',
     'marks tell, %',
     'seconds',
   )

@@ -140,7 +140,8 @@ def _row(part, seed, **values):
   }  # fmt: skip
   for run in ('sft', 'exact', 'random', 'grpo', 'dr_grpo'):
     for name in (
-      'greedy', 'pass_1', 'pass_8', 'seconds', 'length_wrong', 'length_right',
+      'greedy', 'pass_1', 'pass_8', 'seconds', 'length', 'length_wrong',
+      'length_right',
       'wrong_answers', 'marks_tell',
     ):  # fmt: skip
       row[f'{run}.{name}'] = 0.4
