@@ -58,8 +58,8 @@ def _part(smoke):
   own.heads = 1 if smoke else 5  # of width 32
   # Fine-tuning goes on from one of these steps to the next until this share
   # of sampled answers is right.
-  own.sft_steps = (4, 8) if smoke else tuple(range(200, 701, 10))
-  own.sft_goal = 0.37
+  own.sft_steps = (4, 8) if smoke else tuple(range(100, 701, 5))
+  own.sft_goal = 0.38
   own.sft_lr = 1e-3
   own.rl_steps = 2 if smoke else 1000
   own.rl_lr = 4e-4
