@@ -90,13 +90,8 @@ def loss_options(config) -> dict[str, float]:
   """
   loss = config.loss
   names = [*OPTIONS, 'ld_alpha'] + ['nll_prompt'] * bool(loss.nll_prompt)
-  given = {name: loss[name] for name in names if loss[name] is not None}
+  given = training_checks.given_options(loss, names, _OPTIONS)
   for name, value in given.items():
-    if name not in _OPTIONS:
-      has = ', '.join(f'loss.{n}' for n in _OPTIONS)
-      raise UserError(
-        f'loss.{name}={value!r}: {KTO} does not read it; it has {has}'
-      )
     if not 0.0 <= value < math.inf or (name == 'beta' and not value):
       least = 'a number above 0' if name == 'beta' else '0 or more'
       raise UserError(f'loss.{name}={value!r}: use {least}')

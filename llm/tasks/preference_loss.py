@@ -17,6 +17,7 @@ from llm.losses.chunked import chunked_logprobs
 from llm.losses.language import next_token_targets
 from llm.losses.sequences import packed_sequence_logprobs
 from llm.tasks.trainee import Trainee
+from llm.tasks.training_checks import given_options
 from llm.train.step import LossFn
 
 LOSSES = {
@@ -79,13 +80,7 @@ def loss_options(loss: Any) -> dict[str, Any]:
     names = ', '.join((*LOSSES, KTO))
     raise UserError(f'loss.name={loss.name!r}: use one of {names}')
   known = inspect.signature(LOSSES[loss.name]).parameters
-  given = {name: loss[name] for name in OPTIONS if loss.get(name) is not None}
-  for name, value in given.items():
-    if name not in known:
-      has = ', '.join(f'loss.{n}' for n in OPTIONS if n in known)
-      raise UserError(
-        f'loss.{name}={value!r}: {loss.name} does not read it; it has {has}'
-      )
+  given = given_options(loss, OPTIONS, [n for n in OPTIONS if n in known])
   pairs = jnp.zeros(1)
   try:  # values that have no meaning are refused by the loss itself
     _call(loss, given, {n: pairs for n in known if n not in OPTIONS})

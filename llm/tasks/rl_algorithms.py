@@ -7,6 +7,7 @@ from typing import Any
 from llm.errors import UserError
 from llm.losses.reductions import REDUCTIONS
 from llm.losses.shaping import ESTIMATORS
+from llm.tasks.training_checks import given_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,17 @@ class Algorithm:
   ratio: str = 'token'
 
 
-# Off unless they are asked for.
-_SWITCHES = dict(dual_clip=None, kl_corrected=False)
+# GRPO and its kin; each says below what it has otherwise.
+_GROUP = dict(
+  kl_coef=0.0,
+  kl_estimator='k3',
+  clip_low=0.2,
+  clip_high=0.2,
+  reduction='sequence',
+  entropy_coef=0.0,
+  dual_clip=None,  # off unless they are asked for
+  kl_corrected=False,
+)
 ALGORITHMS = {
   'ppo': Algorithm(
     'gae',
@@ -45,55 +55,13 @@ ALGORITHMS = {
   ),
   'rloo': Algorithm('rloo', dict(kl_coef=0.05, clip_low=0.2, clip_high=0.2)),
   'reinforce': Algorithm('batch', dict(reduction='token')),
-  'grpo': Algorithm(
-    'group',
-    dict(
-      kl_coef=0.04,
-      kl_estimator='k3',
-      clip_low=0.2,
-      clip_high=0.2,
-      reduction='sequence',
-      entropy_coef=0.0,
-      **_SWITCHES,
-    ),
-  ),
-  'dr_grpo': Algorithm(
-    'none',
-    dict(
-      kl_coef=0.0,
-      kl_estimator='k3',
-      clip_low=0.2,
-      clip_high=0.2,
-      reduction='constant',
-      entropy_coef=0.0,
-      **_SWITCHES,
-    ),
-  ),
+  'grpo': Algorithm('group', _GROUP | dict(kl_coef=0.04)),
+  'dr_grpo': Algorithm('none', _GROUP | dict(reduction='constant')),
   'dapo': Algorithm(
-    'group',
-    dict(
-      kl_coef=0.0,
-      kl_estimator='k3',
-      clip_low=0.2,
-      clip_high=0.28,
-      reduction='token',
-      entropy_coef=0.0,
-      **_SWITCHES,
-    ),
-    resamples=4,
+    'group', _GROUP | dict(clip_high=0.28, reduction='token'), resamples=4
   ),
   'gspo': Algorithm(
-    'group',
-    dict(
-      kl_coef=0.0,
-      kl_estimator='k3',
-      clip_low=3e-4,
-      clip_high=4e-4,
-      reduction='sequence',
-      entropy_coef=0.0,
-      **_SWITCHES,
-    ),
-    ratio='sequence',
+    'group', _GROUP | dict(clip_low=3e-4, clip_high=4e-4), ratio='sequence'
   ),
 }
 # Every field of `config.loss` that is a default of some algorithm.
@@ -115,13 +83,8 @@ def settings(loss: Any) -> dict[str, Any]:
       f'loss.name={loss.name!r}: use one of {", ".join(ALGORITHMS)}'
     )
   defaults = ALGORITHMS[loss.name].defaults
-  given = {name: loss[name] for name in OPTIONS if loss[name] is not None}
+  given = given_options(loss, OPTIONS, defaults)
   for name, value in given.items():
-    if name not in defaults:
-      has = ', '.join(f'loss.{n}' for n in defaults)
-      raise UserError(
-        f'loss.{name}={value!r}: {loss.name} does not read it; it has {has}'
-      )
     most = _MOST.get(name, math.inf)
     if not isinstance(value, str) and not 0 <= value <= min(most, _LARGEST):
       to = f'from 0 to {most}' if name in _MOST else 'of at least 0'

@@ -1,6 +1,8 @@
 """What every training run refuses whatever its data are."""
 
+from collections.abc import Collection, Iterable
 import functools
+from typing import Any
 
 from llm.errors import UserError
 from llm.models.remat import REMAT
@@ -118,6 +120,29 @@ def check_fields(config, workdir: str | None) -> str:
       '--workdir=runs/NAME'
     )
   return workdir
+
+
+def given_options(
+  loss: Any, names: Iterable[str], known: Collection[str]
+) -> dict[str, Any]:
+  """The fields of `config.loss` among `names` that are set.
+
+  Args:
+    loss: with `name`.
+    names: all that a loss of this kind of run may have.
+    known: those that this loss reads, in the order in which they are told.
+
+  Raises:
+    UserError: a field is set that the loss does not read.
+  """
+  given = {name: loss[name] for name in names if loss.get(name) is not None}
+  for name, value in given.items():
+    if name not in known:
+      has = ', '.join(f'loss.{n}' for n in known)
+      raise UserError(
+        f'loss.{name}={value!r}: {loss.name} does not read it; it has {has}'
+      )
+  return given
 
 
 def is_evaluated(config) -> bool:

@@ -71,6 +71,15 @@ def test_results_elsewhere_leave_the_readme_alone(tmp_path):
   assert path.read_text() == f'a\n{readme.BEGIN}\nnew\n{readme.END}\nb\n'
 
 
+def test_the_cost_says_how_many_cores_each_run_had():
+  row = {'machine.load': 0.5, 'machine.cpu': 'any', 'wall_s': 60.0}
+  one, two = (row | {'machine.cores': cores} for cores in (1, 2))
+  assert '1 run, 1.0 minutes in all, each on 1 core of' in readme.cost_line(
+    [one]
+  )
+  assert 'each on 1 or 2 cores of' in readme.cost_line([two, one, two])
+
+
 def test_prices_are_those_of_the_arithmetic():
   prices = kv_measure.price(None)
   # keys and values x layers x heads x components x 2 bytes
