@@ -17,6 +17,7 @@ from absl import flags
 
 from llm import config_args
 from llm.errors import RunError, UserError
+from llm.tasks import host_memory
 
 # What the user named and can mend, so that a traceback would only hide it.
 _BAD_PATH = (
@@ -132,4 +133,5 @@ def _refuse(message: str, status: int = 2) -> int:
 
 
 if __name__ == '__main__':
+  host_memory.restart_with_huge_pages()
   sys.exit(main(sys.argv))

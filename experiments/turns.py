@@ -14,24 +14,33 @@ import sys
 import time
 from typing import Any
 
+from llm.tasks import host_memory
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Worker:
-  """The other end of `python -m MODULE ARGUMENTS`; close it.
+  """The other end of `python -m MODULE SYSTEM ...`; close it.
+
+  Each system has the memory that its users have: 'ours' huge pages, for which
+  `launch.py` asks glibc, and the others what glibc gives by itself.
 
   Args:
     module: whose process answers.
-    arguments: of its command line.
+    arguments: of its command line; the first names the system.
     threads: of torch and others; they make one per core unless told otherwise.
   """
 
   def __init__(self, module: str, arguments: list[str], threads: int):
     self._name = ' '.join([module, *arguments[:1]])
+    environ = dict(os.environ, OMP_NUM_THREADS=str(threads))
+    environ.pop(host_memory.TUNABLES, None)
+    if arguments[0] == 'ours':
+      environ = host_memory.with_huge_pages(environ)
     self._process = subprocess.Popen(
       [sys.executable, '-m', module, *arguments],
       cwd=ROOT,
-      env=os.environ | {'OMP_NUM_THREADS': str(threads)},
+      env=environ,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
