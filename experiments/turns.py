@@ -19,26 +19,36 @@ from llm.tasks import host_memory
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+def pages(name: str) -> tuple[str, bool]:
+  """A system's name without `_huge_pages` or `_small_pages`, and which it has.
+
+  A name with neither has the memory of its users: 'ours' huge pages, for which
+  `launch.py` asks glibc, and another what it gets by itself.
+  """
+  for suffix, huge in (('_huge_pages', True), ('_small_pages', False)):
+    if name.endswith(suffix):
+      return name.removesuffix(suffix), huge
+  return name, name == 'ours'
+
+
 class Worker:
   """The other end of `python -m MODULE SYSTEM ...`; close it.
 
-  Each system has the memory that its users have: 'ours' huge pages, for which
-  `launch.py` asks glibc, and the others what glibc gives by itself.
-
   Args:
     module: whose process answers.
-    arguments: of its command line; the first names the system.
+    arguments: of its command line; the first names the system (see `pages`).
     threads: of torch and others; they make one per core unless told otherwise.
   """
 
   def __init__(self, module: str, arguments: list[str], threads: int):
     self._name = ' '.join([module, *arguments[:1]])
+    system, huge_pages = pages(arguments[0])
     environ = dict(os.environ, OMP_NUM_THREADS=str(threads))
     environ.pop(host_memory.TUNABLES, None)
-    if arguments[0] == 'ours':
+    if huge_pages:
       environ = host_memory.with_huge_pages(environ)
     self._process = subprocess.Popen(
-      [sys.executable, '-m', module, *arguments],
+      [sys.executable, '-m', module, system, *arguments[1:]],
       cwd=ROOT,
       env=environ,
       stdin=subprocess.PIPE,

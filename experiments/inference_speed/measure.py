@@ -61,9 +61,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
 def _systems(config) -> list[str]:
   systems = list(config.systems)
   for name in systems:
-    if name not in SYSTEMS:
+    system, _ = turns.pages(name)
+    if system not in SYSTEMS:
       raise UserError(f'systems has {name!r}: use some of {", ".join(SYSTEMS)}')
-    package = _NEEDS.get(name)
+    package = _NEEDS.get(system)
     if package and importlib.util.find_spec(package) is None:
       raise UserError(
         f'systems has {name!r}, and {package} is not installed: install the '
@@ -142,6 +143,7 @@ def _ratios(seen: dict[str, list[dict]]) -> dict[str, float]:
       seen[name] for name in seen if name.startswith('transformers')
     ],
     'llama_cpp': [seen[name] for name in seen if name == 'llama_cpp'],
+    'small_pages': [seen[name] for name in seen if name == 'ours_small_pages'],
   }
   ratios = {}
   for phase in ('prefill', 'decode'):

@@ -68,9 +68,10 @@ def check_systems(config: ml_collections.ConfigDict) -> list[str]:
   """
   systems = list(config.systems)
   for name in systems:
-    if name not in SYSTEMS:
+    system, _ = turns.pages(name)
+    if system not in SYSTEMS:
       raise UserError(f'systems has {name!r}: use some of {", ".join(SYSTEMS)}')
-    if name != 'ours' and importlib.util.find_spec('torch') is None:
+    if system != 'ours' and importlib.util.find_spec('torch') is None:
       raise UserError(
         f'systems has {name!r}, and torch is not installed: install the extra '
         "'parity', or leave it out"

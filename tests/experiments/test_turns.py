@@ -29,3 +29,29 @@ def test_turns_change_their_order():
   three = [{'seconds': 3.0}] * 2
   assert turns.take_turns(workers, 2, steps=3) == {'a': three, 'b': three}
   assert order == ['a', 'b', 'b', 'a']
+
+
+def test_a_system_has_its_users_memory_unless_its_name_says_otherwise():
+  assert turns.pages('ours') == ('ours', True)
+  assert turns.pages('ours_small_pages') == ('ours', False)
+  assert turns.pages('trl') == ('trl', False)
+  assert turns.pages('trl_huge_pages') == ('trl', True)
+
+
+def test_a_worker_is_started_with_that_memory(monkeypatch):
+  monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
+  started = []
+
+  def start(command, env, **_):
+    started.append((command[1:], env.get('GLIBC_TUNABLES')))
+
+  monkeypatch.setattr(turns.subprocess, 'Popen', start)
+  for name in ('ours', 'ours_small_pages', 'other', 'other_huge_pages'):
+    turns.Worker('module', [name, 'folder'], 2)
+  asked = 'glibc.malloc.hugetlb=1'
+  assert started == [
+    (['-m', 'module', 'ours', 'folder'], asked),
+    (['-m', 'module', 'ours', 'folder'], None),
+    (['-m', 'module', 'other', 'folder'], None),
+    (['-m', 'module', 'other', 'folder'], asked),
+  ]
