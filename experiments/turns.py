@@ -4,8 +4,9 @@ The measuring process asks, a line of JSON on the other's stdin, and is answered
 by one on its stdout.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import importlib.util
 import json
 import os
 import statistics
@@ -14,6 +15,7 @@ import sys
 import time
 from typing import Any
 
+from llm.errors import UserError
 from llm.tasks import host_memory
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -29,6 +31,35 @@ def pages(name: str) -> tuple[str, bool]:
     if name.endswith(suffix):
       return name.removesuffix(suffix), huge
   return name, name == 'ours'
+
+
+def check_systems(
+  systems: Sequence[str], needs: Mapping[str, str | None]
+) -> None:
+  """Refuses systems that cannot be measured.
+
+  Args:
+    systems: names, as `pages` takes them.
+    needs: of each known system the package that it cannot do without.
+
+  Raises:
+    UserError: an unknown one, one that cannot run here, or ours is missing.
+  """
+  for name in systems:
+    system, _ = pages(name)
+    if system not in needs:
+      raise UserError(
+        f'systems has {name!r}: use some of {", ".join(needs)}, with '
+        '_huge_pages or _small_pages behind it for the other kind of memory'
+      )
+    package = needs[system]
+    if package and importlib.util.find_spec(package) is None:
+      raise UserError(
+        f'systems has {name!r}, and {package} is not installed: install the '
+        "extra 'parity', or leave it out"
+      )
+  if 'ours' not in systems:
+    raise UserError(f"systems={systems}: 'ours' must be one of them")
 
 
 class Worker:

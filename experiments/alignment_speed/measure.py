@@ -1,7 +1,6 @@
 """The run: all systems take turns, from the same weights on the same rows."""
 
 import contextlib
-import importlib.util
 import json
 import statistics
 import tempfile
@@ -10,11 +9,11 @@ import ml_collections
 
 from experiments import machine, turns
 from experiments.alignment_speed.rows import write_model
-from experiments.alignment_speed.worker import SYSTEMS
 from llm.errors import UserError
 from llm.tasks import run as run_lib
 
 KINDS = ('dpo', 'dpo_precomputed', 'grpo')
+_NEEDS = {'ours': None, 'trl': 'trl', 'trl_fused': 'trl'}
 _WORKER = 'experiments.alignment_speed.worker'
 _PACKAGES = ('jax', 'torch', 'transformers', 'trl')
 
@@ -69,16 +68,7 @@ def check_fields(config) -> None:
   """
   if config.kind not in KINDS:
     raise UserError(f'kind={config.kind!r}: use one of {", ".join(KINDS)}')
-  for name in config.systems:
-    if name not in SYSTEMS:
-      raise UserError(f'systems has {name!r}: use some of {", ".join(SYSTEMS)}')
-    if name != 'ours' and importlib.util.find_spec('trl') is None:
-      raise UserError(
-        f'systems has {name!r}, and trl is not installed: install the extra '
-        "'parity', or leave it out"
-      )
-  if 'ours' not in config.systems:
-    raise UserError(f"systems={config.systems}: 'ours' must be one of them")
+  turns.check_systems(config.systems, _NEEDS)
 
 
 def settings(config) -> dict:

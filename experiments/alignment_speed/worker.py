@@ -14,8 +14,6 @@ from experiments import machine
 from experiments.alignment_speed import opponents
 from experiments.turns import Requests
 
-SYSTEMS = ('ours', 'trl', 'trl_fused')
-
 
 def main(argv: list[str]) -> None:
   """Serves one system until stdin ends."""

@@ -10,7 +10,6 @@ import ml_collections
 import numpy as np
 
 from experiments import machine, turns
-from experiments.inference_speed.worker import SYSTEMS
 from llm.checkpoints.hf_save import save_hf
 from llm.errors import UserError
 from llm.models.config import ModelConfig
@@ -19,7 +18,13 @@ from llm.tasks import bandwidth
 from llm.tasks import run as run_lib
 
 _WORKER = 'experiments.inference_speed.worker'
-_NEEDS = {'transformers_dynamic': 'torch', 'transformers_static': 'torch'}
+# Without llama.cpp the comparison goes without it.
+_NEEDS = {
+  'ours': None,
+  'transformers_dynamic': 'torch',
+  'transformers_static': 'torch',
+  'llama_cpp': None,
+}
 _PACKAGES = ('jax', 'torch', 'transformers', 'llama_cpp_python')
 
 
@@ -59,23 +64,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
 
 
 def _systems(config) -> list[str]:
-  systems = list(config.systems)
-  for name in systems:
-    system, _ = turns.pages(name)
-    if system not in SYSTEMS:
-      raise UserError(f'systems has {name!r}: use some of {", ".join(SYSTEMS)}')
-    package = _NEEDS.get(system)
-    if package and importlib.util.find_spec(package) is None:
-      raise UserError(
-        f'systems has {name!r}, and {package} is not installed: install the '
-        "extra 'parity', or leave it out"
-      )
-  one = config.batch_size == 1
-  if not one or importlib.util.find_spec('llama_cpp') is None:
-    systems = [name for name in systems if name != 'llama_cpp']
-  if 'ours' not in systems:
-    raise UserError(f"systems={config.systems}: 'ours' must be one of them")
-  return systems
+  """Those that take part: llama.cpp where it is installed, with one row."""
+  turns.check_systems(config.systems, _NEEDS)
+  alone = config.batch_size == 1
+  if alone and importlib.util.find_spec('llama_cpp') is not None:
+    return list(config.systems)
+  return [name for name in config.systems if name != 'llama_cpp']
 
 
 def _model_config(config) -> ModelConfig:

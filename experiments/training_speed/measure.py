@@ -1,7 +1,6 @@
 """The run: all systems take turns, from the same weights on the same rows."""
 
 import contextlib
-import importlib.util
 import json
 import statistics
 import tempfile
@@ -10,13 +9,13 @@ import jax
 import ml_collections
 
 from experiments import machine, turns
-from experiments.training_speed.worker import SYSTEMS
 from llm.checkpoints.hf_save import save_hf
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 from llm.models.transformer import init_params
 from llm.tasks import run as run_lib
 
+_NEEDS = {'ours': None, 'transformers': 'torch', 'transformers_fused': 'torch'}
 _WORKER = 'experiments.training_speed.worker'
 _PACKAGES = ('jax', 'torch', 'transformers')
 
@@ -34,7 +33,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     'versions': machine.versions(_PACKAGES),
   }
   machine.use_cores(config.threads)
-  systems = check_systems(config)
+  turns.check_systems(config.systems, _NEEDS)
+  systems = list(config.systems)
   shape = ModelConfig(
     **config.model.to_dict(),
     num_kv_heads=config.model.num_heads,
@@ -58,27 +58,6 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   result['losses'] = compare(losses)
   run_lib.write_result(workdir, result)
   _print(result, systems)
-
-
-def check_systems(config: ml_collections.ConfigDict) -> list[str]:
-  """Returns the systems that take part.
-
-  Raises:
-    UserError: an unknown one, one that cannot run here, or ours is missing.
-  """
-  systems = list(config.systems)
-  for name in systems:
-    system, _ = turns.pages(name)
-    if system not in SYSTEMS:
-      raise UserError(f'systems has {name!r}: use some of {", ".join(SYSTEMS)}')
-    if system != 'ours' and importlib.util.find_spec('torch') is None:
-      raise UserError(
-        f'systems has {name!r}, and torch is not installed: install the extra '
-        "'parity', or leave it out"
-      )
-  if 'ours' not in systems:
-    raise UserError(f"systems={config.systems}: 'ours' must be one of them")
-  return systems
 
 
 def settings(config) -> dict:

@@ -14,8 +14,6 @@ from experiments import machine
 from experiments.training_speed import opponents
 from experiments.turns import Requests
 
-SYSTEMS = ('ours', 'transformers', 'transformers_fused')
-
 
 def main(argv: list[str]) -> None:
   """Serves one system until stdin ends."""

@@ -23,9 +23,10 @@ def restart_with_huge_pages() -> None:
 
   A page of 4 KiB is found through a table in memory that a model's weights
   outgrow many times over, and each first touch of one is a fault. With pages of
-  2 MiB a training step takes 0.80 to 0.95 of the time on a CPU, decoding one
-  row 0.88 to 0.93 (docs/running.md). glibc (2.35 and newer) reads the setting
-  once, as a program starts. Call it first, in the main program alone.
+  2 MiB a training step takes 0.95 of the time on a CPU, decoding one row 0.93,
+  and less where memory is scattered (docs/running.md). glibc (2.35 and newer)
+  reads the setting once, as a program starts. Call it first, and in the main
+  program alone.
 
   Nothing happens where the kernel gives no huge pages on demand, and where
   GLIBC_TUNABLES has the setting already, be it off

@@ -1,6 +1,9 @@
 """Systems that take turns: their order, and ratios of paired turns."""
 
+import pytest
+
 from experiments import turns
+from llm.errors import UserError
 
 
 def test_ratios_are_paired_and_to_the_fastest_other():
@@ -55,3 +58,23 @@ def test_a_worker_is_started_with_that_memory(monkeypatch):
     (['-m', 'module', 'other', 'folder'], None),
     (['-m', 'module', 'other', 'folder'], asked),
   ]
+
+
+@pytest.mark.parametrize(
+  ('systems', 'message'),
+  [
+    (('ours', 'jax'), "systems has 'jax': use some of ours, a, b, with _huge"),
+    (('ours', 'a_pages'), "systems has 'a_pages': use some of"),
+    (
+      ('ours', 'b_huge_pages'),
+      "systems has 'b_huge_pages', and no_such is not",
+    ),
+    (('ours_small_pages', 'a'), "'ours' must be one of them"),
+    ((), "'ours' must be one of them"),
+  ],
+)
+def test_systems_that_cannot_be_measured_are_refused(systems, message):
+  needs = {'ours': None, 'a': None, 'b': 'no_such'}
+  turns.check_systems(('ours', 'ours_small_pages', 'a_huge_pages'), needs)
+  with pytest.raises(UserError, match=message):
+    turns.check_systems(systems, needs)
