@@ -47,9 +47,9 @@ def test_best_fit_is_the_rule(capacity):
 def test_best_fit_wastes_little_and_is_quick():
   rng = np.random.default_rng(0)
   lengths = np.clip(rng.lognormal(5.5, 1.0, 50_000), 1, 2048).astype(int)
-  began = time.perf_counter()
+  began = time.process_time()  # whatever else the machine does
   rows = packing.best_fit(lengths, 2048)
-  assert time.perf_counter() - began < 2.0  # 0.03 s on an idle machine
+  assert time.process_time() - began < 2.0  # 0.03 s
   assert lengths.sum() / (2048 * len(rows)) > 0.999
   assert sorted(i for row in rows for i in row) == list(range(50_000))
   in_order = packing.next_fit(lengths.tolist(), 2048)
