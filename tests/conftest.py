@@ -1,5 +1,6 @@
 """What all tests share: the CPU backend, and which folders are left out."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -15,20 +16,26 @@ ROOT = pathlib.Path(__file__).parents[1]
 # on a CPU; JAX_PLATFORMS in the environment says otherwise.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
-# Nearly all of the time that these tests take is that of compiling programs
-# that then run for a moment, so they are compiled with few optimisations, in a
-# third of the time. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS=` in the
-# environment brings the programs that users run; .ci/run has tests/parity and
-# tests/real run with those.
+# Nearly all of the time that these tests take is that of tracing and compiling
+# programs that then run for a moment. So they are compiled with few
+# optimisations, in one piece, without the kernels of a library, and do not
+# note which lines they come from.
+# `JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS=` in the environment brings the
+# programs that users run; .ci/run has tests/parity and tests/real run with
+# those.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
+_xla_flags = [
+  '--xla_cpu_parallel_codegen_split_count=1',
+  '--xla_cpu_experimental_ynn_fusion_type=',
+]
 # Releases from 0.11 on end the process at this flag, which they do not know.
 _jaxlib = importlib.metadata.version('jaxlib').split('.')
-os.environ.setdefault(
-  'XLA_FLAGS',
-  '--xla_cpu_use_fusion_emitters=false'
-  if tuple(map(int, _jaxlib[:2])) < (0, 11)
-  else '',
-)
+if tuple(map(int, _jaxlib[:2])) < (0, 11):
+  _xla_flags.append('--xla_cpu_use_fusion_emitters=false')
+os.environ.setdefault('XLA_FLAGS', ' '.join(_xla_flags))
+# Tracing makes many objects and few of them in cycles.
+gc.set_threshold(50_000)
 
 
 def _left_out() -> dict[str, str]:

@@ -13,6 +13,7 @@ the token, so a token depends on (logits, settings, seed, position) alone.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 
 from flax import struct
 import jax
@@ -190,6 +191,8 @@ FILTERS = {
 STAGES = PROCESSORS | FILTERS
 
 
+# Traced once for all programs that sample; `inline` leaves no call in them.
+@functools.partial(jax.jit, static_argnames=('order', 'top_n'), inline=True)
 def sample_rows(
   logits: jax.Array,
   rows: RowSampling,
