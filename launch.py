@@ -17,7 +17,7 @@ from absl import flags
 
 from llm import config_args
 from llm.errors import RunError, UserError
-from llm.tasks import host_memory
+from llm.host import memory as host_memory
 
 # What the user named and can mend, so that a traceback would only hide it.
 _BAD_PATH = (

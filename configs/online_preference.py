@@ -43,7 +43,7 @@ def get_config(arg=None):
   # Rollouts until the policy becomes the reference; 0: the model before
   # training stays it.
   rollout.reference_every = 0
-  # (name, weight) or (name, weight, options): see llm/train/rewards.py, or
+  # (name, weight) or (name, weight, options): see llm/rewards/functions.py, or
   # 'module:function', or ('model', 1.0, {'path': REWARD_MODEL}).
   config.rewards = (('exact_answer', 1.0),)
 

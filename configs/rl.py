@@ -40,13 +40,13 @@ def get_config(arg=None):
   # dapo: further rounds, until all groups have signal; None: 4.
   rollout.max_resamples = optional(int)
   rollout.overlong_margin = 0  # tokens before the limit where a penalty begins
-  # (name, weight) or (name, weight, options): see llm/train/rewards.py, or
+  # (name, weight) or (name, weight, options): see llm/rewards/functions.py, or
   # 'module:function', or ('model', 1.0, {'path': REWARD_MODEL}).
   config.rewards = (('exact_answer', 1.0),)
 
   loss = config.loss
   loss.name = 'grpo'
-  # None: the algorithm's own default (llm/tasks/rl_algorithms.py). A field that
+  # None: the algorithm's own default (llm/rl/algorithms.py). A field that
   # an algorithm does not read is refused.
   loss.kl_coef = optional(float)
   loss.kl_estimator = optional(str)  # k1, k2, k3

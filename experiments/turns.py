@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from llm.errors import UserError
-from llm.tasks import host_memory
+from llm.host import memory as host_memory
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

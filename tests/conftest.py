@@ -11,6 +11,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+pytest_plugins = ('tests.fixtures',)
 
 # Before anything imports jax. The tolerances of the tests are those of float32
 # on a CPU; JAX_PLATFORMS in the environment says otherwise.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import llm
-from llm.checkpoints import hf
+from llm.checkpoints.hf import load as hf
 from llm.errors import UserError
 from llm.text.tokenizer import load_tokenizer
 from tests.models import tiny

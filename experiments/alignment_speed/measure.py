@@ -10,7 +10,7 @@ import ml_collections
 from experiments import machine, turns
 from experiments.alignment_speed.rows import write_model
 from llm.errors import UserError
-from llm.tasks import run as run_lib
+from llm.runs import outputs
 
 KINDS = ('dpo', 'dpo_precomputed', 'grpo')
 _NEEDS = {'ours': None, 'trl': 'trl', 'trl_fused': 'trl'}
@@ -56,7 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     }
   result['ratio'] = turns.ratios(seconds)
   result['control'] = compare(config.kind, first)
-  run_lib.write_result(workdir, result)
+  outputs.write_result(workdir, result)
   print(json.dumps({k: result[k] for k in ('ratio', 'control')}, indent=2))
 
 

@@ -9,9 +9,10 @@ import jax
 
 from experiments.alignment_speed import rows
 from llm import config_args
-from llm.tasks import preference, rl, training
-from llm.tasks.host_memory import keep_freed_memory
-from llm.tasks.run import enable_compilation_cache
+from llm.host.memory import keep_freed_memory
+from llm.runs import training
+from llm.runs.outputs import enable_compilation_cache
+from llm.tasks import preference, rl
 from llm.train import loop
 from llm.train.optim import make_optimizer
 from llm.train.state import init_state
@@ -29,10 +30,12 @@ def make_train(folder: str, settings: dict[str, Any]):
   with mock.patch.object(training, 'train', lambda *args: made.append(args)):
     config = config(folder, settings)
     task.run(config, os.path.join(folder, 'run'))
-  _, _, trainee, recipe, microbatches = made[0]
-  tx = make_optimizer(config.optim, config.train.steps, trainee.params)
-  state = init_state(trainee.params, tx, jax.random.key(0))
-  step = training.compile_step(config, trainee, tx, recipe, microbatches, state)
+  _, _, train_model, recipe, microbatches = made[0]
+  tx = make_optimizer(config.optim, config.train.steps, train_model.params)
+  state = init_state(train_model.params, tx, jax.random.key(0))
+  step = training.compile_step(
+    config, train_model, tx, recipe, microbatches, state
+  )
 
   def train(steps):
     nonlocal state
@@ -43,7 +46,7 @@ def make_train(folder: str, settings: dict[str, Any]):
       step,
       recipe.draw,
       schedule,
-      frozen=trainee.frozen,
+      frozen=train_model.frozen,
       on_row=found.append,
     )
     return found

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm.checkpoints.hf_save import save_hf
+from llm.checkpoints.hf.save import save_hf
 from llm.models.config import ModelConfig
 from llm.models.transformer import init_params
 

@@ -16,7 +16,7 @@ from experiments.exact_frontier.language import LENGTH, VOCAB, World
 from experiments.exact_frontier.learners import Pairs, Settings
 from llm.errors import UserError
 from llm.losses import preference
-from llm.tasks import run as run_lib
+from llm.runs import outputs
 
 BETAS = (0.05, 0.1, 0.2, 0.5, 1.0)  # of DPO
 DEVIATION = 0.4  # of the reward, in the labels of DPO and for RLOO and PPO
@@ -63,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   result = {'machine': machine.describe()}
   world = language.make_world(config.seed)
   result |= PARTS[config.part](config, world)
-  run_lib.write_result(workdir, result)
+  outputs.write_result(workdir, result)
 
 
 def exact(config, world: World) -> dict:

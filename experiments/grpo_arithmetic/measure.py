@@ -15,11 +15,11 @@ import numpy as np
 from experiments import machine
 from experiments.grpo_arithmetic import problems
 from llm import api, config_args
+from llm.decode.rollout import sample_completions
 from llm.errors import UserError
-from llm.tasks import rl, supervised, training_report
-from llm.tasks import run as run_lib
-from llm.train.rewards import exact_answer
-from llm.train.rollout import sample_answers
+from llm.rewards.functions import exact_answer
+from llm.runs import outputs, report
+from llm.tasks import rl, supervised
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 MODULE = __name__
@@ -70,7 +70,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     )
   result = {'machine': machine.describe()}
   result |= PARTS[config.part](config, pathlib.Path(workdir))
-  run_lib.write_result(workdir, result)
+  outputs.write_result(workdir, result)
 
 
 def addition(config, workdir: pathlib.Path) -> dict:
@@ -155,7 +155,7 @@ def _tune(
   began = time.perf_counter()
   for steps in own.sft_steps:
     # Where the run was killed: the steps that it has done.
-    rows = training_report.read_rows(folder)
+    rows = report.read_rows(folder)
     if rows and steps < rows[-1]['step']:
       continue
     shutil.rmtree(workdir / 'sft', ignore_errors=True)
@@ -216,7 +216,7 @@ def _reinforce(
   began = time.perf_counter()
   rl.run(fields, str(workdir / f'rl_{name}'))
   seconds = time.perf_counter() - began
-  rows = training_report.read_rows(str(workdir / f'rl_{name}'))
+  rows = report.read_rows(str(workdir / f'rl_{name}'))
   return {
     'seconds': seconds,
     'logprob_gap': max(row['logprob_gap'] for row in rows),
@@ -272,7 +272,7 @@ def _sample(
   answers, part = [], max(1, ANSWERS_AT_ONCE // size)
   for start in range(0, len(rows), part):
     prompts = rows[start : start + part]
-    answers += sample_answers(
+    answers += sample_completions(
       model,
       params,
       [tok.encode(row['prompt']) for row in prompts],

@@ -10,12 +10,12 @@ import ml_collections
 import numpy as np
 
 from experiments import machine, turns
-from llm.checkpoints.hf_save import save_hf
+from llm.checkpoints.hf.save import save_hf
 from llm.errors import UserError
+from llm.host import bandwidth
 from llm.models.config import ModelConfig
 from llm.models.transformer import init_params
-from llm.tasks import bandwidth
-from llm.tasks import run as run_lib
+from llm.runs import outputs
 
 _WORKER = 'experiments.inference_speed.worker'
 # Without llama.cpp the comparison goes without it.
@@ -59,7 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     result[system]['bandwidth_share'] = steps * step_bytes / max(rates)
   result['ratio'] = _ratios(answers)
   result['tokens'] = _compare(answers, config.new_tokens)
-  run_lib.write_result(workdir, result)
+  outputs.write_result(workdir, result)
   _print(result, systems)
 
 

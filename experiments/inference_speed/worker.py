@@ -16,12 +16,12 @@ from experiments.turns import Requests
 def ours(folder: str, threads: int) -> opponents.Generator:
   """llm-jax: `generate`, as its users call it, with greedy sampling."""
   del threads  # as many as the process has cores
-  from llm.checkpoints import hf
+  from llm.checkpoints.hf import load as hf
   from llm.decode.generate import generate
   from llm.decode.sampling_params import SamplingParams
+  from llm.host.memory import keep_freed_memory
   from llm.models.transformer import Transformer
-  from llm.tasks.host_memory import keep_freed_memory
-  from llm.tasks.run import enable_compilation_cache
+  from llm.runs.outputs import enable_compilation_cache
 
   keep_freed_memory()  # as every run of launch.py does
   enable_compilation_cache()

@@ -23,7 +23,7 @@ from llm.errors import UserError
 from llm.models.cache import cache_bytes
 from llm.models.config import ModelConfig
 from llm.models.transformer import Transformer, init_params
-from llm.tasks import run as run_lib
+from llm.runs import outputs
 
 GROWTH = 16  # of the allocated cache
 _SLOTS = 512  # allocated before that
@@ -47,7 +47,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     )
   result = {'machine': machine.describe()}
   result |= PARTS[config.part](config)
-  run_lib.write_result(workdir, result)
+  outputs.write_result(workdir, result)
   print(result)
 
 

@@ -16,7 +16,7 @@ from experiments.overoptimisation import curves, networks, policy
 from experiments.overoptimisation import gold as gold_lib
 from experiments.overoptimisation import proxy as proxy_lib
 from llm.errors import UserError
-from llm.tasks import run as run_lib
+from llm.runs import outputs
 
 SIZES = (30, 100, 300, 1000, 3000)  # pairs, the first ones of the largest
 COIN, GOLD = 'coin', 'gold'  # controls
@@ -42,7 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     )
   result = {'machine': machine.describe()}
   result |= PARTS[config.part](config)
-  run_lib.write_result(workdir, result)
+  outputs.write_result(workdir, result)
 
 
 def long(config) -> dict:

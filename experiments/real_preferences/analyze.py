@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 
 from experiments import readme
 from experiments.real_preferences import measure
+from llm.evals.intervals import wilson_interval
 from llm.sweeps import report
-from llm.tasks.reward import wilson_interval
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 GOALS = {'rasbt': 0.6, 'harmless': 0.5}  # for the interval's lower end

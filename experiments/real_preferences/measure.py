@@ -14,8 +14,8 @@ from llm import config_args
 from llm.data.pairs import Pairs, load_pairs
 from llm.data.records import read_records
 from llm.errors import UserError
+from llm.runs import outputs
 from llm.tasks import preference, reward, supervised
-from llm.tasks import run as run_lib
 from llm.text.tokenizer import load_tokenizer
 from llm.text.training import save_sentencepiece, train_sentencepiece
 
@@ -60,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   result['sft'] = _fine_tune(config, folder, splits)
   for name, (train, held_out) in splits.items():
     result[name] = _data_set(config, folder, name, train, held_out)
-  run_lib.write_result(workdir, result)
+  outputs.write_result(workdir, result)
 
 
 def describe_pairs(pairs: Pairs) -> dict[str, float]:

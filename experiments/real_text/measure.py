@@ -16,8 +16,8 @@ from llm.data.examples import Examples
 from llm.decode.generate import generate
 from llm.decode.sampling_params import SamplingParams
 from llm.errors import UserError
-from llm.tasks import run as run_lib
-from llm.tasks import supervised, training_report
+from llm.runs import outputs, report
+from llm.tasks import supervised
 from llm.text.tokenizer import Tokenizer, load_tokenizer
 from llm.text.training import save_sentencepiece, train_sentencepiece
 
@@ -62,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   result |= PARTS[config.part](
     config, pathlib.Path(workdir), pathlib.Path(data)
   )
-  run_lib.write_result(workdir, result)
+  outputs.write_result(workdir, result)
 
 
 def shakespeare(config, workdir: pathlib.Path, data: pathlib.Path) -> dict:
@@ -196,7 +196,7 @@ def _train(fields, folder: pathlib.Path) -> dict:
 
 def _curve(folder: pathlib.Path) -> dict[int, float]:
   """Held-out loss by step."""
-  rows = training_report.read_rows(str(folder))
+  rows = report.read_rows(str(folder))
   return {r['step']: r['eval_loss'] for r in rows if 'eval_loss' in r}
 
 
@@ -217,7 +217,7 @@ def _answer(
   )
   texts = [tok.decode(answer.token_ids).strip() for answer in answers]
   wanted = [tok.decode(tokens).strip() for tokens in right]
-  run_lib.write_json(
+  outputs.write_json(
     str(folder / 'answers.json'),
     [
       {'prompt': tok.decode(p), 'answer': t, 'wanted': w}

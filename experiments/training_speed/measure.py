@@ -9,11 +9,11 @@ import jax
 import ml_collections
 
 from experiments import machine, turns
-from llm.checkpoints.hf_save import save_hf
+from llm.checkpoints.hf.save import save_hf
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 from llm.models.transformer import init_params
-from llm.tasks import run as run_lib
+from llm.runs import outputs
 
 _NEEDS = {'ours': None, 'transformers': 'torch', 'transformers_fused': 'torch'}
 _WORKER = 'experiments.training_speed.worker'
@@ -56,7 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   result['ratio'] = turns.ratios(seconds)
   result['split'] = {f'{k[:-2]}_ms': 1e3 * v for k, v in split.items()}
   result['losses'] = compare(losses)
-  run_lib.write_result(workdir, result)
+  outputs.write_result(workdir, result)
   _print(result, systems)
 
 

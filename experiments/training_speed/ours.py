@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 
 from experiments.training_speed.rows import draw_rows
-from llm.checkpoints import hf
+from llm.align.supervised_loss import make_training_loss
+from llm.checkpoints.hf import load as hf
 from llm.checkpoints.train_state import Checkpoints
 from llm.data.examples import Example, from_list
 from llm.data.pipeline import make_source
+from llm.host.memory import keep_freed_memory
 from llm.models.transformer import Transformer
 from llm.parallel.mesh import make_mesh, on_mesh
 from llm.parallel.sharding import shard_batch
-from llm.tasks.host_memory import keep_freed_memory
-from llm.tasks.run import enable_compilation_cache
-from llm.tasks.supervised_loss import make_training_loss
-from llm.tasks.trainee import Blueprint, Trainee
+from llm.runs.outputs import enable_compilation_cache
+from llm.runs.train_model import ModelSpec, TrainModel
 from llm.train import loop
 from llm.train.optim import make_optimizer
 from llm.train.state import init_state
@@ -40,12 +40,12 @@ class Trainer:
     config = hf.read_config(folder)
     mesh = make_mesh(types.SimpleNamespace(data=1, fsdp=1, tensor=1))
     params = hf.load_params(folder, config)
-    blueprint = Blueprint(None, None, config, None, None)
-    trainee = Trainee(blueprint, Transformer(config), mesh, params, {})
+    spec = ModelSpec(None, None, config, None, None)
+    train_model = TrainModel(spec, Transformer(config), mesh, params, {})
     optim = types.SimpleNamespace(**settings['optim'])
     tx = make_optimizer(optim, settings['all_steps'], params)
     step = make_train_step(
-      make_training_loss(trainee, 0.0), tx, clip_norm=optim.clip_norm
+      make_training_loss(train_model, 0.0), tx, clip_norm=optim.clip_norm
     )
     self._step = on_mesh(jax.jit(step, donate_argnums=0), mesh)
     self._state = init_state(params, tx, jax.random.key(0))

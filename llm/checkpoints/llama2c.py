@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm.checkpoints.folder import Progress
+from llm.checkpoints.hf.folder import Progress
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 
@@ -151,7 +151,7 @@ def _check_size(path: str, config: ModelConfig, layout: dict) -> None:
 
 
 def _params(config: ModelConfig, w: dict[str, np.ndarray]) -> dict:
-  """The parameter tree; see `llm.checkpoints.names` for the fused leaves."""
+  """The parameter tree; see `llm.checkpoints.hf.names` for the fused leaves."""
   d, k, g, h = (
     config.embed_dim,
     config.num_kv_heads,

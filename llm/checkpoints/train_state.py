@@ -23,7 +23,7 @@ import warnings
 import jax
 import orbax.checkpoint as ocp
 
-from llm.checkpoints import leaves, quiet, sealed
+from llm.checkpoints import leaves, sealed, silence
 from llm.errors import RunError, UserError
 from llm.parallel.distributed import any_process
 
@@ -97,7 +97,7 @@ class Checkpoints:
     self._identity = json.loads(sealed.to_json(identity))
     self._damaged = set()
     self._pending = None
-    quiet.hush()
+    silence.silence_orbax()
     self._saver = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler())
     )

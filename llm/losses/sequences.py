@@ -65,7 +65,7 @@ def packed_sequence_logprobs(
   return jax.vmap(by_row)(kept, ids), jax.vmap(by_row)(count, ids)
 
 
-def answer_ends(
+def completion_ends(
   mask: jax.Array, segment_ids: jax.Array, segments: int
 ) -> jax.Array:
   """Where each document of packed rows has its last token under the mask.

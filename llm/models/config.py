@@ -3,7 +3,7 @@
 `ModelConfig` says everything that the forward pass depends on, so that two
 equal configs with equal parameters give equal logits. It is hashable and may
 be a static argument of `jax.jit`. Reading it from and writing it to a Hugging
-Face `config.json` is in `llm.models.hf_config`.
+Face `config.json` is in `llm.checkpoints.hf.config`.
 """
 
 import dataclasses
@@ -11,6 +11,18 @@ import dataclasses
 ROPE_TYPES = ('default', 'linear', 'dynamic', 'llama3', 'yarn', 'longrope')
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh', 'relu')
 GLOBAL, LOCAL = 'global', 'local'
+# A fresh model: what `model.…` is where neither a path nor a value is given.
+FRESH_SHAPE = {
+  'embed_dim': 256,
+  'hidden_dim': 688,
+  'num_layers': 4,
+  'num_heads': 4,
+  'num_kv_heads': 4,
+  'head_dim': 64,
+  'max_length': 2048,
+  'rope_theta': 10000.0,
+  'tie_embeddings': True,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ A sweep file defines
     yield from grid.product({'optim.lr': (1e-3, 3e-3), 'seed': range(3)})
 
 and an `analyze.py` beside it may draw figures. Each run's task writes
-`result.json` to its workdir (`llm.tasks.run.write_result`).
+`result.json` to its workdir (`llm.runs.outputs.write_result`).
 """
 
 import copy

@@ -6,10 +6,12 @@ templates may rewrite earlier turns: what is shown is what the model was given.
 
 import contextlib
 
+from llm.engine import loading, requests
+from llm.engine import phases as phases_lib
+from llm.engine.completions import generate_rows, make_rows, plan_decoding
+from llm.engine.output import Output, open_output
 from llm.errors import UserError
-from llm.tasks import loading, report, requests
-from llm.tasks.answers import generate_rows, make_rows, plan_decoding
-from llm.tasks.output import Output, open_output
+from llm.host import terminal
 
 with contextlib.suppress(ImportError):  # Windows has none
   import readline  # noqa: F401 – gives `input` line editing and a history
@@ -32,24 +34,24 @@ def run(config, source: loading.Source, sampling: dict) -> None:
   if sampling.get('n', 1) != 1:
     raise UserError(f'sampling.n={sampling["n"]} with chat=True: use 1')
   output = open_output(config.output, [], fresh=True) if config.output else None
-  report.tell(output and output.note(1))
+  terminal.log(output and output.note(1))
   loaded = loading.load_weights(config, source)
-  report.tell(HELP)
+  terminal.log(HELP)
   messages, turn = [], 0
   while (line := _read_line()) is not None:
     if line == '/reset':
       messages = []
-      report.tell('a new conversation')
+      terminal.log('a new conversation')
     elif line.startswith('/'):
-      report.tell(f'unknown command {line.split()[0]}; {HELP}')
+      terminal.log(f'unknown command {line.split()[0]}; {HELP}')
     elif line:
       asked = [*messages, {'role': 'user', 'content': line}]
       try:
-        answer = _answer(config, loaded, sampling, asked, turn, output)
+        completion = _complete(config, loaded, sampling, asked, turn, output)
       except UserError as error:
-        report.tell(f'error: {error}; or start anew with /reset')
+        terminal.log(f'error: {error}; or start anew with /reset')
         continue
-      messages = [*asked, {'role': 'assistant', 'content': answer}]
+      messages = [*asked, {'role': 'assistant', 'content': completion}]
       turn += 1
 
 
@@ -63,7 +65,7 @@ def _read_line() -> str | None:
   return None if line == '/exit' else line
 
 
-def _answer(
+def _complete(
   config,
   loaded: loading.Loaded,
   sampling: dict,
@@ -80,11 +82,11 @@ def _answer(
     turn, text, tokens, sampling, source.limits, 'chat', continues=False
   )
   rows = make_rows([request], config)
-  phases, shown = report.Phases(), []
+  phases, shown = phases_lib.Phases(), []
 
   def show(_, piece: str) -> None:
     shown.append(piece)
-    report.write_text(piece)
+    terminal.write_text(piece)
 
   try:
     results = generate_rows(
@@ -92,17 +94,17 @@ def _answer(
     )
   except KeyboardInterrupt:
     results = []
-  report.write_text('\n')
+  terminal.write_text('\n')
   if results:
-    report.tell(_speed(phases))
+    terminal.log(_speed(phases))
   if output:
     for result in results:
       output.write(result)
   return ''.join(shown)
 
 
-def _speed(phases: report.Phases) -> str:
-  record = report.phase_record(phases)
+def _speed(phases: phases_lib.Phases) -> str:
+  record = phases_lib.phase_record(phases)
   return (
     f'[{phases.prompt_tokens} tokens read, first after '
     f'{record["ttft_s"]:.2f} s, {record["decode_tokens_per_s"]:,.0f} tokens/s]'

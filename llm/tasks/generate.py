@@ -6,13 +6,15 @@ import sys
 
 from rich import console as rich_console
 
+from llm.engine import loading, requests
+from llm.engine import phases as phases_lib
+from llm.engine.completions import Row, generate_rows, make_rows, plan_decoding
+from llm.engine.output import Output, open_output
+from llm.engine.requests import Request
 from llm.errors import UserError
-from llm.tasks import bandwidth, loading, report, requests
-from llm.tasks import run as run_lib
-from llm.tasks.answers import Row, generate_rows, make_rows, plan_decoding
-from llm.tasks.compile_clock import compile_clock
-from llm.tasks.output import Output, open_output
-from llm.tasks.requests import Request
+from llm.host import bandwidth, terminal
+from llm.host.compile_clock import compile_clock
+from llm.runs import outputs
 
 
 def run(config, workdir: str | None) -> None:
@@ -37,7 +39,7 @@ def run(config, workdir: str | None) -> None:
   output = None
   if config.output is not None:
     output = open_output(config.output, [r.key for r in rows], fresh=single)
-    report.tell(output.note(len(rows)))
+    terminal.log(output.note(len(rows)))
     rows = [row for row in rows if row.key not in output.done]
   if not rows:
     return
@@ -47,12 +49,12 @@ def run(config, workdir: str | None) -> None:
     phases = _run_single(loaded, rows, decoding, output)
   else:
     phases = _run_file(loaded, rows, decoding, output)
-  table = report.phase_rows(phases, bandwidth.measure_bandwidth())
+  table = phases_lib.phase_rows(phases, bandwidth.measure_bandwidth())
   if output:
     table.insert(0, ('written', f'{len(rows):,} answers to {output.path}'))
-  report.print_table(table)
+  terminal.print_table(table)
   if workdir:
-    run_lib.write_result(workdir, report.phase_record(phases))
+    outputs.write_result(workdir, phases_lib.phase_record(phases))
 
 
 def _check_inputs(config) -> None:
@@ -92,33 +94,33 @@ def _read_requests(config, source, sampling: dict) -> list[Request]:
   ]
 
 
-def _run_single(loaded, rows, decoding, output) -> report.Phases:
+def _run_single(loaded, rows, decoding, output) -> phases_lib.Phases:
   """One prompt: its text appears while it is generated."""
-  phases = report.Phases()
+  phases = phases_lib.Phases()
   several = len(rows) > 1
   prompt = rows[0].request.prompt
   if prompt and not several:
     _print_prompt(prompt)
   for batch in _batches(rows, decoding.batch_size):
-    show = None if several else (lambda _, text: report.write_text(text))
+    show = None if several else (lambda _, text: terminal.write_text(text))
     for result in generate_rows(loaded, batch, decoding, phases, show):
       if several:
-        report.write_text(f'[{result["sample"]}] ')
+        terminal.write_text(f'[{result["sample"]}] ')
         if prompt:
           _print_prompt(prompt)
-        report.write_text(result['text'] or '')
+        terminal.write_text(result['text'] or '')
       if result['text'] is None:
-        report.write_text(f'token_ids: {result["token_ids"]}')
-      report.write_text('\n\n')
+        terminal.write_text(f'token_ids: {result["token_ids"]}')
+      terminal.write_text('\n\n')
       if output:
         output.write(result)
   return phases
 
 
-def _run_file(loaded, rows, decoding, output: Output) -> report.Phases:
+def _run_file(loaded, rows, decoding, output: Output) -> phases_lib.Phases:
   """A file of prompts: a bar, and each batch's rows written when it is done."""
-  phases = report.Phases()
-  with report.progress_bar('answers') as bar:
+  phases = phases_lib.Phases()
+  with terminal.progress_bar('answers') as bar:
     task = bar.add_task('generating', total=len(rows))
     for batch in _batches(rows, decoding.batch_size):
       for result in generate_rows(loaded, batch, decoding, phases):
@@ -134,5 +136,5 @@ def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
 
 def _print_prompt(prompt: str) -> None:
   console = rich_console.Console(highlight=False, markup=False, emoji=False)
-  console.print(report.printable(prompt), style='dim', end='', soft_wrap=True)
+  console.print(terminal.printable(prompt), style='dim', end='', soft_wrap=True)
   sys.stdout.flush()

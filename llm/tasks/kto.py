@@ -8,6 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm.align import preference_data
+from llm.align.preference_loss import (
+  KTO,
+  OPTIONS,
+  PRECOMPUTED,
+  reference_logprobs,
+  score_completions,
+)
+from llm.align.reference import check_reference, with_reference
 from llm.data import pipeline
 from llm.data.examples import from_list
 from llm.data.rated import Rated, load_rated, mismatched
@@ -15,16 +24,10 @@ from llm.errors import UserError
 from llm.losses.kto import kto_kl, kto_loss
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import batch_sharding, shard_batch
-from llm.tasks import preference_data, training, training_checks
-from llm.tasks.preference_loss import (
-  KTO,
-  OPTIONS,
-  PRECOMPUTED,
-  reference_logprobs,
-  score_answers,
-)
-from llm.tasks.preference_reference import check_reference, with_reference
-from llm.tasks.trainee import Trainee, build_trainee, draw_blueprint
+from llm.runs import checks as training_checks
+from llm.runs import training
+from llm.runs.train_model import TrainModel, build_train_model, read_spec
+from llm.tasks.training_fields import training_fields
 from llm.train.optim import make_optimizer
 from llm.train.step import LossFn, make_eval_step
 
@@ -40,16 +43,16 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  workdir = training_checks.check_fields(config, workdir)
+  workdir = training_checks.check_fields(
+    config, workdir, training_fields(config.task)
+  )
   loss_options(config)
   mesh = make_mesh(config.mesh)
   train, data = config.train, config.data
   microbatches = check_batch(train.batch_size, train.microbatch_size, mesh)
   make_optimizer(config.optim, train.steps)
-  blueprint = draw_blueprint(config)
-  rated, held_out = preference_data.load(
-    config, blueprint, load_rated, 'answers'
-  )
+  spec = read_spec(config)
+  rated, held_out = preference_data.load(config, spec, load_rated, 'answers')
   identity = {
     'examples': rated.examples.digest,
     'held_out': held_out and held_out.examples.digest,
@@ -63,23 +66,23 @@ def run(config, workdir: str | None) -> dict[str, float]:
     seed=data.seed,
     named=True,
   )
-  training.check_run(config, workdir, blueprint, identity)
-  trainee = with_reference(config, build_trainee(config, blueprint, mesh))
-  add = make_columns(config, trainee, rated)
+  training.check_run(config, workdir, spec, identity)
+  train_model = with_reference(config, build_train_model(config, spec, mesh))
+  add = make_columns(config, train_model, rated)
 
   def draw(state):
     batch, stats = next(source)
     return add(state.params, batch), stats
 
   recipe = training.Recipe(
-    loss_fn=make_kto_loss(trainee, config),
+    loss_fn=make_kto_loss(train_model, config),
     draw=draw,
     data_state=source.get_state,
     seek=source.set_state,
-    evaluate=held_out and _make_evaluate(config, trainee, held_out),
+    evaluate=held_out and _make_evaluate(config, train_model, held_out),
     identity=identity,
   )
-  return training.train(config, workdir, trainee, recipe, microbatches)
+  return training.train(config, workdir, train_model, recipe, microbatches)
 
 
 def loss_options(config) -> dict[str, float]:
@@ -105,15 +108,15 @@ def loss_options(config) -> dict[str, float]:
   return given
 
 
-def make_kto_loss(trainee: Trainee, config) -> LossFn:
+def make_kto_loss(train_model: TrainModel, config) -> LossFn:
   """The loss of batches that `make_columns` has completed."""
   options = loss_options(config)
 
   def loss_fn(params, frozen, batch, keys):
     del keys  # nothing is drawn
-    variables = trainee.variables(params, frozen)
-    logprobs = score_answers(trainee.model, variables, batch).logprobs
-    reference = reference_logprobs(trainee, frozen, batch, config.loss)
+    variables = train_model.variables(params, frozen)
+    logprobs = score_completions(train_model.model, variables, batch).logprobs
+    reference = reference_logprobs(train_model, frozen, batch, config.loss)
     kl = jnp.broadcast_to(batch['kl'][:, None], logprobs.shape)
     return kto_loss(
       logprobs,
@@ -127,7 +130,7 @@ def make_kto_loss(trainee: Trainee, config) -> LossFn:
   return loss_fn
 
 
-def make_columns(config, trainee: Trainee, rated: Rated) -> Callable:
+def make_columns(config, train_model: TrainModel, rated: Rated) -> Callable:
   """Returns `add(params, batch)`: what the loss reads besides, on the devices.
 
   `desirable` bool[B, S], the ratings, and `kl` float32[B], KTO's z of the whole
@@ -136,12 +139,12 @@ def make_columns(config, trainee: Trainee, rated: Rated) -> Callable:
   costs a forward pass of policy and reference on the prompts of the batch with
   each other's answers, in rows of their own.
   """
-  mesh, rows = trainee.mesh, config.train.batch_size
+  mesh, rows = train_model.mesh, config.train.batch_size
 
   def ratio(params, frozen, batch):
-    variables = trainee.variables(params, frozen)
-    scores = score_answers(trainee.model, variables, batch)
-    reference = reference_logprobs(trainee, frozen, batch, config.loss)
+    variables = train_model.variables(params, frozen)
+    scores = score_completions(train_model.model, variables, batch)
+    reference = reference_logprobs(train_model, frozen, batch, config.loss)
     return (scores.logprobs - reference)[:, 0], scores.tokens[:, 0] > 0
 
   def spread(parts):
@@ -158,7 +161,7 @@ def make_columns(config, trainee: Trainee, rated: Rated) -> Callable:
     if len(there) > 1:  # else z = 0
       others = mismatched(rated.examples, there, config.data.max_length)
     parts = [
-      ratio(params, trainee.frozen, shard_batch(part, mesh))
+      ratio(params, train_model.frozen, shard_batch(part, mesh))
       for part in _in_rows(others, rows, config.data.max_length)
     ]
     batch = batch | {'desirable': (ids >= 0) & rated.desirable[ids]}
@@ -180,11 +183,11 @@ def _in_rows(others, rows: int, max_length: int):
     yield batch | {'examples': ids[:, None]}
 
 
-def _make_evaluate(config, trainee: Trainee, held_out: Rated):
+def _make_evaluate(config, train_model: TrainModel, held_out: Rated):
   """Returns `evaluate(trained) -> {eval_loss, eval_reward_accuracy, …}`."""
-  loss_fn = make_kto_loss(trainee, config)
-  eval_step = on_mesh(jax.jit(make_eval_step(loss_fn)), trainee.mesh)
-  add = make_columns(config, trainee, held_out)
+  loss_fn = make_kto_loss(train_model, config)
+  eval_step = on_mesh(jax.jit(make_eval_step(loss_fn)), train_model.mesh)
+  add = make_columns(config, train_model, held_out)
   key = jax.random.key(0)  # nothing is drawn
 
   def evaluate(params: Any) -> dict[str, float]:
@@ -196,7 +199,7 @@ def _make_evaluate(config, trainee: Trainee, held_out: Rated):
       packing=config.data.packing,
       named=True,
     ):
-      sums = eval_step(params, add(params, batch), key, trainee.frozen)
+      sums = eval_step(params, add(params, batch), key, train_model.frozen)
       totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
     weight = float(totals.pop('weight'))
     return {f'eval_{k}': float(v) / weight for k, v in totals.items()}

@@ -7,14 +7,18 @@ where the reference, too, follows from the parameters: between rollouts, and
 where the reference is refreshed, as it becomes the policy.
 """
 
+from llm.align import preference_loss
 from llm.data import prompts as prompts_lib
 from llm.errors import UserError
 from llm.parallel.mesh import make_mesh
-from llm.tasks import preference_loss, rl, training, training_checks
-from llm.tasks.online_pairs import PairRollouts
-from llm.tasks.rl_rewards import make_rater
-from llm.tasks.rl_rollouts import make_evaluate
-from llm.tasks.trainee import build_trainee, draw_blueprint
+from llm.rewards.rater import make_rater
+from llm.rl.online_pairs import PairRollouts
+from llm.rl.rollouts import make_evaluate
+from llm.runs import checks as training_checks
+from llm.runs import training
+from llm.runs.train_model import build_train_model, read_spec
+from llm.tasks import rl
+from llm.tasks.training_fields import training_fields
 
 
 def run(config, workdir: str | None) -> dict[str, float]:
@@ -26,7 +30,9 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  workdir = training_checks.check_fields(config, workdir)
+  workdir = training_checks.check_fields(
+    config, workdir, training_fields(config.task)
+  )
   _check_fields(config)
   mesh = make_mesh(config.mesh)
   microbatches = rl.check_rows(
@@ -35,27 +41,27 @@ def run(config, workdir: str | None) -> dict[str, float]:
     mesh,
     'the pairs of a step (train.batch_size / rollout.minibatches)',
   )
-  blueprint = draw_blueprint(config)
-  prompts, held_out = rl.load(config, blueprint)
+  spec = read_spec(config)
+  prompts, held_out = rl.load(config, spec)
   identity = {
     'prompts': prompts_lib.digest(prompts),
     'held_out': held_out and prompts_lib.digest(held_out),
   }
-  training.check_run(config, workdir, blueprint, identity)
-  rater = make_rater(config, blueprint.tokenizer, blueprint.config.vocab_size)
-  trainee = build_trainee(config, blueprint, mesh)
-  rollouts = PairRollouts(config, trainee, prompts, rater)
+  training.check_run(config, workdir, spec, identity)
+  rater = make_rater(config, spec.tokenizer, spec.config.vocab_size)
+  train_model = build_train_model(config, spec, mesh)
+  rollouts = PairRollouts(config, train_model, prompts, rater)
   recipe = training.Recipe(
-    loss_fn=preference_loss.make_preference_loss(trainee, config.loss),
+    loss_fn=preference_loss.make_preference_loss(train_model, config.loss),
     draw=rollouts.draw,
     data_state=rollouts.get_state,
     seek=rollouts.set_state,
-    evaluate=held_out and make_evaluate(config, trainee, held_out, rater),
+    evaluate=held_out and make_evaluate(config, train_model, held_out, rater),
     identity=identity,
     may_stop=rollouts.is_whole,
-    answers=rollouts.answers,
+    completions=rollouts.completions,
   )
-  return training.train(config, workdir, trainee, recipe, microbatches)
+  return training.train(config, workdir, train_model, recipe, microbatches)
 
 
 def _check_fields(config) -> None:

@@ -9,23 +9,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm.align import preference_data, preference_loss
+from llm.align.preference_loss import BASE, FROZEN, KTO, PRECOMPUTED
+from llm.align.reference import check_reference, with_reference
 from llm.data import pipeline
 from llm.data.pairs import Pairs, load_pairs
+from llm.host import terminal
 from llm.parallel.distributed import to_host
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import shard_batch
-from llm.tasks import (
-  kto,
-  preference_data,
-  preference_loss,
-  report,
-  training,
-  training_checks,
-)
-from llm.tasks import run as run_lib
-from llm.tasks.preference_loss import BASE, FROZEN, KTO, PRECOMPUTED
-from llm.tasks.preference_reference import check_reference, with_reference
-from llm.tasks.trainee import Trainee, build_trainee, draw_blueprint
+from llm.runs import checks as training_checks
+from llm.runs import outputs, training
+from llm.runs.train_model import TrainModel, build_train_model, read_spec
+from llm.tasks import kto
+from llm.tasks.training_fields import training_fields
 from llm.train.step import make_eval_step
 
 
@@ -42,15 +39,15 @@ def run(config, workdir: str | None) -> dict[str, float]:
     return kto.run(_resolved(config), workdir)
   preference_loss.check_loss(config.loss)
   config = _resolved(config)
-  workdir = training_checks.check_fields(config, workdir)
+  workdir = training_checks.check_fields(
+    config, workdir, training_fields(config.task)
+  )
   check_reference(config)
   mesh = make_mesh(config.mesh)
   train, data = config.train, config.data
   microbatches = check_batch(train.batch_size, train.microbatch_size, mesh)
-  blueprint = draw_blueprint(config)
-  examples, held_out = preference_data.load(
-    config, blueprint, load_pairs, 'pairs'
-  )
+  spec = read_spec(config)
+  examples, held_out = preference_data.load(config, spec, load_pairs, 'pairs')
   identity = {
     'examples': examples.examples.digest,
     'held_out': held_out and held_out.examples.digest,
@@ -64,19 +61,19 @@ def run(config, workdir: str | None) -> dict[str, float]:
     seed=data.seed,
     group=2,
   )
-  training.check_run(config, workdir, blueprint, identity)
-  trainee = build_trainee(config, blueprint, mesh)
-  trainee = with_reference(config, trainee)
-  add = _reference_columns(config, trainee, examples)
+  training.check_run(config, workdir, spec, identity)
+  train_model = build_train_model(config, spec, mesh)
+  train_model = with_reference(config, train_model)
+  add = _reference_columns(config, train_model, examples)
   recipe = training.Recipe(
-    loss_fn=preference_loss.make_preference_loss(trainee, config.loss),
+    loss_fn=preference_loss.make_preference_loss(train_model, config.loss),
     draw=_make_draw(source, add, mesh),
     data_state=source.get_state,
     seek=source.set_state,
-    evaluate=held_out and _make_evaluate(config, trainee, held_out),
+    evaluate=held_out and _make_evaluate(config, train_model, held_out),
     identity=identity,
   )
-  return training.train(config, workdir, trainee, recipe, microbatches)
+  return training.train(config, workdir, train_model, recipe, microbatches)
 
 
 def _resolved(config):
@@ -103,7 +100,9 @@ def _make_draw(source, add, mesh):
   return draw
 
 
-def _reference_columns(config, trainee: Trainee, pairs: Pairs) -> Callable:
+def _reference_columns(
+  config, train_model: TrainModel, pairs: Pairs
+) -> Callable:
   """Returns `add(batch)`: the columns of a batch that the loss reads besides.
 
   `tokens_per_pair` float32[B], for means over tokens of the whole batch, and,
@@ -114,7 +113,7 @@ def _reference_columns(config, trainee: Trainee, pairs: Pairs) -> Callable:
   if loss.reference == PRECOMPUTED and preference_loss.needs_reference(
     loss.name
   ):
-    table = _reference_table(config, trainee, pairs)
+    table = _reference_table(config, train_model, pairs)
 
   def add(batch):
     batch = batch | {
@@ -128,14 +127,18 @@ def _reference_columns(config, trainee: Trainee, pairs: Pairs) -> Callable:
   return add
 
 
-def _reference_table(config, trainee: Trainee, pairs: Pairs) -> np.ndarray:
+def _reference_table(
+  config, train_model: TrainModel, pairs: Pairs
+) -> np.ndarray:
   """float32[2N + 1]: log-probability of each answer before training, then 0.
 
   Kept on disk under a name that follows from the pairs, the model and what
   else decides the numbers, so that it is computed once.
   """
-  folder = os.path.join(run_lib.cache_dir(), 'reference')
-  path = os.path.join(folder, f'{_reference_key(config, trainee, pairs)}.npy')
+  folder = os.path.join(outputs.cache_dir(), 'reference')
+  path = os.path.join(
+    folder, f'{_reference_key(config, train_model, pairs)}.npy'
+  )
   table = np.zeros(len(pairs.examples) + 1, np.float32)
   if os.path.exists(path):
     try:
@@ -147,21 +150,21 @@ def _reference_table(config, trainee: Trainee, pairs: Pairs) -> np.ndarray:
   step = on_mesh(
     jax.jit(
       lambda params, frozen, batch: (
-        preference_loss.score_answers(
-          trainee.model,
-          trainee.variables(params, frozen),
+        preference_loss.score_completions(
+          train_model.model,
+          train_model.variables(params, frozen),
           batch,
           config.loss.ld_alpha,
         ).logprobs
       )
     ),
-    trainee.mesh,
+    train_model.mesh,
   )
-  with report.progress_bar('answers') as bar:
+  with terminal.progress_bar('answers') as bar:
     task = bar.add_task('reference', total=len(pairs.examples))
     for batch in _eval_batches(config, pairs):
-      device = shard_batch(batch, trainee.mesh)
-      logprobs = to_host(step(trainee.params, trainee.frozen, device))
+      device = shard_batch(batch, train_model.mesh)
+      logprobs = to_host(step(train_model.params, train_model.frozen, device))
       there = batch['examples'] >= 0
       table[batch['examples'][there]] = logprobs[there]
       bar.advance(task, int(there.sum()))
@@ -172,12 +175,12 @@ def _reference_table(config, trainee: Trainee, pairs: Pairs) -> np.ndarray:
   return table
 
 
-def _reference_key(config, trainee: Trainee, pairs: Pairs) -> str:
-  blueprint = trainee.blueprint
+def _reference_key(config, train_model: TrainModel, pairs: Pairs) -> str:
+  spec = train_model.spec
   parts = {
     'pairs': pairs.examples.digest,
-    'model': repr(blueprint.config),
-    'weights': blueprint.weights or f'fresh with seed {config.seed}',
+    'model': repr(spec.config),
+    'weights': spec.weights or f'fresh with seed {config.seed}',
     'dtype': config.dtype,
     'packing': config.data.packing,
     'max_length': config.data.max_length,
@@ -187,18 +190,18 @@ def _reference_key(config, trainee: Trainee, pairs: Pairs) -> str:
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _make_evaluate(config, trainee: Trainee, held_out: Pairs):
+def _make_evaluate(config, train_model: TrainModel, held_out: Pairs):
   """Returns `evaluate(trained) -> {eval_loss, eval_reward_accuracy, …}`."""
-  loss_fn = preference_loss.make_preference_loss(trainee, config.loss)
-  eval_step = on_mesh(jax.jit(make_eval_step(loss_fn)), trainee.mesh)
-  add = _reference_columns(config, trainee, held_out)
+  loss_fn = preference_loss.make_preference_loss(train_model, config.loss)
+  eval_step = on_mesh(jax.jit(make_eval_step(loss_fn)), train_model.mesh)
+  add = _reference_columns(config, train_model, held_out)
   key = jax.random.key(0)  # nothing is drawn
 
   def evaluate(params: Any) -> dict[str, float]:
     totals = {}
     for batch in _eval_batches(config, held_out):
-      batch = shard_batch(add(batch), trainee.mesh)
-      sums = eval_step(params, batch, key, trainee.frozen)
+      batch = shard_batch(add(batch), train_model.mesh)
+      sums = eval_step(params, batch, key, train_model.frozen)
       totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
     weight = float(totals.pop('weight'))
     return {f'eval_{k}': float(v) / weight for k, v in totals.items()}

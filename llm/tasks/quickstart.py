@@ -1,6 +1,6 @@
 """The run `quickstart`: world, tokenizer, model and exam, from nothing.
 
-Eight stages, each a folder of the workdir (see `llm.tasks.stages`):
+Eight stages, each a folder of the workdir (see `llm.runs.stages`):
   corpus      the world's ledger, and what is written about it
   tokenizer   a SentencePiece model with a chat template
   pretrain    a run of `configs/pretrain.py` on the texts
@@ -20,19 +20,15 @@ import ml_collections
 import numpy as np
 from rich import console as rich_console
 
+from llm.align import preference_loss
+from llm.data.worlds import quickstart as quickstart_data
 from llm.data.worlds import world as world_lib
 from llm.errors import UserError
-from llm.tasks import (
-  exam,
-  preference,
-  preference_loss,
-  quickstart_data,
-  rl,
-  supervised,
-  training_report,
-)
+from llm.evals import exam
+from llm.runs import outputs, report
+from llm.runs.stages import Stage, run_stage
+from llm.tasks import preference, rl, supervised
 from llm.tasks import run as run_lib
-from llm.tasks.stages import Stage, run_stage
 from llm.tasks.training_fields import training_fields
 from llm.train import optim
 
@@ -83,13 +79,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
       settings=config.exam,
     ),
   )
-  _tell(marks, 'all {questions} questions that the ledger can answer')
+  _log(marks, 'all {questions} questions that the ledger can answer')
   exam.print_report(marks)
   result = {}
   for kind, stage in trained.items():
     result[f'{kind}_{_TOLD[kind][0]}'] = stage.summary['last']
     result[f'{kind}_seconds'] = stage.summary['seconds']
-  run_lib.write_result(str(workdir), result | marks.summary['result'])
+  outputs.write_result(str(workdir), result | marks.summary['result'])
 
 
 def _make_model(
@@ -108,7 +104,7 @@ def _make_model(
       folder, world, config.world.quizzes
     ),
   )
-  _tell(
+  _log(
     corpus,
     '{texts:,} texts, {dialogues:,} dialogues and {pairs:,} pairs about '
     '{people} people and {sums} sums',
@@ -123,7 +119,7 @@ def _make_model(
       folder, corpus.folder, config.tokenizer.vocab_size
     ),
   )
-  _tell(tokenizer, '{vocab_size} tokens of {characters:.1f} characters')
+  _log(tokenizer, '{vocab_size} tokens of {characters:.1f} characters')
 
   inputs |= {name: config[name].to_dict() for name in ('model', 'data')}
   stages = {}
@@ -133,13 +129,13 @@ def _make_model(
     build = functools.partial(_train, fields, workdir, kind)
     stage = run_stage(workdir, kind, inputs, build, in_place=True)
     told = _TOLD[kind][1].format(stage.summary['first'], stage.summary['last'])
-    _tell(stage, '{tokens:,} tokens in {seconds:.0f} s, ' + told)
+    _log(stage, '{tokens:,} tokens in {seconds:.0f} s, ' + told)
     stages[kind] = stage
 
   model = run_stage(
     workdir, 'model', inputs, functools.partial(_copy_model, stage)
   )
-  _tell(model, 'a folder for transformers and configs/generate.py')
+  _log(model, 'a folder for transformers and configs/generate.py')
   return stages, model
 
 
@@ -265,7 +261,7 @@ def _train(
   fields.data.path = str(workdir / 'corpus' / rows_file)
   fields.export = str(folder / 'model')
   result = run_training(fields, str(folder))
-  rows = training_report.read_rows(str(folder))
+  rows = report.read_rows(str(folder))
   values = [row[_TOLD[kind][0]] for row in rows]
   return {
     'parameters': result['parameters'],
@@ -282,7 +278,7 @@ def _copy_model(last: Stage, folder: pathlib.Path) -> dict:
   return {}
 
 
-def _tell(stage: Stage, text: str) -> None:
+def _log(stage: Stage, text: str) -> None:
   """One line about a finished stage."""
   console = rich_console.Console(highlight=False, soft_wrap=True)
   note = ' [dim](done before)[/dim]' if stage.skipped else ''

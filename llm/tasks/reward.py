@@ -10,25 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm.align import preference_data
+from llm.align.reward_loss import LOSSES, PROCESS, make_reward_loss
 from llm.data import pipeline
 from llm.data.pairs import load_pairs
 from llm.data.steps import load_steps
 from llm.errors import UserError
+from llm.evals.intervals import wilson_interval
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import param_shardings, shard_batch
-from llm.tasks import preference_data, training, training_checks
-from llm.tasks.reward_loss import LOSSES, PROCESS, make_reward_loss
-from llm.tasks.trainee import (
-  Blueprint,
-  Trainee,
-  build_trainee,
-  draw_blueprint,
+from llm.runs import checks as training_checks
+from llm.runs import training
+from llm.runs.train_model import (
+  ModelSpec,
+  TrainModel,
+  build_train_model,
+  read_spec,
   trained_shapes,
 )
+from llm.tasks.training_fields import training_fields
 from llm.train.optim import make_optimizer
 from llm.train.step import make_eval_step
-
-_Z = 1.959964  # of an interval that holds 95%
 
 
 def run(config, workdir: str | None) -> dict[str, float]:
@@ -40,34 +42,36 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  workdir = training_checks.check_fields(config, workdir)
+  workdir = training_checks.check_fields(
+    config, workdir, training_fields(config.task)
+  )
   _check_fields(config)
   mesh = make_mesh(config.mesh)
   train, data = config.train, config.data
   microbatches = check_batch(train.batch_size, train.microbatch_size, mesh)
   make_optimizer(config.optim, train.steps)
-  blueprint = draw_blueprint(config)
-  answers, held_out = _load(config, blueprint)
+  spec = read_spec(config)
+  completions, held_out = _load(config, spec)
   identity = {
-    'examples': answers.examples.digest,
+    'examples': completions.examples.digest,
     'held_out': held_out and held_out.examples.digest,
   }
   source = pipeline.make_source(
-    answers.examples,
+    completions.examples,
     batch_size=train.batch_size,
     shuffle=data.shuffle,
     seed=data.seed,
     **_rows(config),
   )
   shapes = jax.eval_shape(
-    functools.partial(_with_head, width=blueprint.config.embed_dim),
-    trained_shapes(config, blueprint),
+    functools.partial(_with_head, width=spec.config.embed_dim),
+    trained_shapes(config, spec),
   )
   training.check_run(
-    config, workdir, blueprint, identity, shapes=shapes, reward_head=True
+    config, workdir, spec, identity, shapes=shapes, reward_head=True
   )
-  trainee = _reward_trainee(build_trainee(config, blueprint, mesh))
-  add = _columns(config, answers)
+  train_model = _with_reward_head(build_train_model(config, spec, mesh))
+  add = _columns(config, completions)
 
   def draw(state):
     del state
@@ -75,29 +79,16 @@ def run(config, workdir: str | None) -> dict[str, float]:
     return shard_batch(add(batch), mesh), stats
 
   recipe = training.Recipe(
-    loss_fn=make_reward_loss(trainee, config.loss, training=True),
+    loss_fn=make_reward_loss(train_model, config.loss, training=True),
     draw=draw,
     data_state=source.get_state,
     seek=source.set_state,
-    evaluate=held_out and _make_evaluate(config, trainee, held_out),
+    evaluate=held_out and _make_evaluate(config, train_model, held_out),
     identity=identity,
     language_model=lambda params: params['model'],
     reward_head=lambda params: params['reward_head'],
   )
-  return training.train(config, workdir, trainee, recipe, microbatches)
-
-
-def wilson_interval(share: float, count: float) -> tuple[float, float]:
-  """Where the true share lies with 95% probability (Wilson, 1927).
-
-  Args:
-    share: of hits, from 0 to 1.
-    count: of trials, above 0.
-  """
-  z2 = _Z * _Z / count
-  middle = (share + z2 / 2) / (1 + z2)
-  spread = math.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
-  return max(middle - spread, 0.0), min(middle + spread, 1.0)
+  return training.train(config, workdir, train_model, recipe, microbatches)
 
 
 def _check_fields(config) -> None:
@@ -132,8 +123,8 @@ def _check_fields(config) -> None:
     )
 
 
-def _load(config, blueprint: Blueprint):
-  load = functools.partial(preference_data.load, config, blueprint)
+def _load(config, spec: ModelSpec):
+  load = functools.partial(preference_data.load, config, spec)
   if config.loss.name != PROCESS:
     return load(load_pairs, 'pairs')
   separator = config.data.step_separator
@@ -161,27 +152,27 @@ def _with_head(params: Any, width: int) -> dict[str, Any]:
   }
 
 
-def _reward_trainee(trainee: Trainee) -> Trainee:
-  width = trainee.blueprint.config.embed_dim
-  params = _with_head(trainee.params, width)
+def _with_reward_head(train_model: TrainModel) -> TrainModel:
+  width = train_model.spec.config.embed_dim
+  params = _with_head(train_model.params, width)
   head = params['reward_head']
-  head = jax.device_put(head, param_shardings(head, trainee.mesh))
-  frozen = trainee.frozen
+  head = jax.device_put(head, param_shardings(head, train_model.mesh))
+  frozen = train_model.frozen
   if 'base' in frozen:
     base = {k: v for k, v in frozen['base'].items() if k != 'lm_head'}
     frozen = {**frozen, 'base': base}
   return dataclasses.replace(
-    trainee, params=params | {'reward_head': head}, frozen=frozen
+    train_model, params=params | {'reward_head': head}, frozen=frozen
   )
 
 
-def _columns(config, answers: Any) -> Callable:
+def _columns(config, completions: Any) -> Callable:
   """Returns `add(batch)`: what the loss reads besides the tokens.
 
   `margins` float32[B, S / 2], or, of steps, `labels` float32[B, T].
   """
   if config.loss.name != PROCESS:
-    margins = np.append(answers.margins, np.float32(0))  # for index -1
+    margins = np.append(completions.margins, np.float32(0))  # for index -1
     return lambda batch: (
       batch | {'margins': margins[batch['examples'][:, ::2] // 2]}
     )
@@ -191,22 +182,22 @@ def _columns(config, answers: Any) -> Callable:
     index = np.take_along_axis(
       batch['examples'], np.maximum(segments - 1, 0), axis=1
     )
-    place = answers.examples.offsets[index] + batch['positions']
+    place = completions.examples.offsets[index] + batch['positions']
     place = np.where(segments > 0, place, 0)
-    labels = np.where(segments > 0, answers.labels[place], 0)
+    labels = np.where(segments > 0, completions.labels[place], 0)
     return batch | {'labels': labels.astype(np.float32)}
 
   return add
 
 
-def _make_evaluate(config, trainee: Trainee, held_out: Any):
+def _make_evaluate(config, train_model: TrainModel, held_out: Any):
   """Returns `evaluate(trained) -> {eval_loss, eval_reward_accuracy, …}`.
 
   The accuracy has an interval (95%, Wilson), to be held against `eval_chance`:
   0.5 for pairs, the share of the more frequent label for steps.
   """
-  loss_fn = make_reward_loss(trainee, config.loss, training=False)
-  eval_step = on_mesh(jax.jit(make_eval_step(loss_fn)), trainee.mesh)
+  loss_fn = make_reward_loss(train_model, config.loss, training=False)
+  eval_step = on_mesh(jax.jit(make_eval_step(loss_fn)), train_model.mesh)
   add = _columns(config, held_out)
   key = jax.random.key(0)  # nothing is drawn
   name = 'accuracy' if config.loss.name == PROCESS else 'reward_accuracy'
@@ -216,8 +207,8 @@ def _make_evaluate(config, trainee: Trainee, held_out: Any):
     for batch in pipeline.eval_batches(
       held_out.examples, batch_size=config.train.batch_size, **_rows(config)
     ):
-      batch = shard_batch(add(batch), trainee.mesh)
-      sums = eval_step(params, batch, key, trainee.frozen)
+      batch = shard_batch(add(batch), train_model.mesh)
+      sums = eval_step(params, batch, key, train_model.frozen)
       totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
     weight = float(totals.pop('weight'))
     scores = {f'eval_{k}': float(v) / weight for k, v in totals.items()}

@@ -17,25 +17,23 @@ from llm.data import prompts as prompts_lib
 from llm.data.examples import check_vocabulary
 from llm.data.prompts import Prompt
 from llm.errors import UserError
+from llm.host import terminal
 from llm.parallel.mesh import check_batch, make_mesh
-from llm.tasks import (
-  report,
-  rl_algorithms,
-  rl_loss,
-  supervised,
-  training,
-  training_checks,
-)
-from llm.tasks.rl_rewards import make_rater
-from llm.tasks.rl_rollouts import Rollouts, make_evaluate, policy_of
-from llm.tasks.trainee import (
-  Blueprint,
-  Trainee,
-  build_trainee,
-  draw_blueprint,
+from llm.rewards import functions as rewards_lib
+from llm.rewards.rater import make_rater
+from llm.rl import algorithms as rl_algorithms
+from llm.rl import loss as rl_loss
+from llm.rl.rollouts import Rollouts, make_evaluate, policy_of
+from llm.runs import checks as training_checks
+from llm.runs import datasets, training
+from llm.runs.train_model import (
+  ModelSpec,
+  TrainModel,
+  build_train_model,
+  read_spec,
   trained_shapes,
 )
-from llm.train import rewards as rewards_lib
+from llm.tasks.training_fields import training_fields
 
 
 def run(config, workdir: str | None) -> dict[str, float]:
@@ -47,7 +45,9 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  workdir = training_checks.check_fields(config, workdir)
+  workdir = training_checks.check_fields(
+    config, workdir, training_fields(config.task)
+  )
   check_fields(config)
   mesh = make_mesh(config.mesh)
   rows = config.train.batch_size * config.rollout.group_size
@@ -59,39 +59,39 @@ def run(config, workdir: str | None) -> dict[str, float]:
     'the answers of a step (train.batch_size · rollout.group_size / '
     'rollout.minibatches)',
   )
-  blueprint = draw_blueprint(config)
-  prompts, held_out = load(config, blueprint)
+  spec = read_spec(config)
+  prompts, held_out = load(config, spec)
   identity = {
     'prompts': prompts_lib.digest(prompts),
     'held_out': held_out and prompts_lib.digest(held_out),
   }
   shapes = jax.eval_shape(
-    lambda params: _with_head(config, blueprint, params),
-    trained_shapes(config, blueprint),
+    lambda params: _with_head(config, spec, params),
+    trained_shapes(config, spec),
   )
-  training.check_run(config, workdir, blueprint, identity, shapes=shapes)
-  rater = make_rater(config, blueprint.tokenizer, blueprint.config.vocab_size)
-  trainee = _with_reference(config, build_trainee(config, blueprint, mesh))
-  rollouts = Rollouts(config, trainee, prompts, rater)
+  training.check_run(config, workdir, spec, identity, shapes=shapes)
+  rater = make_rater(config, spec.tokenizer, spec.config.vocab_size)
+  train_model = _with_reference(config, build_train_model(config, spec, mesh))
+  rollouts = Rollouts(config, train_model, prompts, rater)
   recipe = training.Recipe(
     loss_fn=rl_loss.make_rl_loss(
-      trainee,
+      train_model,
       config.loss,
       config.rollout,
-      rl_loss.rows_of_a_prompt(config, trainee, step_rows, microbatches),
+      rl_loss.rows_of_a_prompt(config, train_model, step_rows, microbatches),
     ),
     draw=rollouts.draw,
     data_state=rollouts.get_state,
     seek=rollouts.set_state,
-    evaluate=held_out and make_evaluate(config, trainee, held_out, rater),
+    evaluate=held_out and make_evaluate(config, train_model, held_out, rater),
     identity=identity,
     language_model=policy_of,
     may_stop=rollouts.is_used_up,
-    answers=rollouts.answers,
+    completions=rollouts.completions,
   )
-  trained = _with_head(config, blueprint, trainee.params)
-  trainee = dataclasses.replace(trainee, params=trained)
-  return training.train(config, workdir, trainee, recipe, microbatches)
+  trained = _with_head(config, spec, train_model.params)
+  train_model = dataclasses.replace(train_model, params=trained)
+  return training.train(config, workdir, train_model, recipe, microbatches)
 
 
 def check_fields(config) -> None:
@@ -199,21 +199,19 @@ def check_rows(rows: int, microbatch_size: int, mesh, what: str) -> int:
   return check_batch(rows, microbatch_size, mesh)
 
 
-def load(
-  config, blueprint: Blueprint
-) -> tuple[list[Prompt], list[Prompt] | None]:
+def load(config, spec: ModelSpec) -> tuple[list[Prompt], list[Prompt] | None]:
   """The prompts to train on and those held out, or None."""
-  data, tok = config.data, blueprint.tokenizer
-  supervised.check_data(data, blueprint)
-  check_vocabulary(tok, blueprint.config.vocab_size)
-  room = blueprint.config.max_length - config.rollout.max_new_tokens
-  if blueprint.config.rope.type != 'dynamic' and data.max_length > room:
+  data, tok = config.data, spec.tokenizer
+  datasets.check_data(data, spec)
+  check_vocabulary(tok, spec.config.vocab_size)
+  room = spec.config.max_length - config.rollout.max_new_tokens
+  if spec.config.rope.type != 'dynamic' and data.max_length > room:
     raise UserError(
       f'data.max_length={data.max_length}, tokens of a prompt, and '
       f'rollout.max_new_tokens={config.rollout.max_new_tokens} exceed the '
-      f"model's {blueprint.config.max_length}; use at most {room} for prompts"
+      f"model's {spec.config.max_length}; use at most {room} for prompts"
     )
-  with report.progress_bar() as bar:
+  with terminal.progress_bar() as bar:
 
     def read(path, field):
       return prompts_lib.load_prompts(
@@ -222,7 +220,7 @@ def load(
         max_length=data.max_length,
         check=lambda row: rewards_lib.check_row(config.rewards, row),
         field=field,
-        on_bytes=supervised.on_bytes(bar, f'reading {field}'),
+        on_bytes=datasets.on_bytes(bar, f'reading {field}'),
       )
 
     (prompts, overlong), held_out = read(data.path, 'data.path'), None
@@ -236,7 +234,7 @@ def load(
     parts.append(f'{len(held_out):,} held out')
   if overlong:
     parts.append(f'{overlong:,} too long')
-  report.tell('data: ' + ', '.join(parts))
+  terminal.log('data: ' + ', '.join(parts))
   return prompts, held_out
 
 
@@ -250,26 +248,26 @@ def _hold_out(prompts: list[Prompt], fraction: float):
   return prompts[:train], prompts[train:]
 
 
-def _with_reference(config, trainee: Trainee) -> Trainee:
+def _with_reference(config, train_model: TrainModel) -> TrainModel:
   """The trainee, with the model before training where a KL is asked for.
 
   Under fresh adapters that is the base, which is there anyway.
   """
-  chosen, blueprint = rl_algorithms.settings(config.loss), trainee.blueprint
-  fresh = blueprint.lora is not None and blueprint.adapters is None
+  chosen, spec = rl_algorithms.settings(config.loss), train_model.spec
+  fresh = spec.lora is not None and spec.adapters is None
   if not chosen.get('kl_coef') or fresh:
-    return trainee
+    return train_model
   # A copy: the first parameters are donated.
-  reference = jax.tree.map(jnp.copy, trainee.folded(trainee.params))
+  reference = jax.tree.map(jnp.copy, train_model.folded(train_model.params))
   return dataclasses.replace(
-    trainee, frozen={**trainee.frozen, 'reference': reference}
+    train_model, frozen={**train_model.frozen, 'reference': reference}
   )
 
 
-def _with_head(config, blueprint: Blueprint, params: Any) -> Any:
+def _with_head(config, spec: ModelSpec, params: Any) -> Any:
   """What is trained; for PPO with a value head, which says 0 at first."""
   if config.loss.name != 'ppo':
     return params
-  width = blueprint.config.embed_dim
+  width = spec.config.embed_dim
   head = {'kernel': jnp.zeros((width,)), 'bias': jnp.zeros(())}
   return {'policy': params, 'value_head': head}

@@ -4,11 +4,12 @@ import math
 import time
 
 from llm.decode.score import score
+from llm.engine import loading, requests
+from llm.engine.output import digest, open_output
+from llm.engine.requests import Limits
 from llm.errors import UserError
-from llm.tasks import loading, report, requests
-from llm.tasks import run as run_lib
-from llm.tasks.output import digest, open_output
-from llm.tasks.requests import Limits
+from llm.host import terminal
+from llm.runs import outputs
 
 ROW_KEYS = ('token_ids', 'prompt', 'completion')
 TEXT_KEYS = ('prompt', 'completion')
@@ -35,13 +36,13 @@ def run(config, workdir: str | None) -> None:
     for i, (tokens, prompt_tokens) in enumerate(rows)
   ]
   output = open_output(config.output, keys)
-  report.tell(output.note(len(rows)))
+  terminal.log(output.note(len(rows)))
   left = [i for i, key in enumerate(keys) if key not in output.done]
   if not left:
     return
   loaded = loading.load_weights(config, source)
   began = time.perf_counter()
-  with report.progress_bar('rows') as bar:
+  with terminal.progress_bar('rows') as bar:
     task = bar.add_task('scoring', total=len(left))
 
     def write(i, logprobs):
@@ -58,14 +59,14 @@ def run(config, workdir: str | None) -> None:
     )
   seconds = time.perf_counter() - began
   count = sum(len(rows[i][0]) for i in left)
-  report.print_table(
+  terminal.print_table(
     [
       ('scored', f'{len(left):,} rows, {count:,} tokens'),
       ('rate', f'{count / seconds:,.0f} tokens/s, compilation included'),
     ]
   )
   if workdir:
-    run_lib.write_result(
+    outputs.write_result(
       workdir, {'tokens': count, 'tokens_per_s': count / seconds}
     )
 

@@ -2,18 +2,7 @@
 
 from ml_collections import config_dict
 
-# A fresh model: what `model.…` is where neither a path nor a value is given.
-FRESH_SHAPE = {
-  'embed_dim': 256,
-  'hidden_dim': 688,
-  'num_layers': 4,
-  'num_heads': 4,
-  'num_kv_heads': 4,
-  'head_dim': 64,
-  'max_length': 2048,
-  'rope_theta': 10000.0,
-  'tie_embeddings': True,
-}
+from llm.models.config import FRESH_SHAPE
 
 
 def training_fields(task: str) -> config_dict.ConfigDict:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llm.checkpoints.folder import listed
-from llm.checkpoints.hf import load_params, read_config
-from llm.checkpoints.names import leaves
+from llm.checkpoints.hf.config import to_hf
+from llm.checkpoints.hf.folder import listed
+from llm.checkpoints.hf.load import load_params, read_config
+from llm.checkpoints.hf.names import leaves
 from llm.checkpoints.tensor_files import read_header
 from llm.errors import UserError
 from llm.models.config import ModelConfig
-from llm.models.hf_config import to_hf
 
 _CONFIG = ModelConfig(
   vocab_size=40,

@@ -6,8 +6,8 @@ import pytest
 
 _PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
-from llm.checkpoints import hf
-from llm.checkpoints.names import leaves
+from llm.checkpoints.hf import load as hf
+from llm.checkpoints.hf.names import leaves
 from llm.models.config import ModelConfig
 
 config = ModelConfig(

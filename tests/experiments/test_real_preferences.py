@@ -11,7 +11,7 @@ from experiments.real_preferences import rows as rows_lib
 from llm import config_args
 from llm.data.pairs import load_pairs
 from llm.errors import UserError
-from llm.tasks import training_report
+from llm.runs import report
 from llm.text.tokenizer import load_tokenizer
 
 FOLDER = pathlib.Path(analyze.FOLDER)
@@ -80,7 +80,7 @@ def test_what_became_of_the_pairs(tmp_path):
 
 
 def test_a_run_on_made_rows(tmp_path, monkeypatch):
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
   monkeypatch.setattr(measure, 'FILES', {'rasbt': 'pairs.jsonl'})
   monkeypatch.setenv('LLM_DATA', str(tmp_path))
   rows = [_instruction(i) for i in range(24)]

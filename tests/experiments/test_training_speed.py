@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.training_speed import measure, rows
 from llm import config_args
-from llm.checkpoints.hf_save import save_hf
+from llm.checkpoints.hf.save import save_hf
 from llm.models.config import ModelConfig
 from llm.models.transformer import init_params
 

@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
+from llm.decode.rollout import completion_arrays, sample_completions
 from llm.decode.score import output_table
 from llm.losses.chunked import chunked_logprobs
 from llm.losses.language import next_token_targets
-from llm.train.rollout import answer_arrays, sample_answers
 
 
 def gaps(model, params, prompts, *, group, temperature, **settings):
@@ -18,9 +18,9 @@ def gaps(model, params, prompts, *, group, temperature, **settings):
     prompts: ids.
     group: answers to each.
     temperature: of both.
-    **settings: of `sample_answers`.
+    **settings: of `sample_completions`.
   """
-  answers = sample_answers(
+  answers = sample_completions(
     model,
     params,
     prompts,
@@ -29,7 +29,7 @@ def gaps(model, params, prompts, *, group, temperature, **settings):
     **settings,
   )
   repeated = [prompt for prompt in prompts for _ in range(group)]
-  batch = answer_arrays(repeated, answers)
+  batch = completion_arrays(repeated, answers)
 
   @jax.jit
   def forward(params, batch):

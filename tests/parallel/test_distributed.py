@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from llm import config_args
 from llm.errors import UserError
 from llm.parallel.distributed import initialize, is_writer
-from llm.tasks import run, training_report
+from llm.runs import report
+from llm.tasks import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = '--xla_force_host_platform_device_count=2'
@@ -82,7 +83,7 @@ def test_two_processes_are_one_run():
 
 
 def test_a_run_of_two_processes_is_that_of_one(tmp_path, monkeypatch):
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
   (tmp_path / 'text.txt').write_text(
     '\n'.join(f'line {i}, and its square {i * i}.' for i in range(60))
   )

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from llm.checkpoints.hf import load_params, read_config, save_hf
+from llm.checkpoints.hf.load import load_params, read_config, save_hf
 from llm.decode.generate import generate
 from llm.decode.sampling_params import SamplingParams
 from llm.models.transformer import Transformer

@@ -9,7 +9,8 @@ import transformers
 
 from llm import config_args
 import llm.api
-from llm.tasks import exam, quickstart
+from llm.evals import exam
+from llm.tasks import quickstart
 from llm.text import chat
 
 ROOT = pathlib.Path(__file__).parents[2]

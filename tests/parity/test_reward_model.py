@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from llm.checkpoints import hf
+from llm.checkpoints.hf import load as hf
+from llm.checkpoints.hf.families import ARCHITECTURES
 from llm.models.config import ModelConfig
-from llm.models.hf_families import ARCHITECTURES
 from llm.models.transformer import init_params
-from llm.tasks.reward_model import load_reward_model
+from llm.rewards.model import load_reward_model
 
 PAD, EOS = 60, 61
 

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import (
   apply_rotary_pos_emb,
 )
 
-from llm.models.hf_config import from_hf
+from llm.checkpoints.hf.config import from_hf
 from llm.models.rope import apply_rope, inverse_frequencies
 
 _LLAMA3 = dict(

@@ -8,7 +8,8 @@ import pytest
 
 from llm import config_args
 from llm.data.records import read_records
-from llm.tasks import run, training_report
+from llm.runs import report
+from llm.tasks import run
 from llm.text import chat
 from llm.text.tokenizer import load_tokenizer
 
@@ -43,7 +44,7 @@ def tokenizer_folder(data_dir, tmp_path_factory):
 @pytest.fixture
 def start(data_dir, tokenizer_folder, tmp_path, monkeypatch):
   """start('reward', file, rows, changes) -> (rows of metrics, result)."""
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
 
   def start(kind, file, changes=None):
     config = config_args.load_config(f'configs/{kind}.py')
@@ -67,7 +68,7 @@ def start(data_dir, tokenizer_folder, tmp_path, monkeypatch):
     config_args.override_config(config, args)
     run.run_task(config, str(tmp_path / 'run'))
     result = json.loads((tmp_path / 'run' / 'result.json').read_text())
-    return training_report.read_rows(str(tmp_path / 'run')), result
+    return report.read_rows(str(tmp_path / 'run')), result
 
   return start
 

@@ -5,7 +5,8 @@ import pathlib
 import numpy as np
 
 from llm import api, config_args
-from llm.tasks import supervised, training_report
+from llm.runs import report
+from llm.tasks import supervised
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 SHAPE = {
@@ -36,7 +37,7 @@ def test_instructions_are_learned_and_the_export_loads(data_dir, tmp_path):
   config.export = str(tmp_path / 'export')
   result = supervised.run(config, str(tmp_path / 'run'))
 
-  rows = training_report.read_rows(str(tmp_path / 'run'))
+  rows = report.read_rows(str(tmp_path / 'run'))
   held_out = {r['step']: r['eval_loss'] for r in rows if 'eval_loss' in r}
   assert sorted(held_out) == [0, 10, 20]
   assert abs(held_out[0] - np.log(512)) < 0.3  # knows nothing

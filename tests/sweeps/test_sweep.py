@@ -15,14 +15,14 @@ import os, time
 import ml_collections
 
 def task(config, workdir):
-  from llm.tasks import run
+  from llm.runs import outputs
   print('x is', config.x)
   if config.x == 3:
     raise RuntimeError('boom')
   if config.x == 4 and not os.path.exists(config.gate):
     open(config.gate, 'w').close()
     time.sleep(60)
-  run.write_result(workdir, {'y': 10.0 * config.x + config.seed})
+  outputs.write_result(workdir, {'y': 10.0 * config.x + config.seed})
 
 def get_config(arg=None):
   return ml_collections.ConfigDict(

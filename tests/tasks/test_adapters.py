@@ -10,13 +10,15 @@ import pytest
 from safetensors.numpy import load_file
 
 import llm
-from llm import api, config_args
-from llm.checkpoints.peft import read_peft, save_peft
+from llm import config_args
+from llm.checkpoints import source
+from llm.checkpoints.hf.peft import read_peft, save_peft
 from llm.decode.score import score
 from llm.errors import UserError
 from llm.models import lora as lora_lib
 from llm.models.lora_config import LoraConfig, match_targets
-from llm.tasks import run, training_report
+from llm.runs import report
+from llm.tasks import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = LoraConfig(rank=2, alpha=6.0, targets=('q_proj', 'up_proj'))
@@ -48,7 +50,7 @@ def draw_adapters(path, config, settings=SETTINGS, seed=0):
 @pytest.fixture
 def adapters(model_folder, tmp_path):
   path = tmp_path / 'adapters'
-  draw_adapters(path, api.read_config(model_folder))
+  draw_adapters(path, source.read_config(model_folder))
   return str(path)
 
 
@@ -110,7 +112,7 @@ def test_folders_that_do_not_fit(model_folder, adapters, run_task, tmp_path):
 @pytest.fixture
 def train(model_folder, write_rows, tmp_path, monkeypatch):
   """train('name', field=value) runs `configs/lora.py` in a workdir."""
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
   rows = [{'prompt': 'ab', 'completion': f'c{i}'} for i in range(8)]
   data = write_rows(*rows)
 

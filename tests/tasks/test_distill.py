@@ -11,14 +11,16 @@ import pytest
 
 import llm
 from llm import config_args
+from llm.align import distill_data
+from llm.align.teacher import open_teacher, read_teacher
 from llm.decode.generate import Completion
 from llm.errors import UserError
 from llm.losses.distill import generalized_jsd_loss
 from llm.losses.language import next_token_targets
 from llm.parallel.mesh import make_mesh
-from llm.tasks import distill, distill_data, run, training_report
-from llm.tasks.distill_teacher import open_teacher, read_teacher
-from llm.tasks.trainee import build_trainee, draw_blueprint
+from llm.runs import report
+from llm.runs.train_model import build_train_model, read_spec
+from llm.tasks import distill, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROWS = [
@@ -64,7 +66,7 @@ def make_config(model_folder, teacher_folder, write_rows):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start({'loss.beta': 1.0}) -> rows of the run's metrics."""
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
 
   def start(changes=None, workdir='run'):
     run.run_task(make_config(changes), str(tmp_path / workdir))
@@ -79,14 +81,16 @@ class Setup:
 
   def __init__(self, config):
     distill._check_fields(config)
-    blueprint = draw_blueprint(config)
-    teacher = open_teacher(config, blueprint)
-    self.examples, _ = distill_data.load(config, blueprint, teacher)
+    spec = read_spec(config)
+    teacher = open_teacher(config, spec)
+    self.examples, _ = distill_data.load(config, spec, teacher)
     mesh = make_mesh(config.mesh)
-    trainee = build_trainee(config, blueprint, mesh)
-    trainee.frozen['teacher'] = read_teacher(teacher, mesh)
-    self.params, self.tokenizer = trainee.params, blueprint.tokenizer
-    self.batches = distill_data.Batches(config, trainee, teacher, self.examples)
+    train_model = build_train_model(config, spec, mesh)
+    train_model.frozen['teacher'] = read_teacher(teacher, mesh)
+    self.params, self.tokenizer = train_model.params, spec.tokenizer
+    self.batches = distill_data.Batches(
+      config, train_model, teacher, self.examples
+    )
 
   def draw(self):
     batch, stats = self.batches.draw(self)
@@ -144,7 +148,7 @@ def test_batches_are_on_policy_by_chance_of_the_seed(setup, monkeypatch):
       for p in prompts
     ]
 
-  monkeypatch.setattr(distill_data, 'sample_answers', sample)
+  monkeypatch.setattr(distill_data, 'sample_completions', sample)
   flags = {}
   for lmbda in (0.0, 0.4, 1.0):
     settings = {'rollout.lmbda': lmbda}

@@ -8,7 +8,7 @@ import pytest
 from llm import config_args
 from llm.errors import UserError
 from llm.tasks import distill, run
-from tests.tasks.conftest import ROOT, save_model
+from tests.fixtures import ROOT, save_model
 
 GOOD = {'prompt': 'What is it?', 'completion': 'A row.'}
 FIELDS = {
@@ -48,7 +48,7 @@ def refuse(model_folder, teacher_folder, write_rows, tmp_path, monkeypatch):
   def fail(*args):
     raise AssertionError('the weights were read')
 
-  monkeypatch.setattr(distill, 'build_trainee', fail)
+  monkeypatch.setattr(distill, 'build_train_model', fail)
   path = write_rows(*[GOOD] * 4, name='good.jsonl')
 
   def refuse(changes):

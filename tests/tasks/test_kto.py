@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from llm import config_args
+from llm.align.reference import with_reference
 from llm.data import pipeline
 from llm.data.rated import load_rated
 from llm.decode.score import score
 from llm.errors import UserError
 from llm.losses.kto import kto_kl
 from llm.parallel.mesh import make_mesh
-from llm.tasks import kto, preference, run, training_report
-from llm.tasks.preference_reference import with_reference
-from llm.tasks.trainee import build_trainee, draw_blueprint
+from llm.runs import report
+from llm.runs.train_model import build_train_model, read_spec
+from llm.tasks import kto, preference, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 MAX_LENGTH = 16
@@ -57,11 +58,11 @@ def make_config(write_rows, model_folder):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start(rows, {'train.steps': 1}, 'name') -> rows of its metrics."""
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
 
   def start(rows, changes=None, name='run'):
     run.run_task(make_config(rows, changes), str(tmp_path / name))
-    return training_report.read_rows(str(tmp_path / name))
+    return report.read_rows(str(tmp_path / name))
 
   return start
 
@@ -100,18 +101,18 @@ def test_the_kl_is_of_the_whole_batch(make_config):
   """Against answers that are scored one by one, in rows of any company."""
   config = preference._resolved(make_config(RATED))
   assert config.loss.reference == 'frozen'
-  blueprint = draw_blueprint(config)
-  trainee = build_trainee(config, blueprint, make_mesh(config.mesh))
-  trainee = with_reference(config, trainee)
-  rated, _ = load_rated(
-    config.data.path, blueprint.tokenizer, max_length=MAX_LENGTH
-  )
+  spec = read_spec(config)
+  train_model = build_train_model(config, spec, make_mesh(config.mesh))
+  train_model = with_reference(config, train_model)
+  rated, _ = load_rated(config.data.path, spec.tokenizer, max_length=MAX_LENGTH)
   rng = np.random.default_rng(0)
   reference = jax.tree.map(
     lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32),
-    trainee.params,
+    train_model.params,
   )
-  trainee = dataclasses.replace(trainee, frozen={'reference': reference})
+  train_model = dataclasses.replace(
+    train_model, frozen={'reference': reference}
+  )
 
   def by_hand(order):
     rows = [
@@ -119,8 +120,8 @@ def test_the_kl_is_of_the_whole_batch(make_config):
       for i, j in zip(order, np.roll(order, -1))
     ]
     now, then = (
-      np.array([each[2:].sum() for each in score(trainee.model, p, rows)])
-      for p in (trainee.params, reference)
+      np.array([each[2:].sum() for each in score(train_model.model, p, rows)])
+      for p in (train_model.params, reference)
     )
     return kto_kl(now, then)
 
@@ -136,7 +137,9 @@ def test_the_kl_is_of_the_whole_batch(make_config):
     order = batch['examples'][batch['examples'] >= 0]
     assert sorted(order) == list(range(8))
     assert packing == (order.tolist() != list(range(8)))
-    found = kto.make_columns(config, trainee, rated)(trainee.params, batch)
+    found = kto.make_columns(config, train_model, rated)(
+      train_model.params, batch
+    )
     want = by_hand(order)
     assert want > 0.1
     np.testing.assert_allclose(found['kl'], want, rtol=1e-4)

@@ -10,16 +10,18 @@ import pytest
 
 import llm
 from llm import config_args
+from llm.align import preference_loss as losses
 from llm.data.prompts import Prompt, load_prompts
 from llm.decode.generate import Completion
 from llm.decode.score import score
 from llm.errors import RunError
 from llm.parallel.mesh import make_mesh
-from llm.tasks import online_pairs, online_preference, run, training_report
-from llm.tasks import preference_loss as losses
-from llm.tasks.rl_groups import Groups
-from llm.tasks.rl_rewards import Ratings, make_rater
-from llm.tasks.trainee import build_trainee, draw_blueprint
+from llm.rewards.rater import Ratings, make_rater
+from llm.rl import online_pairs
+from llm.rl.groups import Groups
+from llm.runs import report
+from llm.runs.train_model import build_train_model, read_spec
+from llm.tasks import online_preference, run
 from llm.train.step import make_eval_step
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -63,7 +65,7 @@ def make_config(model_folder, write_rows):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start({'loss.name': 'ipo'}) -> rows of the run's metrics."""
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
 
   def start(changes=None, workdir='run'):
     run.run_task(make_config(changes), str(tmp_path / workdir))
@@ -92,15 +94,17 @@ class Setup:
 
   def __init__(self, config):
     online_preference._check_fields(config)
-    blueprint = draw_blueprint(config)
-    self.tokenizer = tok = blueprint.tokenizer
+    spec = read_spec(config)
+    self.tokenizer = tok = spec.tokenizer
     prompts, _ = load_prompts(config.data.path, tok, max_length=16)
     self.prompts = prompts
-    trainee = build_trainee(config, blueprint, make_mesh(config.mesh))
-    rater = make_rater(config, tok, blueprint.config.vocab_size)
-    self.rollouts = online_pairs.PairRollouts(config, trainee, prompts, rater)
-    self.params, self.frozen = trainee.params, trainee.frozen
-    self.loss_fn = losses.make_preference_loss(trainee, config.loss)
+    train_model = build_train_model(config, spec, make_mesh(config.mesh))
+    rater = make_rater(config, tok, spec.config.vocab_size)
+    self.rollouts = online_pairs.PairRollouts(
+      config, train_model, prompts, rater
+    )
+    self.params, self.frozen = train_model.params, train_model.frozen
+    self.loss_fn = losses.make_preference_loss(train_model, config.loss)
 
   def draw(self):
     batch, stats = self.rollouts.draw(self)
@@ -235,7 +239,7 @@ def test_unrated_answers_are_left_out(start, own_rewards):
   [row] = start({'rewards': (('own:some', 1.0),), 'train.steps': 1})
   assert 0 < row['unrated'] < 8
   assert row['pairs'] + row['tied'] + row['equal'] + row['unpaired'] == 4
-  with pytest.raises(RunError, match='none of the 8 answers of rollout 1 has'):
+  with pytest.raises(RunError, match='none of the 8 completions of rollout 1 has'):
     start({'rewards': (('own:none', 1.0),)}, 'none')
   with pytest.raises(RunError, match='reward own:fails failed.*KeyError'):
     start({'rewards': (('own:fails', 1.0),)}, 'fails')

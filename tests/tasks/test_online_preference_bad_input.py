@@ -5,7 +5,7 @@ import pytest
 from llm import config_args
 from llm.errors import UserError
 from llm.tasks import online_preference, run
-from tests.tasks.conftest import ROOT
+from tests.fixtures import ROOT
 
 GOOD = {'prompt': 'What is it?', 'answer': 'A row.'}
 FIELDS = {
@@ -51,7 +51,7 @@ def refuse(model_folder, write_rows, tmp_path, monkeypatch):
   def fail(*args):
     raise AssertionError('the weights were read')
 
-  monkeypatch.setattr(online_preference, 'build_trainee', fail)
+  monkeypatch.setattr(online_preference, 'build_train_model', fail)
   path = write_rows(*[GOOD] * 4, name='good.jsonl')
 
   def refuse(changes):

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from llm import config_args
+from llm.align import preference_loss
+from llm.align.reference import with_reference
 from llm.data import pairs as pairs_lib
 from llm.data import pipeline
 from llm.decode.score import score
 from llm.losses.sequences import sequence_logprobs, tail_weights
 from llm.parallel.mesh import make_mesh
-from llm.tasks import preference, preference_loss, run, training_report
-from llm.tasks.preference_reference import with_reference
-from llm.tasks.trainee import build_trainee, draw_blueprint
+from llm.runs import report
+from llm.runs.train_model import build_train_model, read_spec
+from llm.tasks import preference, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 LN2 = math.log(2.0)
@@ -89,25 +91,25 @@ def build(make_config):
   @functools.cache
   def made(changes):
     config = make_config(dict(changes))
-    blueprint = draw_blueprint(config)
-    trainee = build_trainee(config, blueprint, make_mesh(config.mesh))
+    spec = read_spec(config)
+    train_model = build_train_model(config, spec, make_mesh(config.mesh))
     pairs, _ = pairs_lib.load_pairs(
-      config.data.path, blueprint.tokenizer, max_length=MAX_LENGTH
+      config.data.path, spec.tokenizer, max_length=MAX_LENGTH
     )
-    return config, with_reference(config, trainee), pairs
+    return config, with_reference(config, train_model), pairs
 
   return lambda changes=None: made(tuple((changes or {}).items()))
 
 
-def moved(trainee):
+def moved(train_model):
   """The trainee's parameters, away from where they began."""
-  leaves, tree = jax.tree.flatten(trainee.params)
+  leaves, tree = jax.tree.flatten(train_model.params)
   rng = np.random.default_rng(1)
   leaves = [x + 0.1 * rng.normal(size=x.shape).astype(x.dtype) for x in leaves]
   return jax.tree.unflatten(tree, leaves)
 
 
-def several_losses(config, trainee):
+def several_losses(config, train_model):
   """(params, batch) -> float32[L, 2]: sum and weight of some of the losses.
 
   One that every answer enters in the same way, and those with a mean over the
@@ -117,10 +119,10 @@ def several_losses(config, trainee):
   for name, prompt in (('dpo', 0), ('rpo', 0), ('cpo', 0), ('orpo', 1)):
     options = config.loss.copy_and_resolve_references()
     options.name, options.nll_prompt = name, bool(prompt)
-    functions.append(preference_loss.make_preference_loss(trainee, options))
+    functions.append(preference_loss.make_preference_loss(train_model, options))
 
   def sums(params, batch):
-    found = [f(params, trainee.frozen, batch, None)[:2] for f in functions]
+    found = [f(params, train_model.frozen, batch, None)[:2] for f in functions]
     return jnp.stack([jnp.stack(pair) for pair in found])
 
   return sums
@@ -145,8 +147,8 @@ def values_and_gradient(sums, params, parts):
   return total[:, 0] / total[:, 1], gradient / np.abs(gradient).max()
 
 
-def columns(config, trainee, pairs, packing, rows):
-  add = preference._reference_columns(config, trainee, pairs)
+def columns(config, train_model, pairs, packing, rows):
+  add = preference._reference_columns(config, train_model, pairs)
   made = pipeline.eval_batches(
     pairs.examples,
     batch_size=rows,
@@ -160,16 +162,16 @@ def columns(config, trainee, pairs, packing, rows):
 @pytest.fixture(scope='module')
 def whole(build):
   """(sums, params, one unpacked batch of all pairs, its losses, gradient)."""
-  config, trainee, pairs = build()
-  sums, params = several_losses(config, trainee), moved(trainee)
-  (batch,) = columns(config, trainee, pairs, False, len(PAIRS))
+  config, train_model, pairs = build()
+  sums, params = several_losses(config, train_model), moved(train_model)
+  (batch,) = columns(config, train_model, pairs, False, len(PAIRS))
   return sums, params, batch, *values_and_gradient(sums, params, [batch])
 
 
 def test_packed_rows_have_the_loss_and_gradient_of_single_ones(build, whole):
-  config, trainee, pairs = build()
+  config, train_model, pairs = build()
   sums, params, _, losses, expected = whole
-  (packed,) = columns(config, trainee, pairs, True, len(PAIRS))
+  (packed,) = columns(config, train_model, pairs, True, len(PAIRS))
   assert packed['examples'].shape[1] > 2  # several pairs in a row
   assert (packed['examples'] < 0).any()  # and room left
   value, gradient = values_and_gradient(sums, params, [packed])
@@ -194,17 +196,17 @@ def test_three_kinds_of_reference_are_one(build):
   """At the start, and with other adapters."""
 
   def loss_and_gradient(changes):
-    config, trainee, pairs = build(changes)
-    (batch,) = columns(config, trainee, pairs, False, len(PAIRS))
-    loss_fn = preference_loss.make_preference_loss(trainee, config.loss)
+    config, train_model, pairs = build(changes)
+    (batch,) = columns(config, train_model, pairs, False, len(PAIRS))
+    loss_fn = preference_loss.make_preference_loss(train_model, config.loss)
 
     @jax.jit
     def both(params):
       return jax.value_and_grad(
-        lambda p: loss_fn(p, trainee.frozen, batch, None)[0] / len(PAIRS)
+        lambda p: loss_fn(p, train_model.frozen, batch, None)[0] / len(PAIRS)
       )(params)
 
-    return [both(params) for params in (trainee.params, moved(trainee))]
+    return [both(params) for params in (train_model.params, moved(train_model))]
 
   found = [
     loss_and_gradient({'loss.reference': kind} | LORA)
@@ -218,19 +220,21 @@ def test_three_kinds_of_reference_are_one(build):
 
 
 def test_ld_dpo_weighs_the_tails_of_packed_answers(build):
-  config, trainee, pairs = build()
-  (batch,) = columns(config, trainee, pairs, True, len(PAIRS))
+  config, train_model, pairs = build()
+  (batch,) = columns(config, train_model, pairs, True, len(PAIRS))
   scores = jax.jit(
     lambda params: (
-      preference_loss.score_answers(
-        trainee.model, {'params': params}, batch, 0.3
+      preference_loss.score_completions(
+        train_model.model, {'params': params}, batch, 0.3
       ).logprobs
     )
-  )(trainee.params)
+  )(train_model.params)
   # The same answers one by one.
   examples = list(pairs.examples)
   rows = [example.tokens.tolist() for example in examples]
-  found = score(trainee.model, trainee.params, rows, batch_size=len(rows))
+  found = score(
+    train_model.model, train_model.params, rows, batch_size=len(rows)
+  )
   logprobs, mask = np.zeros((2, len(rows), 2 * MAX_LENGTH), np.float32)
   for i, (each, example) in enumerate(zip(found, examples)):
     logprobs[i, : len(each)], mask[i, : len(each)] = each, example.loss_mask[1:]
@@ -247,11 +251,11 @@ def test_ld_dpo_weighs_the_tails_of_packed_answers(build):
 
 
 def test_the_reference_is_kept_on_disk_by_its_content(build, cache_folder):
-  config, trainee, pairs = build()
+  config, train_model, pairs = build()
   folder = cache_folder / 'reference'
 
   def columns_of(config, pairs):
-    return preference._reference_columns(config, trainee, pairs)
+    return preference._reference_columns(config, train_model, pairs)
 
   def ids(pairs):
     return {
@@ -281,9 +285,9 @@ def test_the_reference_is_kept_on_disk_by_its_content(build, cache_folder):
 
 @pytest.mark.parametrize('name', FIRST)
 def test_every_loss_trains(make_config, tmp_path, monkeypatch, name):
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
   run.run_task(make_config({'loss.name': name}), str(tmp_path / 'run'))
-  rows = training_report.read_rows(str(tmp_path / 'run'))
+  rows = report.read_rows(str(tmp_path / 'run'))
   assert [row['step'] for row in rows] == [1, 2]
   if FIRST[name] is not None:
     assert abs(rows[0]['loss'] - FIRST[name]) < 1e-5
@@ -295,7 +299,7 @@ def test_every_loss_trains(make_config, tmp_path, monkeypatch, name):
 
 def test_held_out_pairs_are_scored(make_config, tmp_path, monkeypatch, capsys):
   """More steps: the held-out pairs, like the others, are told apart."""
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)
+  monkeypatch.setattr(report, 'draw', lambda *args: None)
   changes = {
     'data.eval_fraction': 0.25,
     'data.packing': True,
@@ -306,7 +310,7 @@ def test_held_out_pairs_are_scored(make_config, tmp_path, monkeypatch, capsys):
   }
   run.run_task(make_config(changes), str(tmp_path / 'run'))
   assert '8 rows, 6 pairs to train on, 2 held out' in capsys.readouterr().err
-  rows = training_report.read_rows(str(tmp_path / 'run'))
+  rows = report.read_rows(str(tmp_path / 'run'))
   assert abs(rows[0]['eval_loss'] - LN2) < 1e-5 and 'loss' not in rows[0]
   assert rows[-1]['eval_loss'] < rows[0]['eval_loss'] - 0.1
   assert rows[-1]['eval_reward_accuracy'] == 1.0

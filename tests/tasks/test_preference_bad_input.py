@@ -29,8 +29,8 @@ def refuse(write_rows, tmp_path, monkeypatch):
   def fail(*args):
     raise AssertionError('the weights were read')
 
-  monkeypatch.setattr(preference, 'build_trainee', fail)
-  monkeypatch.setattr(kto, 'build_trainee', fail)
+  monkeypatch.setattr(preference, 'build_train_model', fail)
+  monkeypatch.setattr(kto, 'build_train_model', fail)
   data = write_rows(*[GOOD] * 8, name='data.jsonl')
 
   def refuse(changes):

@@ -10,10 +10,12 @@ import pytest
 
 from llm import config_args
 import llm.api
+from llm.data.worlds import quickstart as quickstart_data
 from llm.data.worlds import world as world_lib
 from llm.errors import UserError
-from llm.tasks import exam, quickstart, quickstart_data
-from llm.tasks import run as run_lib
+from llm.evals import exam
+from llm.runs import outputs
+from llm.tasks import quickstart
 from llm.text import chat, chat_mask
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -208,7 +210,7 @@ def test_a_second_run_repeats_nothing(workdir, capsys):
 def test_a_killed_training_goes_on_and_ends_the_same(
   kind, workdir, tmp_path, monkeypatch, capsys, no_exam
 ):
-  append = run_lib.append_metrics
+  append = outputs.append_metrics
 
   def dies(folder, row):
     append(folder, row)
@@ -225,11 +227,11 @@ def test_a_killed_training_goes_on_and_ends_the_same(
   config = _config('rl.checkpoint_every=1')
   record = tmp_path / kind / 'stage.json'
   monkeypatch.setattr(quickstart, '_train', train)
-  monkeypatch.setattr(run_lib, 'append_metrics', dies)
+  monkeypatch.setattr(outputs, 'append_metrics', dies)
   with pytest.raises(KeyboardInterrupt):
     quickstart.run(config, str(tmp_path))
   assert 'summary' not in json.loads(record.read_text())
-  monkeypatch.setattr(run_lib, 'append_metrics', append)
+  monkeypatch.setattr(outputs, 'append_metrics', append)
   quickstart.run(config, str(tmp_path))
   assert 'goes on from the checkpoint of step' in capsys.readouterr().err
   assert 'summary' in json.loads(record.read_text())

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from llm import config_args
+from llm.align import reward_loss
 from llm.data.pairs import load_pairs
 from llm.data.pipeline import eval_batches
 from llm.errors import UserError
 from llm.parallel.mesh import make_mesh
-from llm.tasks import reward, reward_loss, run, training_report
-from llm.tasks.reward_model import RewardModel, load_reward_model
-from llm.tasks.trainee import build_trainee, draw_blueprint
+from llm.rewards.model import RewardModel, load_reward_model
+from llm.runs import report
+from llm.runs.train_model import build_train_model, read_spec
+from llm.tasks import reward, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 LN2 = math.log(2.0)
@@ -65,13 +67,13 @@ def make_config(write_rows, model_folder):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start(rows, changes) -> (rows of its metrics, result)."""
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
 
   def start(rows, changes=None):
     workdir = tmp_path / 'run'
     run.run_task(make_config(rows, changes), str(workdir))
     result = json.loads((workdir / 'result.json').read_text())
-    return training_report.read_rows(str(workdir)), result
+    return report.read_rows(str(workdir)), result
 
   return start
 
@@ -163,17 +165,17 @@ def parts(make_config):
   """(config, trainee, pairs) with a head that is not 0."""
   rows = [row | {'margin': 0.3 * (i % 3)} for i, row in enumerate(PAIRS[:8])]
   config = make_config(rows, {'loss.center_coef': 0.05})
-  blueprint = draw_blueprint(config)
-  trainee = build_trainee(config, blueprint, make_mesh(config.mesh))
-  pairs, _ = load_pairs(config.data.path, blueprint.tokenizer, max_length=16)
-  return config, reward._reward_trainee(trainee), pairs
+  spec = read_spec(config)
+  train_model = build_train_model(config, spec, make_mesh(config.mesh))
+  pairs, _ = load_pairs(config.data.path, spec.tokenizer, max_length=16)
+  return config, reward._with_reward_head(train_model), pairs
 
 
 def test_packed_loss_gradient_and_splits_by_hand(parts):
-  config, trainee, pairs = parts
+  config, train_model, pairs = parts
   head = np.random.default_rng(0).normal(size=(1, 16)).astype(np.float32)
-  params = trainee.params | {'reward_head': {'kernel': jnp.asarray(head)}}
-  loss_fn = reward_loss.make_reward_loss(trainee, config.loss, False)
+  params = train_model.params | {'reward_head': {'kernel': jnp.asarray(head)}}
+  loss_fn = reward_loss.make_reward_loss(train_model, config.loss, False)
   add = reward._columns(config, pairs)
 
   @jax.jit
@@ -197,7 +199,7 @@ def test_packed_loss_gradient_and_splits_by_hand(parts):
   single = made(False, 8)
   (loss, (weight, chosen)), grads = both(params, single)
   # By hand: one answer in a row, its score at its last token.
-  alone = RewardModel('', trainee.model, params, None)
+  alone = RewardModel('', train_model.model, params, None)
   scores = alone.rate([e.tokens.tolist() for e in pairs.examples], 16)
   good, bad = np.array(scores).reshape(-1, 2).T
   want = np.log1p(np.exp(-(good - bad - pairs.margins)))
@@ -256,7 +258,7 @@ def test_wrong_values_are_refused(
   def fail(*args):
     raise AssertionError('the weights were read')
 
-  monkeypatch.setattr(reward, 'build_trainee', fail)
+  monkeypatch.setattr(reward, 'build_train_model', fail)
   config = make_config(PAIRS, changes)
   with pytest.raises(UserError) as caught:
     run.run_task(config, str(tmp_path / 'run'))

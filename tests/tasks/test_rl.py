@@ -13,16 +13,13 @@ from llm import config_args
 from llm.data.prompts import load_prompts
 from llm.errors import RunError
 from llm.parallel.mesh import make_mesh
-from llm.tasks import (
-  rl,
-  rl_algorithms,
-  rl_loss,
-  rl_rollouts,
-  run,
-  training_report,
-)
-from llm.tasks.rl_rewards import make_rater
-from llm.tasks.trainee import build_trainee, draw_blueprint
+from llm.rewards.rater import make_rater
+from llm.rl import algorithms as rl_algorithms
+from llm.rl import loss as rl_loss
+from llm.rl import rollouts as rl_rollouts
+from llm.runs import report
+from llm.runs.train_model import build_train_model, read_spec
+from llm.tasks import rl, run
 from llm.train.step import make_eval_step
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -64,7 +61,7 @@ def make_config(model_folder, write_rows):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start({'loss.name': 'ppo'}) -> rows of the run's metrics."""
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
 
   def start(changes=None, workdir='run'):
     run.run_task(make_config(changes), str(tmp_path / workdir))
@@ -80,22 +77,24 @@ class Setup:
   def __init__(self, config):
     self.config = config
     rl.check_fields(config)
-    blueprint = draw_blueprint(config)
-    tok = blueprint.tokenizer
+    spec = read_spec(config)
+    tok = spec.tokenizer
     prompts, _ = load_prompts(config.data.path, tok, max_length=16)
-    trainee = build_trainee(config, blueprint, make_mesh(config.mesh))
-    self.trainee = rl._with_reference(config, trainee)
-    rater = make_rater(config, tok, blueprint.config.vocab_size)
-    self.rollouts = rl_rollouts.Rollouts(config, self.trainee, prompts, rater)
-    self.params = rl._with_head(config, blueprint, trainee.params)
-    loss = rl_loss.make_rl_loss(self.trainee, config.loss, config.rollout)
+    train_model = build_train_model(config, spec, make_mesh(config.mesh))
+    self.train_model = rl._with_reference(config, train_model)
+    rater = make_rater(config, tok, spec.config.vocab_size)
+    self.rollouts = rl_rollouts.Rollouts(
+      config, self.train_model, prompts, rater
+    )
+    self.params = rl._with_head(config, spec, train_model.params)
+    loss = rl_loss.make_rl_loss(self.train_model, config.loss, config.rollout)
     self.step = jax.jit(make_eval_step(loss))
 
   def draw(self):
     return self.rollouts.draw(self)
 
   def sums(self, batch):
-    frozen = self.trainee.frozen
+    frozen = self.train_model.frozen
     return self.step(self.params, batch, jax.random.key(0), frozen)
 
 
@@ -147,8 +146,10 @@ def test_what_is_shared_of_a_prompt():
     model = SimpleNamespace(
       config=SimpleNamespace(rope=SimpleNamespace(type=rope))
     )
-    trainee = SimpleNamespace(model=model, mesh=SimpleNamespace(size=devices))
-    return rl_loss.rows_of_a_prompt(config, trainee, rows, microbatches)
+    train_model = SimpleNamespace(
+      model=model, mesh=SimpleNamespace(size=devices)
+    )
+    return rl_loss.rows_of_a_prompt(config, train_model, rows, microbatches)
 
   assert shared(8, 32) == 8
   assert shared(8, 32, microbatches=2) == 4
@@ -165,12 +166,12 @@ def test_reading_prompts_once_changes_nothing(setup):
   parts = setup({'loss.name': 'grpo', 'loss.kl_coef': 0.1})
   batch, _ = parts.draw()
   config, found = parts.config, []
-  for shared in (1, rl_loss.rows_of_a_prompt(config, parts.trainee, 16)):
+  for shared in (1, rl_loss.rows_of_a_prompt(config, parts.train_model, 16)):
     loss = rl_loss.make_rl_loss(
-      parts.trainee, config.loss, config.rollout, shared
+      parts.train_model, config.loss, config.rollout, shared
     )
     value = jax.value_and_grad(
-      lambda params: loss(params, parts.trainee.frozen, batch, None)[0]
+      lambda params: loss(params, parts.train_model.frozen, batch, None)[0]
     )
     found.append(jax.jit(value)(parts.params))
   assert shared == 4
@@ -309,7 +310,11 @@ def test_unrated_answers_are_left_out(setup, start, tmp_path, monkeypatch):
   assert stats['reward_mean'] == stats['reward_ends']
   with pytest.raises(RunError) as caught:
     start({'rewards': (('strange:none', 1.0),)}, 'none')
-  for part in ('none of the 16 answers of rollout 1', 'none=inf', "'prompt': "):
+  for part in (
+    'none of the 16 completions of rollout 1',
+    'none=inf',
+    "'prompt': ",
+  ):
     assert part in str(caught.value)
   with pytest.raises(RunError, match='reward strange:fails failed.*KeyError'):
     start({'rewards': (('strange:fails', 1.0),)}, 'fails')

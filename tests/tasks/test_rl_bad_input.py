@@ -6,12 +6,14 @@ import types
 
 import pytest
 
-from llm import api, config_args
+from llm import config_args
+from llm.checkpoints import source
 from llm.errors import UserError
 from llm.models.transformer import Transformer
-from llm.tasks import rl, rl_rewards, run
-from llm.tasks.reward_model import RewardModel
-from tests.tasks.conftest import ROOT
+from llm.rewards import rater as rl_rewards
+from llm.rewards.model import RewardModel
+from llm.tasks import rl, run
+from tests.fixtures import ROOT
 
 GOOD = {'prompt': 'What is it?', 'answer': 'A row.'}
 FIELDS = {
@@ -96,7 +98,7 @@ def refuse(model_folder, write_rows, tmp_path, monkeypatch):
   def fail(*args):
     raise AssertionError('the weights were read')
 
-  monkeypatch.setattr(rl, 'build_trainee', fail)
+  monkeypatch.setattr(rl, 'build_train_model', fail)
   path = write_rows(*[GOOD] * 4, name='good.jsonl')
 
   def refuse(changes):
@@ -206,7 +208,7 @@ def test_rows_are_refused_by_number(refuse, write_rows):
 def test_reward_models_that_read_other_tokens(
   refuse, model_folder, monkeypatch
 ):
-  shape = api.read_config(model_folder)
+  shape = source.read_config(model_folder)
   small = dataclasses.replace(shape, vocab_size=shape.vocab_size - 1)
   short = dataclasses.replace(shape, max_length=39)
   other = types.SimpleNamespace(token_bytes=lambda id: b'x')

@@ -9,7 +9,8 @@ import pytest
 
 from llm import config_args
 from llm.errors import UserError
-from llm.tasks import exports, run, supervised, training_report
+from llm.runs import exports, report
+from llm.tasks import run, supervised
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOOD = {'prompt': 'What is it?', 'completion': ' A row.'}
@@ -61,7 +62,7 @@ def refuse(make_config, tmp_path, monkeypatch):
   def fail(*args):
     raise AssertionError('the weights were read')
 
-  monkeypatch.setattr(supervised, 'build_trainee', fail)
+  monkeypatch.setattr(supervised, 'build_train_model', fail)
 
   def refuse(kind, changes, workdir=tmp_path / 'run'):
     config = make_config(kind, changes)
@@ -296,7 +297,7 @@ def test_a_folder_that_may_not_be_written(refuse, tmp_path, monkeypatch):
 def test_the_workdir_of_another_run(
   make_config, copy, write_rows, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
   workdir = tmp_path / 'run'
   model = {'model.path': str(copy)}
   run.run_task(make_config('sft', model), str(workdir))

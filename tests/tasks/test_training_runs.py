@@ -11,7 +11,8 @@ import pytest
 
 from llm import api, config_args
 from llm.errors import RunError, UserError
-from llm.tasks import run, supervised, training_report
+from llm.runs import report
+from llm.tasks import run, supervised
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -19,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture
 def start(model_folder, write_rows, tmp_path, monkeypatch):
   """start('train.steps=4', …) runs it and returns the rows of its metrics."""
-  monkeypatch.setattr(training_report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
   rows = [{'prompt': 'ab', 'completion': f'c{i}'} for i in range(8)]
   path = write_rows(*rows)
   workdir = tmp_path / 'run'
@@ -120,7 +121,7 @@ def test_a_full_disk_at_the_export_is_one_message(start, tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as patch:
-    patch.setattr('llm.checkpoints.hf.save_hf', fail)
+    patch.setattr('llm.checkpoints.hf.load.save_hf', fail)
     with pytest.raises(RunError, match='^export=.*out.: No space left'):
       start('train.steps=2')
   rows = start('train.steps=2')

@@ -9,14 +9,14 @@ import numpy as np
 import optax
 import pytest
 
+from llm.align import supervised_loss
 from llm.data import curriculum, packing, pipeline
 from llm.data.examples import Example, from_list
 from llm.decode.score import output_table
 from llm.losses.chunked import chunked_logprobs
 from llm.losses.language import next_token_targets
 from llm.models.transformer import Transformer, stack_layers
-from llm.tasks import supervised_loss
-from llm.tasks.trainee import Blueprint, Trainee
+from llm.runs.train_model import ModelSpec, TrainModel
 from llm.train.state import init_state
 from llm.train.step import make_eval_step, make_train_step
 from tests.models import tiny
@@ -52,8 +52,8 @@ def _trainee(kind='local_global', scan=False, dtype=jnp.float32, **changes):
   if scan:
     params = stack_layers(params, model.config)
   model = Transformer(model.config, scan_layers=scan, dtype=dtype)
-  blueprint = Blueprint(None, None, model.config, None, None)
-  return Trainee(blueprint, model, None, params, {})
+  spec = ModelSpec(None, None, model.config, None, None)
+  return TrainModel(spec, model, None, params, {})
 
 
 def _compiled(step):
@@ -172,11 +172,11 @@ def _rows_of_segments():
   ),
 )
 def test_a_segment_changes_no_other_ones_logprobs(kind, scan, changes):
-  trainee = _trainee(kind, scan, **changes)
+  train_model = _trainee(kind, scan, **changes)
 
   def logprobs(batch):
-    variables = trainee.variables(trainee.params, {})
-    hidden, _ = trainee.model.apply(
+    variables = train_model.variables(train_model.params, {})
+    hidden, _ = train_model.model.apply(
       variables,
       batch['tokens'],
       batch['positions'],
@@ -186,7 +186,7 @@ def test_a_segment_changes_no_other_ones_logprobs(kind, scan, changes):
     targets, _ = next_token_targets(
       batch['tokens'], batch['loss_mask'], batch['segment_ids']
     )
-    table = output_table(variables['params'], trainee.model)
+    table = output_table(variables['params'], train_model.model)
     return chunked_logprobs(hidden, table, targets)
 
   rows = _rows_of_segments()
@@ -218,11 +218,11 @@ def test_noise_on_embeddings_is_a_matter_of_the_row(steps):
 @pytest.fixture(scope='module')
 def half():
   """(step, state after it, metrics) with bfloat16 activations."""
-  trainee = _trainee(dtype=jnp.bfloat16)
+  train_model = _trainee(dtype=jnp.bfloat16)
   tx = optax.adamw(1e-3, weight_decay=0.1)
-  loss = supervised_loss.make_loss(trainee)
+  loss = supervised_loss.make_loss(train_model)
   step = _compiled(make_train_step(loss, tx, ema_decay=0.9))
-  state = init_state(trainee.params, tx, KEY, ema=True)
+  state = init_state(train_model.params, tx, KEY, ema=True)
   return step, *step(state, PACKED, KEY)
 
 
@@ -247,9 +247,9 @@ def test_bfloat16_is_for_activations_only(half, steps):
 def test_sums_over_tokens_are_float32():
   changes = dict.fromkeys(('qkv_bias', 'mlp_bias', 'attn_out_bias'), True)
   changes |= {'qk_norm': 'head', 'post_norm': True}
-  trainee = _trainee(dtype=jnp.bfloat16, **changes)
-  state = init_state(trainee.params, KEEP_GRADIENT, KEY)
-  step = make_train_step(supervised_loss.make_loss(trainee), KEEP_GRADIENT)
+  train_model = _trainee(dtype=jnp.bfloat16, **changes)
+  state = init_state(train_model.params, KEEP_GRADIENT, KEY)
+  step = make_train_step(supervised_loss.make_loss(train_model), KEEP_GRADIENT)
   program = jax.make_jaxpr(step)(state, PACKED, KEY)
   sums = list(_inputs_of_sums(program.jaxpr))
   assert len(sums) > 10

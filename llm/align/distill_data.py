@@ -1,0 +1,209 @@
+"""The batches of a distillation: rows as they are, or answered anew."""
+
+from typing import Any
+
+import numpy as np
+
+from llm.align.teacher import Teacher
+from llm.data import dataset, pipeline, prompts, records
+from llm.data.examples import Examples, check_vocabulary
+from llm.decode.rollout import completion_arrays, sample_completions
+from llm.errors import UserError
+from llm.host import terminal
+from llm.models.transformer import Transformer
+from llm.parallel.sharding import shard_batch
+from llm.runs import datasets, outputs
+from llm.runs.train_model import ModelSpec, TrainModel
+
+# Of the sampler, where `rollout` does not say otherwise.
+MAX_NEW_TOKENS, TEMPERATURE = 128, 1.0
+
+
+def reads_completions(rollout) -> bool:
+  """True where some batches are the rows with their own answers."""
+  return rollout.lmbda < 1.0 and not rollout.seq_kd
+
+
+def draws_completions(rollout) -> bool:
+  """True where some batches are answers of one of the models."""
+  return rollout.lmbda > 0.0 or rollout.seq_kd
+
+
+def load(
+  config, spec: ModelSpec, teacher: Teacher
+) -> tuple[Examples, Examples | None]:
+  """The rows to train on and those held out, or None.
+
+  Rows of a prompt alone become examples without an answer.
+
+  Raises:
+    UserError: a field, a file or a row is wrong; the message says which.
+  """
+  data, rollout = config.data, config.rollout
+  datasets.check_data(data, spec)
+  if not _are_prompts(data):
+    examples, held_out = datasets.load_texts(config, spec)
+    if draws_completions(rollout) and 'text' in examples.counts['shapes']:
+      raise UserError(
+        f'data.path={data.path!r}: texts have no prompt to answer; use '
+        'rollout.lmbda=0 without rollout.seq_kd, or rows with a prompt'
+      )
+  elif reads_completions(rollout):
+    raise UserError(
+      f'data.path={data.path!r}: has prompts without answers, which '
+      f'rollout.lmbda={rollout.lmbda} reads in a share of the batches; use '
+      'rollout.lmbda=1 or rollout.seq_kd=True'
+    )
+  else:
+    examples, held_out = _load_prompts(config, spec)
+  if draws_completions(rollout):
+    longest = int(prompts.prompt_lengths(examples).max())
+    _check_room(rollout, longest, spec.config, 'student')
+    _check_room(rollout, longest, teacher.model.config, 'teacher')
+  return examples, held_out
+
+
+class Batches:
+  """The data of a run; each batch has the next rows.
+
+  Whether batch n is on policy is a function of (seed, n), and so are the
+  answers, given the parameters: the state is the place in the rows and n.
+  """
+
+  def __init__(
+    self, config, train_model: TrainModel, teacher: Teacher, examples: Examples
+  ):
+    data = config.data
+    self._config, self._trainee, self._teacher = config, train_model, teacher
+    self._examples, self._drawn = examples, 0
+    self._prompts = prompts.prompt_lengths(examples)
+    self._decoder = Transformer(
+      train_model.spec.config, dtype=train_model.model.dtype
+    )
+    self._source = pipeline.make_source(
+      examples,
+      batch_size=config.train.batch_size,
+      max_length=data.max_length,
+      packing=data.packing,
+      shuffle=data.shuffle,
+      seed=data.seed,
+      named=True,
+    )
+
+  def draw(self, state) -> tuple[Any, dict[str, float]]:
+    """The next batch; `state.params` answer its prompts where it is on policy.
+
+    Returns:
+      the batch on the devices, and numbers about it.
+    """
+    rollout, train_model = self._config.rollout, self._trainee
+    batch, stats = next(self._source)
+    rows = batch.pop('examples')[:, 0]
+    rng = np.random.default_rng((self._config.seed, self._drawn))
+    on_policy = rng.random() < rollout.lmbda
+    if on_policy:
+      batch, more = self._complete(
+        rows, self._decoder, train_model.merged(state.params)
+      )
+      stats |= more
+    elif rollout.seq_kd:
+      batch, more = self._complete(
+        rows, self._teacher.model, train_model.frozen['teacher']
+      )
+      stats |= more
+    self._drawn += 1
+    return shard_batch(batch, train_model.mesh), stats | {
+      'on_policy': float(on_policy)
+    }
+
+  def get_state(self) -> dict[str, Any]:
+    """JSON-able."""
+    return {'source': self._source.get_state(), 'drawn': self._drawn}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes to the place of a `get_state`."""
+    self._source.set_state(state['source'])
+    self._drawn = state['drawn']
+
+  def _complete(self, rows, model: Transformer, params):
+    """New answers to the prompts of these examples, as a batch and numbers."""
+    rollout = self._config.rollout
+    asked = [self._examples[i].tokens[: self._prompts[i]] for i in rows]
+    asked = [prompt.tolist() for prompt in asked]
+    completions = sample_completions(
+      model,
+      params,
+      asked,
+      group_size=1,
+      seed=(self._config.seed, self._drawn),
+      max_new_tokens=rollout.max_new_tokens,
+      temperature=rollout.temperature,
+      eos_ids=self._trainee.spec.config.eos_ids,
+    )
+    batch = completion_arrays(asked, completions)
+    del batch['old_logprobs']
+    return batch, pipeline.fill_stats(batch) | {
+      'length': float(np.mean([len(a.token_ids) for a in completions])),
+      'finished': float(
+        np.mean([a.finish_reason == 'stop' for a in completions])
+      ),
+    }
+
+
+def _are_prompts(data) -> bool:
+  """True where the first row has a prompt and no answer."""
+  first = next(records.read_records(data.path, separator=data.separator)).value
+  first = {k: v for k, v in first.items() if v is not None}
+  if 'prompt' in first:
+    return not {'completion', 'response'} & set(first)
+  turns = first.get('messages')
+  last = turns[-1] if isinstance(turns, list) and turns else None
+  return isinstance(last, dict) and last.get('role') != 'assistant'
+
+
+def _load_prompts(config, spec: ModelSpec):
+  """`supervised.load` of rows of a prompt alone."""
+  data, tok = config.data, spec.tokenizer
+  check_vocabulary(tok, spec.config.vocab_size)
+  if data.eval_fraction:
+    raise UserError(
+      f'data.eval_fraction={data.eval_fraction}: {data.path} has prompts '
+      'without answers, and what is held out is scored on its answers; give '
+      'rows that have some as data.eval_path'
+    )
+  with terminal.progress_bar() as bar:
+    rows, overlong = prompts.load_prompts(
+      data.path,
+      tok,
+      max_length=data.max_length,
+      on_bytes=datasets.on_bytes(bar, 'reading data.path'),
+    )
+    held_out = None
+    if data.eval_path is not None:
+      held_out, _ = dataset.load_examples(
+        data.eval_path,
+        tok,
+        max_length=data.max_length,
+        overlong=data.overlong,
+        cache_dir=outputs.cache_dir(),
+        field='data.eval_path',
+        on_bytes=datasets.on_bytes(bar, 'reading data.eval_path'),
+      )
+  parts = [f'{len(rows):,} prompts']
+  if held_out is not None:
+    parts.append(f'{len(held_out):,} held out')
+  if overlong:
+    parts.append(f'{overlong:,} too long')
+  terminal.log('data: ' + ', '.join(parts))
+  return prompts.as_examples(rows), held_out
+
+
+def _check_room(rollout, longest: int, shape, who: str) -> None:
+  if longest + rollout.max_new_tokens > shape.max_length and (
+    shape.rope.type != 'dynamic'
+  ):
+    raise UserError(
+      f'rollout.max_new_tokens={rollout.max_new_tokens}: with the longest '
+      f'prompt of {longest} tokens that exceeds the {shape.max_length} that '
+      f'the {who} takes; lower it or data.max_length'
+    )

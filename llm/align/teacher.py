@@ -1,0 +1,110 @@
+"""The teacher of a distillation: checked at the door, read later."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from llm.checkpoints import source
+from llm.errors import UserError, without_field
+from llm.host import terminal
+from llm.models.config import ModelConfig
+from llm.models.transformer import Transformer, init_params
+from llm.parallel.sharding import param_shardings
+from llm.runs.train_model import ModelSpec, fingerprint
+from llm.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A teacher without its weights.
+
+  Attributes:
+    path: where they are.
+    weights: a fingerprint of them.
+    model: the Transformer; it is frozen, so nothing is recomputed for it.
+    shared: ids that both models have; those above are no token's.
+  """
+
+  path: str
+  weights: str
+  model: Transformer
+  shared: int
+
+
+def open_teacher(config, student: ModelSpec) -> Teacher:
+  """Reads shape and vocabulary of `config.teacher.path`.
+
+  Raises:
+    UserError: it is no model, has another vocabulary than the student, or
+      takes fewer tokens than a row may have.
+  """
+  path = config.teacher.path
+  if path is None:
+    raise UserError(
+      'teacher.path is not set: give the folder of a larger model with the '
+      "student's vocabulary (--config.teacher.path=PATH)"
+    )
+  try:
+    shape = source.read_config(path)
+    tokenizer = source.read_tokenizer(path, shape)
+    _check_vocabulary(shape, tokenizer, student)
+  except UserError as error:
+    message = without_field(error, path)
+    raise UserError(f'teacher.path={path!r}: {message}') from None
+  if config.data.max_length > shape.max_length and shape.rope.type != 'dynamic':
+    raise UserError(
+      f'data.max_length={config.data.max_length}: the teacher takes '
+      f'{shape.max_length} tokens; use at most as many'
+    )
+  return Teacher(
+    path,
+    fingerprint(path),
+    Transformer(shape, dtype=source.DTYPES[config.dtype]),
+    min(shape.vocab_size, student.config.vocab_size),
+  )
+
+
+def read_teacher(teacher: Teacher, mesh) -> Any:
+  """The parameters, in the dtype of the computation, on the mesh."""
+  shape, dtype = teacher.model.config, teacher.model.dtype
+  key = jax.random.key(0)  # only shapes are made
+  shapes = jax.eval_shape(lambda: init_params(shape, key, dtype))
+  with terminal.progress_bar() as bar:
+    task = bar.add_task('loading the teacher', total=None)
+    return source.read_params(
+      teacher.path,
+      shape,
+      dtype,
+      lambda done, total, _: bar.update(task, completed=done, total=total),
+      param_shardings(shapes, mesh),
+    )
+
+
+def _check_vocabulary(
+  shape: ModelConfig, tokenizer: Tokenizer | None, student: ModelSpec
+) -> None:
+  """Refuses other tokens; rows that pad a table to a round number may differ.
+
+  A teacher without a tokenizer has to have a table of the student's size.
+  """
+  ours, size = student.tokenizer, student.config.vocab_size
+  remedy = 'use a teacher and a student of one family'
+  if tokenizer is None and shape.vocab_size != size:
+    raise UserError(
+      f'has no tokenizer and {shape.vocab_size} ids, the student {size}; '
+      f'{remedy}'
+    )
+  tokens = max(ours.vocab_size, tokenizer.vocab_size if tokenizer else 0)
+  if tokens > min(shape.vocab_size, size):
+    raise UserError(
+      f'has another vocabulary than the student: a table of {shape.vocab_size} '
+      f'ids beside {size}, for {tokens} tokens; {remedy}'
+    )
+  for i in range(tokens if tokenizer else 0):
+    theirs, own = tokenizer.token_bytes(i), ours.token_bytes(i)
+    if theirs != own:
+      raise UserError(
+        f'has another vocabulary than the student: id {i} is {theirs!r} and '
+        f"the student's is {own!r}; {remedy}"
+      )

@@ -1,0 +1,158 @@
+"""Reward models: a transformer with a scalar head in place of its output table.
+
+In training the parameters are {'model': those of the transformer (or adapters),
+'reward_head': {'kernel': [1, D]}}; on disk a reward model is a Hugging Face
+folder, `…ForSequenceClassification` with one label.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm.checkpoints import source
+from llm.checkpoints.hf import load as hf
+from llm.decode.prefill import bucket, pad_rows
+from llm.errors import UserError
+from llm.losses.reward import at_last_token
+from llm.models.transformer import Transformer
+from llm.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+  """A reward model that is ready to rate texts.
+
+  Attributes:
+    path: the folder it came from.
+    model: the transformer.
+    params: {'model': …, 'reward_head': {'kernel': [1, D]}}.
+    tokenizer: its own, or None where the folder has none.
+  """
+
+  path: str
+  model: Transformer
+  params: Any
+  tokenizer: Tokenizer | None
+
+  def rate(
+    self, rows: Sequence[Sequence[int]], batch_size: int = 8
+  ) -> np.ndarray:
+    """The score at the last token of each row.
+
+    Args:
+      rows: token ids of prompt and answer together, the answer with its end
+        mark, as this model's tokenizer makes them; at least one each.
+      batch_size: rows per call; a score does not depend on it, nor on the rows
+        beside it, but for rounding.
+
+    Returns:
+      float32[N]. Of a process reward model it is the logit that the last step
+      is right.
+
+    Raises:
+      UserError: a row is empty, too long, or has an id that is not there.
+    """
+    for i, row in enumerate(rows):
+      self._check_row(i, row)
+    out = np.zeros(len(rows), np.float32)
+    for first in range(0, len(rows), batch_size):
+      group = rows[first : first + batch_size]
+      length = bucket(max(len(row) for row in group))
+      batch = min(bucket(len(group), 1), bucket(batch_size, 1))
+      tokens, lengths = pad_rows(group, length, batch)
+      scores = _score_rows(self.params, tokens, lengths, model=self.model)
+      out[first : first + len(group)] = np.asarray(scores)[: len(group)]
+    return out
+
+  def _check_row(self, number: int, row: Sequence[int]) -> None:
+    config = self.model.config
+    name = f'{self.path}: row {number}'
+    if not len(row):
+      raise UserError(f'{name} has no token: give it at least one')
+    if len(row) > config.max_length and config.rope.type != 'dynamic':
+      raise UserError(
+        f'{name} has {len(row)} tokens, and the reward model takes '
+        f'{config.max_length}: use shorter answers, or another reward model'
+      )
+    if min(row) < 0 or max(row) >= config.vocab_size:
+      raise UserError(
+        f'{name} has token {max(row)}, and the reward model has '
+        f'{config.vocab_size}: use its own tokenizer'
+      )
+
+
+def load_reward_model(
+  path: str, *, dtype: str = 'float32', shardings: Any = None
+) -> RewardModel:
+  """Reads an exported reward model.
+
+  Args:
+    path: a folder that `configs/reward.py` exported, or another
+      `…ForSequenceClassification` with one label.
+    dtype: of parameters and activations: float32, bfloat16 or float16.
+    shardings: one `jax.sharding.Sharding` for all parameters; None: the first
+      device.
+
+  Raises:
+    UserError: no such folder, or it holds something else; naming the remedy.
+  """
+  source.check_dtype(dtype)
+  config = hf.read_config(path)
+  _check_kind(path)
+  dtype = source.DTYPES[dtype]
+  params = hf.load_params(
+    path, config, dtype=dtype, reward_head=True, shardings=shardings
+  )
+  head = params.pop('reward_head')
+  return RewardModel(
+    path,
+    Transformer(config, dtype=dtype),
+    {'model': params, 'reward_head': head},
+    source.read_tokenizer(path, config),
+  )
+
+
+def head_scores(hidden: jax.Array, head: Any) -> jax.Array:
+  """float32[...]: the head's score of each hidden state [..., D].
+
+  Args:
+    hidden: float[..., D].
+    head: {'kernel': [1, D]}.
+  """
+  return jnp.einsum(
+    '...d,od->...',
+    hidden.astype(jnp.float32),
+    head['kernel'].astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _score_rows(params, tokens, lengths, *, model):
+  hidden, _ = model.apply(
+    {'params': params['model']}, tokens, lengths=lengths, method='trunk'
+  )
+  places = jnp.arange(tokens.shape[1])[None]
+  scores = head_scores(hidden, params['reward_head'])
+  return at_last_token(scores, places < lengths[:, None])
+
+
+def _check_kind(path: str) -> None:
+  with open(os.path.join(path, 'config.json'), encoding='utf-8') as file:
+    raw = json.load(file)
+  name = hf.architecture(path)
+  labels = len(raw.get('id2label') or ('', ''))
+  if not name.endswith('ForSequenceClassification') or labels != 1:
+    raise UserError(
+      f'{path}: holds a {name}'
+      + (f' with {labels} labels' if 'Classification' in name else '')
+      + ', and a reward model is a …ForSequenceClassification with one label: '
+      'train one with configs/reward.py and export it'
+    )

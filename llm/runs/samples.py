@@ -1,0 +1,121 @@
+"""Texts that a model in training writes, from the run's own decoding."""
+
+import json
+import os
+
+import jax
+
+from llm.decode.generate import generate, length_limit
+from llm.decode.sampling_params import SamplingParams
+from llm.errors import RunError, UserError
+from llm.models.transformer import Transformer
+from llm.parallel.distributed import is_writer, to_host
+from llm.runs.train_model import ModelSpec, TrainModel
+from llm.text import chat
+
+
+def check_fields(sample, spec: ModelSpec) -> None:
+  """Refuses settings and prompts that could not be continued."""
+  settings(sample)
+  tok, limit = spec.tokenizer, length_limit(spec.config)
+  if sample.chat and not tok.chat_templates:
+    raise UserError(
+      'sample.chat=True: the tokenizer has no chat template; set it to False'
+    )
+  for prompt in sample.prompts:
+    where = f'sample.prompts: {prompt!r}'
+    if not isinstance(prompt, str):
+      raise UserError(f'{where}: use texts only')
+    tokens = len(_encode(tok, prompt, sample.chat))
+    if not tokens:
+      raise UserError(f'{where} has no token: leave it out')
+    if tokens + sample.max_new_tokens > limit:
+      raise UserError(
+        f'{where}: its {tokens} tokens and sample.max_new_tokens='
+        f'{sample.max_new_tokens} exceed the {limit} that the model takes'
+      )
+
+
+def settings(sample) -> SamplingParams:
+  """The config's `sample` as sampling parameters.
+
+  Raises:
+    UserError: a field has no meaning.
+  """
+  try:
+    return SamplingParams.from_dict(
+      {
+        'max_new_tokens': sample.max_new_tokens,
+        'temperature': sample.temperature,
+      }
+    )
+  except UserError as error:  # that names the field as generation does
+    raise UserError(str(error).replace('sampling.', 'sample.')) from None
+
+
+def write_samples(
+  sample, train_model: TrainModel, params, step: int, workdir: str
+) -> list[dict]:
+  """Continues each prompt and appends the rows to `samples.jsonl`.
+
+  Args:
+    sample: `prompts`, `chat`, `max_new_tokens`, `temperature`.
+    train_model: the model.
+    params: what is trained.
+    step: for the rows.
+    workdir: of the run.
+
+  Returns:
+    The rows: `step`, `prompt`, `text`, `finish_reason`.
+
+  Raises:
+    RunError: the file cannot be written.
+  """
+  spec = train_model.spec
+  tok = spec.tokenizer
+  prompts = [_encode(tok, prompt, sample.chat) for prompt in sample.prompts]
+  params = train_model.merged(params)
+  if jax.process_count() > 1:  # decoding is of one process: each one does it
+    params = jax.device_put(to_host(params))
+  completions = generate(
+    Transformer(spec.config, dtype=train_model.model.dtype),
+    params,
+    prompts,
+    [settings(sample)] * len(prompts),
+    eos_ids=spec.config.eos_ids,
+  )
+  rows = [
+    {
+      'step': step,
+      'prompt': prompt,
+      'text': tok.decode(completion.token_ids),
+      'finish_reason': completion.finish_reason,
+    }
+    for prompt, completion in zip(sample.prompts, completions, strict=True)
+  ]
+  append_rows(workdir, 'samples.jsonl', rows)
+  return rows
+
+
+def append_rows(workdir: str, name: str, rows: list[dict]) -> None:
+  """Adds rows to a file of the workdir, in the process that writes.
+
+  Raises:
+    RunError: the file cannot be written.
+  """
+  if not is_writer():
+    return
+  path = os.path.join(workdir, name)
+  try:
+    with open(path, 'a', encoding='utf-8') as file:
+      file.writelines(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
+  except OSError as error:
+    raise RunError(
+      f'{path}: {error.strerror}; mend this and start the same command again'
+    ) from error
+
+
+def _encode(tok, prompt: str, as_chat: bool) -> list[int]:
+  if as_chat:
+    return chat.encode(tok, [{'role': 'user', 'content': prompt}])
+  return tok.encode(prompt)

@@ -1,0 +1,338 @@
+"""What a training run trains: a model from a checkpoint or a fresh one."""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm.checkpoints import source
+from llm.errors import UserError
+from llm.host import terminal
+from llm.models import lora as lora_lib
+from llm.models.config import FRESH_SHAPE, ModelConfig, RopeConfig
+from llm.models.lora_config import LoraConfig, match_targets
+from llm.models.transformer import (
+  Transformer,
+  init_params,
+  stack_layers,
+  unstack_layers,
+)
+from llm.parallel.sharding import param_shardings
+from llm.text.tokenizer import Tokenizer, load_tokenizer
+
+# A weight file is told from others by all of it up to so many bytes, and else
+# by blocks that are spread evenly over it.
+_WHOLE, _BLOCKS, _BLOCK = 1 << 28, 1024, 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+  """The model before its weights: what the data can be checked against.
+
+  `weights` is a fingerprint of the checkpoint's files (and of those at
+  `lora.path`), None for a fresh model. `adapters` are those that training goes
+  on from, None for fresh ones.
+  """
+
+  path: str | None
+  weights: str | None
+  config: ModelConfig
+  tokenizer: Tokenizer
+  lora: LoraConfig | None
+  adapters: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainModel:
+  """A model in training.
+
+  Attributes:
+    spec: its shape and tokenizer.
+    model: the Transformer that training runs.
+    mesh: the devices.
+    params: what is trained: all parameters in float32, or the adapters.
+    frozen: {'base': parameters} under LoRA, else {}.
+  """
+
+  spec: ModelSpec
+  model: Transformer
+  mesh: jax.sharding.Mesh
+  params: Any
+  frozen: dict[str, Any]
+
+  def variables(self, params, frozen, keys=None) -> dict[str, Any]:
+    """What the model runs on; `keys` [B] turn dropout on."""
+    lora = self.spec.lora
+    if lora is None:
+      return {'params': params}
+    return lora_lib.variables(frozen['base'], params, lora, keys=keys)
+
+  def folded(self, params) -> Any:
+    """Plain parameters, laid out as the model runs them."""
+    lora = self.spec.lora
+    if lora is None:
+      return params
+    merge = jax.jit(lora_lib.merge, static_argnums=2)
+    return merge(self.frozen['base'], params, lora)
+
+  def merged(self, params) -> Any:
+    """Plain parameters with unrolled layers, for decoding."""
+    params = self.folded(params)
+    if self.model.scan_layers:
+      params = unstack_layers(params, self.spec.config)
+    return params
+
+
+def read_spec(config) -> ModelSpec:
+  """Reads shape and tokenizer; the weights are not touched.
+
+  Raises:
+    UserError: a path, a shape or a field of `lora` is wrong.
+  """
+  source.check_dtype(config.dtype)
+  path = config.model.path
+  lora, adapters = _lora_config(config.lora), None
+  if path is None:
+    if config.lora.path is not None:
+      raise UserError(
+        f'lora.path={config.lora.path!r}: adapters go on from their own base; '
+        'set model.path'
+      )
+    tokenizer = _own_tokenizer(config)
+    return ModelSpec(
+      None, None, fresh_config(config.model, tokenizer), tokenizer, lora
+    )
+  model_config = source.read_config(path)
+  _check_shape(config.model, model_config)
+  tokenizer = source.read_tokenizer(path, model_config, config.tokenizer.path)
+  if tokenizer is None:
+    raise UserError(
+      f'model.path={path!r} has no tokenizer: set --config.tokenizer.path'
+    )
+  weights = fingerprint(path)
+  if config.lora.path is not None:
+    adapters = _read_adapters(config.lora, model_config)
+    weights += fingerprint(config.lora.path)
+  return ModelSpec(path, weights, model_config, tokenizer, lora, adapters)
+
+
+def fresh_config(shape, tokenizer: Tokenizer) -> ModelConfig:
+  """A Llama of the config's shape and the tokenizer's vocabulary.
+
+  Args:
+    shape: `config.model`; a field that is None has its `FRESH_SHAPE` value.
+    tokenizer: gives the vocabulary and the ids of BOS and EOS.
+
+  Raises:
+    UserError: a size is wrong.
+  """
+  values = {
+    name: default if shape[name] is None else shape[name]
+    for name, default in FRESH_SHAPE.items()
+  }
+  for name, value in values.items():
+    if not isinstance(value, bool) and value < 1:
+      raise UserError(f'model.{name}={value}: use 1 or more')
+  if values['num_heads'] % values['num_kv_heads']:
+    raise UserError(
+      f'model.num_kv_heads={values["num_kv_heads"]}: use a divisor of '
+      f'model.num_heads={values["num_heads"]}'
+    )
+  if values['head_dim'] % 2:
+    raise UserError(
+      f'model.head_dim={values["head_dim"]}: use an even number, for RoPE '
+      'turns pairs'
+    )
+  theta = values.pop('rope_theta')
+  return ModelConfig(
+    vocab_size=tokenizer.vocab_size,
+    rope=RopeConfig(theta=theta),
+    bos_id=tokenizer.bos_id,
+    eos_ids=tokenizer.eos_ids,
+    **values,
+  )
+
+
+def trained_shapes(config, spec: ModelSpec) -> Any:
+  """The shapes of the tree that `build_train_model` will train.
+
+  Raises:
+    UserError: `lora.targets` does not fit the model.
+  """
+  model_config, lora = spec.config, spec.lora
+  key = jax.random.key(0)
+
+  def make():
+    scan = config.model.scan_layers
+    base = init_params(model_config, key, jnp.float32, scan)
+    if lora is None:
+      return base
+    return _first_adapters(spec, base, key)
+
+  return jax.eval_shape(make)
+
+
+def build_train_model(config, spec: ModelSpec, mesh) -> TrainModel:
+  """Reads or draws the weights, straight to the devices of the mesh.
+
+  Under LoRA the base has the dtype of the computation, for nobody updates it;
+  parameters that are trained are float32.
+  """
+  model = Transformer(
+    spec.config,
+    scan_layers=config.model.scan_layers,
+    dtype=source.DTYPES[config.dtype],
+    remat=config.train.remat,
+  )
+  key = jax.random.key(config.seed)
+  base_dtype = jnp.float32 if spec.lora is None else model.dtype
+  base = _base_params(config, spec, mesh, base_dtype)
+  if spec.lora is None:
+    return TrainModel(spec, model, mesh, base, {})
+  if spec.adapters is None:
+    key = jax.random.fold_in(key, 1)
+    make = lambda base: _first_adapters(spec, base, key)
+    adapters = _on_mesh(make, mesh, base)
+  else:
+    adapters = jax.device_get(_first_adapters(spec, base, key))
+    adapters = jax.device_put(adapters, param_shardings(adapters, mesh))
+  return TrainModel(spec, model, mesh, adapters, {'base': base})
+
+
+def export_params(config, train_model: TrainModel, params) -> Any:
+  """What was trained as plain float32 parameters, for a model folder.
+
+  Under LoRA the base lies in memory in the dtype of the computation. The
+  adapters are added to the checkpoint's own weights instead, read anew, so that
+  nothing is rounded.
+  """
+  frozen = train_model.frozen
+  if train_model.spec.lora is None or config.dtype == 'float32':
+    return train_model.merged(params)
+  if train_model.spec.path is None:  # drawn in that dtype
+    base = jax.tree.map(lambda x: x.astype(jnp.float32), frozen['base'])
+  else:
+    base = _base_params(config, train_model.spec, train_model.mesh, jnp.float32)
+    base = {name: base[name] for name in frozen['base']}
+  train_model = dataclasses.replace(
+    train_model, frozen={**frozen, 'base': base}
+  )
+  return train_model.merged(params)
+
+
+def _first_adapters(spec: ModelSpec, base, key) -> Any:
+  """Fresh adapters, or those of `lora.path`, laid out as the base is."""
+  if spec.adapters is None:
+    return lora_lib.init_lora(spec.lora, spec.config, base, key)
+  if 'layers' in base:
+    return lora_lib.stack(spec.adapters, spec.config)
+  return spec.adapters
+
+
+def _base_params(config, spec, mesh, dtype):
+  key = jax.random.key(config.seed)
+  model_config, scan = spec.config, config.model.scan_layers
+  if spec.path is None:
+    draw = lambda key: init_params(model_config, key, dtype, scan)
+    return _on_mesh(draw, mesh, jax.random.fold_in(key, 0))
+  shapes = jax.eval_shape(lambda: init_params(model_config, key, dtype))
+  with terminal.progress_bar() as bar:
+    task = bar.add_task('loading', total=None)
+    params = source.read_params(
+      spec.path,
+      model_config,
+      dtype,
+      lambda done, total, _: bar.update(task, completed=done, total=total),
+      param_shardings(shapes, mesh),
+    )
+  if scan:
+    params = _on_mesh(lambda p: stack_layers(p, model_config), mesh, params)
+  return params
+
+
+def _on_mesh(function: Callable, mesh, *args):
+  """A tree of parameters, computed where its leaves shall lie."""
+  shapes = jax.eval_shape(function, *args)
+  return jax.jit(function, out_shardings=param_shardings(shapes, mesh))(*args)
+
+
+def _own_tokenizer(config) -> Tokenizer:
+  path = config.tokenizer.path
+  if path is None:
+    raise UserError(
+      'neither model.path nor tokenizer.path is set: give a model to go on '
+      'with, or a tokenizer for a fresh one (--config.tokenizer.path=bytes '
+      'needs no file)'
+    )
+  return load_tokenizer(path)
+
+
+def fingerprint(path: str) -> str:
+  """A hash of each weight file's name, size and content.
+
+  Of files above 256 MiB it reads 64 MiB only.
+  """
+  digest = hashlib.sha256()
+  files = [path]
+  if os.path.isdir(path):
+    names = sorted(os.listdir(path))
+    files = [os.path.join(path, n) for n in names if n.endswith('.safetensors')]
+  for name in files:
+    size = os.path.getsize(name)
+    digest.update(f'{os.path.basename(name)} {size}'.encode())
+    with open(name, 'rb') as file:
+      if size <= _WHOLE:
+        digest.update(file.read())
+        continue
+      for i in range(_BLOCKS):
+        file.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
+        digest.update(file.read(_BLOCK))
+  return digest.hexdigest()
+
+
+def _check_shape(shape, config: ModelConfig) -> None:
+  """Refuses a shape that the checkpoint does not have."""
+  for name in FRESH_SHAPE:
+    asked = shape[name]
+    has = config.rope.theta if name == 'rope_theta' else getattr(config, name)
+    if asked is not None and asked != has:
+      raise UserError(
+        f'model.{name}={asked}: the model at model.path has {has}; leave '
+        f'model.{name} unset'
+      )
+
+
+def _read_adapters(fields, config: ModelConfig) -> Any:
+  """The adapters of `lora.path`, if `lora` says what they are.
+
+  Raises:
+    UserError: they cannot be read, or have other settings.
+  """
+  there, adapters = source.read_adapters(fields.path, config)
+  differ = [
+    f'--config.lora.{name}={getattr(there, name)}'
+    for name in ('rank', 'alpha', 'dora', 'rslora')
+    if fields[name] != getattr(there, name)
+  ]
+  asked = dataclasses.replace(there, targets=fields.targets)
+  if match_targets(asked, config) != match_targets(there, config):
+    differ.append(f'--config.lora.targets="{there.targets}"')
+  if differ:
+    raise UserError(
+      f'lora.path={fields.path!r}: its adapters have other settings than lora '
+      f'says; give {" ".join(differ)}'
+    )
+  return adapters
+
+
+def _lora_config(lora) -> LoraConfig | None:
+  if lora.rank < 0:
+    raise UserError(f'lora.rank={lora.rank}: use 0 (no adapters) or more')
+  if lora.rank == 0:
+    return None
+  names = ('rank', 'alpha', 'targets', 'dora', 'rslora', 'dropout')
+  return LoraConfig(**{name: lora[name] for name in names})
