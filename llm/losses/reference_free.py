@@ -1,7 +1,6 @@
 """Preference losses without a reference model: SimPO, CPO, ORPO.
 
-Arguments, sums and errors are those of `preference.py`, which has these under
-its name too.
+Arguments, sums and errors are as in `preference.py`, which re-exports these.
 """
 
 import jax
@@ -16,8 +15,8 @@ from llm.losses.pairs import (
   token_mean_nll,
 )
 
-# Mean log-probability from which on an answer counts as certain: its odds are
-# infinite at 0, and so would be the gradient.
+# Mean log-probability from which on a completion counts as certain: its odds
+# are infinite at 0, and so would be the gradient.
 CERTAIN = -1e-7
 
 
@@ -40,8 +39,8 @@ def simpo_loss(
 
   Args:
     chosen, rejected, weights: see `preference`.
-    chosen_tokens: float[P], tokens of the chosen answers.
-    rejected_tokens: float[P], tokens of the rejected answers.
+    chosen_tokens: float[P], tokens of the chosen completions.
+    rejected_tokens: float[P], tokens of the rejected completions.
     beta: scale of the reward beta · a.
     gamma: target margin of the rewards.
     gamma_ratio: gamma / beta. With neither, 0.25 (gamma = 0.5 at beta = 2).
@@ -87,11 +86,11 @@ def cpo_loss(
   """-log σ(beta (logp_w - logp_l)) - alpha · Σ logp_w / Σ n_w.
 
   Xu et al., 2401.08417, equation 7: DPO with a uniform reference, and the NLL
-  of the chosen answers as a mean over the tokens of the batch.
+  of the chosen completions as a mean over the tokens of the batch.
 
   Args:
     chosen, rejected, weights: see `preference`.
-    chosen_tokens: float[P], n_w, tokens of the chosen answers.
+    chosen_tokens: float[P], n_w, tokens of the chosen completions.
     tokens_per_pair: float[] or float[P] of equal numbers: Σ n_w / pairs of the
       whole step's batch, so that microbatches add up; None is that of this
       call. See `preference.rpo_loss`.
@@ -131,17 +130,18 @@ def orpo_loss(
   prompt: jax.Array | None = None,
   prompt_tokens: jax.Array | None = None,
 ) -> Sums:
-  """NLL of the chosen answers - beta log σ(log odds_w - log odds_l).
+  """NLL of the chosen completions - beta log σ(log odds_w - log odds_l).
 
   log odds = a - log(1 - exp a), a = logp / n (Hong et al., 2403.07691,
   equations 6 and 7, where beta is called lambda). The NLL is a mean over the
-  tokens of the batch. The paper takes it over the answer; TRL and the authors'
-  code over prompt and answer: pass `prompt` and `prompt_tokens` for that.
+  tokens of the batch. The paper takes it over the completion; TRL and the
+  authors' code over prompt and completion: pass `prompt` and `prompt_tokens`
+  for that.
 
   Args:
     chosen, rejected, weights: see `preference`.
-    chosen_tokens: float[P], tokens of the chosen answers.
-    rejected_tokens: float[P], tokens of the rejected answers.
+    chosen_tokens: float[P], tokens of the chosen completions.
+    rejected_tokens: float[P], tokens of the rejected completions.
     tokens_per_pair: float[] or float[P] of equal numbers: tokens of the NLL
       (prompts included if they are given) / pairs of the whole step's batch,
       so that microbatches add up; None is that of this call. See
@@ -153,7 +153,7 @@ def orpo_loss(
 
   Returns:
     The module's sums; metrics have `nll` and `log_odds_ratio`, and the rewards
-    are beta · a. An answer of mean log-probability above -1e-7 counts as one
+    are beta · a. A completion of mean log-probability above -1e-7 counts as one
     of -1e-7 in the denominator of its odds.
 
   Raises:
