@@ -1,4 +1,4 @@
-"""Files to examples, kept on disk so that the next start is quick."""
+"""Files of text rows to examples, kept on disk for the next start."""
 
 from collections.abc import Callable
 import contextlib
@@ -15,11 +15,11 @@ import tempfile
 import numpy as np
 
 from llm.data import examples as examples_lib
-from llm.data import records, shapes
+from llm.data import reading, records, shapes
 from llm.data.examples import Examples
 from llm.errors import UserError
 
-# Part of the key: counted up whenever the same rows give other examples.
+# Part of the key; raise it whenever the same rows give other examples.
 _VERSION = 1
 _PARTS = {'tokens': np.int32, 'loss_mask': np.bool_, 'lengths': np.int64}
 
@@ -61,12 +61,9 @@ def load_examples(
       anything is returned.
   """
   examples_lib.check_options(max_length, overlong)
-  if not 0.0 <= eval_fraction < 1.0:
-    raise UserError(
-      f'data.eval_fraction={eval_fraction}: use 0.0 or more, below 1.0'
-    )
+  reading.check_fraction(eval_fraction)
   files = records.find_files(path, field)
-  # Of what is held out there may be no text, though training is on texts.
+  # The rows held out may be no texts, though training is on texts.
   is_cut = field != 'data.path' or any(map(records.is_text, files))
   if separator is not None and not is_cut:
     raise UserError(
@@ -116,28 +113,22 @@ def _write(files, rows, tok, max_length, overlong, eval_fraction) -> dict:
   counts['shapes'] = {}
   ends = [0]  # how many examples there are before each row
   digest = hashlib.sha256()
-  for record in rows:
-    try:
-      row = shapes.canonical_row(record.value, bool(tok.chat_templates))
-      whole = examples_lib.encode_row(tok, row)
-      is_text = row.text is not None
-      fitted = list(
-        examples_lib.fit_example(whole, max_length, overlong, is_text)
-      )
-    except UserError as error:
-      raise UserError(f'{record.where}: {error}') from None
-    counts['rows'] += 1
+
+  def encode(value):
+    row = shapes.canonical_row(value, bool(tok.chat_templates))
     counts['shapes'][row.shape] = counts['shapes'].get(row.shape, 0) + 1
-    if len(whole.tokens) > max_length:
-      done = {'truncate': 'truncated', 'drop': 'dropped', 'split': 'split'}
-      counts[done[overlong] if fitted or overlong == 'drop' else 'emptied'] += 1
-    for example in fitted:
+    whole, is_text = examples_lib.encode_row(tok, row), row.text is not None
+    parts = reading.fit_row([whole], max_length, overlong, counts, is_text)
+    return parts[0] if parts else []
+
+  for kept in reading.encode_records(rows, encode, counts):
+    for example in kept:
       parts = (*example, np.int64(len(example.tokens)))
       for name, part in zip(_PARTS, parts):
         data = part.tobytes()
         files[name].write(data)
         digest.update(data)
-    counts['examples'] += len(fitted)
+    counts['examples'] += len(kept)
     ends.append(counts['examples'])
   # A share such as 0.3 is a little less than it says.
   train = 1 if is_cut else int(counts['rows'] * (1 - eval_fraction) + 1e-9)

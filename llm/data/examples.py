@@ -14,8 +14,8 @@ from llm.text import chat_mask
 OVERLONG = ('truncate', 'drop', 'split')
 
 
-class EmptyAnswerError(UserError):
-  """A row whose answer is empty: refused in fine-tuning, left out of pairs."""
+class EmptyCompletionError(UserError):
+  """An empty completion: refused in fine-tuning, left out of rated rows."""
 
 
 class Example(NamedTuple):
@@ -223,7 +223,7 @@ def _encode_messages(tok, row: shapes.Row) -> tuple[list[int], list[bool]]:
       'has no assistant message, so that nothing is learned from it'
     )
   if all(message.get('content') == '' for message in learned):
-    raise EmptyAnswerError(
+    raise EmptyCompletionError(
       'has only empty assistant messages, so that nothing is learned from it'
     )
   return chat_mask.encode_with_mask(
@@ -233,7 +233,7 @@ def _encode_messages(tok, row: shapes.Row) -> tuple[list[int], list[bool]]:
 
 def _encode_completion(tok, row: shapes.Row) -> tuple[list[int], list[bool]]:
   if not row.completion:
-    raise EmptyAnswerError(
+    raise EmptyCompletionError(
       'the completion is empty, so that nothing is learned from it'
     )
   if not tok.eos_ids:
