@@ -10,11 +10,10 @@ import functools
 import grain
 import numpy as np
 
+from llm.buckets import bucket
 from llm.data import packing as packing_lib
 from llm.data.examples import Examples
 from llm.errors import UserError
-
-SHORTEST = 16  # tokens; the ladder of lengths is SHORTEST · 2^k
 
 
 class Source:
@@ -180,7 +179,7 @@ def fill_rows(
   length = max_length
   if not packing:
     longest = max(sum(len(examples[i].tokens) for i in row) for row in members)
-    length = bucket(longest, max_length)
+    length = bucket(longest, maximum=max_length)
   shape = (len(members), length)
   batch = {
     'tokens': np.full(shape, pad_id, np.int32),
@@ -213,14 +212,6 @@ def fill_stats(batch: dict[str, np.ndarray]) -> dict[str, float]:
     'loss_tokens': int(np.count_nonzero(batch['loss_mask'])),
     'efficiency': tokens / batch['segment_ids'].size,
   }
-
-
-def bucket(length: int, max_length: int) -> int:
-  """The least of 16, 32, 64, … and max_length that is at least `length`."""
-  size = SHORTEST
-  while size < length:
-    size *= 2
-  return min(size, max_length)
 
 
 # The config field that each part of a source's identity comes from.

@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm.buckets import bucket, fine_bucket
 from llm.decode.prefill import (
-  bucket,
   empty_cache,
-  fine_bucket,
   fork,
   pad_rows,
   prefill,

@@ -11,30 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm.buckets import bucket, fine_bucket
 from llm.models.cache import KVCache, LayerCache, cache_rings, init_cache
 from llm.models.transformer import Transformer
-
-
-def bucket(length: int, minimum: int = 16) -> int:
-  """The smallest of minimum * 2**k that is at least `length`.
-
-  16 for 1, 16 for 16, 32 for 17.
-  """
-  size = minimum
-  while size < length:
-    size *= 2
-  return size
-
-
-def fine_bucket(length: int, minimum: int = 64) -> int:
-  """The smallest of minimum * 2**k * (1 or 1.5) that is at least `length`.
-
-  A ladder with smaller steps, for sizes whose whole length is paid for: cache
-  slots that are allocated or looked at. 64, 96, 128, 192, 256, …
-  """
-  size = bucket(length, minimum)
-  middle = size * 3 // 4
-  return middle if size > minimum and middle >= length else size
 
 
 def prefill_length(longest: int, chunk: int | None = None) -> int:
