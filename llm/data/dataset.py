@@ -43,12 +43,12 @@ def load_examples(
     tok: a `Tokenizer`.
     max_length: tokens of a row.
     overlong: what to do with longer rows, see `examples.fit_example`.
-    separator: cuts plain text into documents.
+    separator: stands between the documents of plain text.
     eval_fraction: the share of the rows that is held out, the last ones. Of a
-      single text it is the last characters, as nanoGPT does.
-    cache_dir: folder for the examples, named by the content of the files, the
-      tokenizer and these options; they are mapped into memory from there. None
-      keeps them in memory.
+      single text the last characters are held out, as in nanoGPT.
+    cache_dir: the examples are kept below this folder, under a name made of the
+      files' content, the tokenizer and these options, and mapped into memory.
+      None keeps them in memory.
     field: the config field of `path`, for messages.
     on_bytes: progress, called with (bytes done, bytes in all).
 
@@ -105,7 +105,11 @@ def load_examples(
 
 
 def _write(files, rows, tok, max_length, overlong, eval_fraction) -> dict:
-  """Writes the arrays of all rows to open files; returns what to note."""
+  """Writes the arrays of all rows to open files.
+
+  Returns:
+    the note to keep beside them: counts, digest, how many are to train on.
+  """
   rows, is_cut = _cut_text(rows, eval_fraction)
   counts = dict.fromkeys(
     ('rows', 'examples', 'truncated', 'dropped', 'emptied', 'split'), 0
@@ -142,7 +146,7 @@ def _write(files, rows, tok, max_length, overlong, eval_fraction) -> dict:
 
 
 def _cut_text(rows, eval_fraction: float):
-  """Cuts a text that is the only row in two, the second part to hold out.
+  """Splits a text that is the only row; its second part is to be held out.
 
   Returns:
     the rows, and whether there was such a text.
@@ -162,7 +166,7 @@ def _cut_text(rows, eval_fraction: float):
 
 
 def _key(files, tok, options: list) -> str:
-  """Names the examples by everything that they follow from."""
+  """A name for the examples that changes with all that they depend on."""
   parts = [_VERSION, options, _fingerprint(tok)]
   for file in files:
     with file.open('rb') as opened:
@@ -172,7 +176,7 @@ def _key(files, tok, options: list) -> str:
 
 
 def _fingerprint(tok) -> list:
-  """The content of the files that the tokenizer would be saved as."""
+  """Names and digests of the files that the tokenizer would be saved as."""
   with tempfile.TemporaryDirectory() as folder:
     tok.save(folder)
     return [
@@ -223,7 +227,7 @@ def _store(folder: pathlib.Path | None, write) -> tuple[Examples, int]:
 
 
 def _load(folder: pathlib.Path) -> tuple[Examples, int] | None:
-  """Maps stored arrays into memory; None where there are no intact ones."""
+  """Maps stored arrays into memory; None if they are missing or damaged."""
   try:
     note = json.loads((folder / 'note.json').read_text(encoding='utf-8'))
     arrays = {}
