@@ -47,6 +47,8 @@ ALLOWED = {
     'host', 'losses', 'models', 'parallel', 'rewards', 'rl', 'runs', 'text',
     'train',
   },
+  'command': {'config_args', 'sweeps', 'tasks'},
+  'start': {'command', 'host'},
   '__init__': {'api'},
 }  # fmt: skip
 # Of the extras: a plain installation has none of them.

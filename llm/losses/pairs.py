@@ -114,12 +114,3 @@ def token_mean_nll(
     tokens_per_pair = jnp.sum(weights * tokens) / total
   scale = jnp.asarray(tokens_per_pair, jnp.float32)
   return jnp.where(scale > 0, -logprobs / jnp.where(scale > 0, scale, 1.0), 0.0)
-
-
-def check_smoothing(value: float) -> None:
-  """Label smoothing is the share of wrong labels, below a half."""
-  if not 0.0 <= value < 0.5:
-    raise ValueError(
-      f'label_smoothing={value} must be at least 0 and below 0.5: it is the '
-      'share of pairs that are labelled the wrong way round'
-    )

@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 
 from llm.losses.kto import kto_kl, kto_loss
+from llm.losses.options import check_options
 from llm.losses.pairs import (
   Sums,
-  check_smoothing,
   pair_sums,
   prepare,
   smoothed_logistic,
@@ -93,7 +93,7 @@ def cdpo_loss(
     beta: strength of the pull to the reference.
     label_smoothing: e, the share of wrong labels; at least 0, below 0.5.
   """
-  check_smoothing(label_smoothing)
+  check_options(label_smoothing=label_smoothing)
   weights, *logprobs = _prepare(
     chosen, rejected, ref_chosen, ref_rejected, weights
   )
@@ -122,7 +122,7 @@ def robust_dpo_loss(
     beta: strength of the pull to the reference.
     label_smoothing: e, the share of wrong labels; at least 0, below 0.5.
   """
-  check_smoothing(label_smoothing)
+  check_options(label_smoothing=label_smoothing)
   weights, *logprobs = _prepare(
     chosen, rejected, ref_chosen, ref_rejected, weights
   )
@@ -182,8 +182,7 @@ def ipo_loss(
   Raises:
     ValueError: another `logprobs`, or 'mean' without the numbers of tokens.
   """
-  if logprobs not in ('mean', 'sum'):
-    raise ValueError(f"logprobs={logprobs!r} must be 'mean' or 'sum'")
+  check_options(logprobs=logprobs)
   if logprobs == 'sum':
     chosen_tokens = rejected_tokens = jnp.ones(jnp.shape(chosen))
   if chosen_tokens is None or rejected_tokens is None:
@@ -278,8 +277,7 @@ def rpo_loss(
   Raises:
     ValueError: another `nll`.
   """
-  if nll not in ('token', 'sequence'):
-    raise ValueError(f"nll={nll!r} must be 'token' or 'sequence'")
+  check_options(nll=nll)
   weights, *sums, n_w = _prepare(
     chosen, rejected, ref_chosen, ref_rejected, weights, n_w=chosen_tokens
   )

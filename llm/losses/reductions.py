@@ -9,9 +9,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from llm.losses.options import REDUCTIONS
 from llm.losses.pairs import Sums
-
-REDUCTIONS = ('token', 'sequence', 'constant', 'group')
 
 
 class Reduction(NamedTuple):

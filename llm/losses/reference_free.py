@@ -6,9 +6,9 @@ Arguments, sums and errors are as in `preference.py`, which re-exports these.
 import jax
 import jax.numpy as jnp
 
+from llm.losses.options import check_options
 from llm.losses.pairs import (
   Sums,
-  check_smoothing,
   pair_sums,
   prepare,
   smoothed_logistic,
@@ -49,12 +49,9 @@ def simpo_loss(
   Raises:
     ValueError: both margins are given, or a smoothing outside [0, 0.5).
   """
-  check_smoothing(label_smoothing)
-  if gamma is not None and gamma_ratio is not None:
-    raise ValueError(
-      f'gamma={gamma} and gamma_ratio={gamma_ratio} both name the margin; '
-      'pass one of them'
-    )
+  check_options(
+    gamma=gamma, gamma_ratio=gamma_ratio, label_smoothing=label_smoothing
+  )
   if gamma is None:
     gamma = beta * (0.25 if gamma_ratio is None else gamma_ratio)
   weights, l_w, l_l, n_w, n_l = prepare(
@@ -101,7 +98,7 @@ def cpo_loss(
   Returns:
     The module's sums; metrics have `nll`, before alpha.
   """
-  check_smoothing(label_smoothing)
+  check_options(label_smoothing=label_smoothing)
   weights, l_w, l_l, n_w = prepare(
     weights, chosen=chosen, rejected=rejected, chosen_tokens=chosen_tokens
   )

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-ESTIMATORS = ('k1', 'k2', 'k3')
+from llm.losses.options import ESTIMATORS
 
 
 def kl_estimate(

@@ -4,9 +4,10 @@ from flax import linen as nn
 import jax
 
 from llm.errors import UserError
+from llm.models.config import REMAT
 from llm.models.layers import LINEAR
 
-REMAT = {
+_POLICIES = {
   'none': None,  # everything
   # Results of linear maps; attention weights, norms and activations are
   # computed again.
@@ -17,6 +18,7 @@ REMAT = {
   # The block's input only.
   'full': jax.checkpoint_policies.nothing_saveable,
 }
+assert tuple(_POLICIES) == REMAT
 
 
 def rematerialised(
@@ -44,7 +46,7 @@ def rematerialised(
     return module
   return nn.remat(
     module,
-    policy=REMAT[name],
+    policy=_POLICIES[name],
     static_argnums=static_argnums,
     prevent_cse=prevent_cse,
   )
