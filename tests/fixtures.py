@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm import config_args
-from llm.checkpoints.hf import load as hf
+from llm.checkpoints.hf.save import save_hf
 from llm.models.config import ModelConfig
 from llm.models.transformer import init_params
 from llm.tasks import TASKS
@@ -44,7 +44,7 @@ def save_model(folder, seed=0, **shape):
   params = jax.tree.map(
     lambda x: rng.normal(1.0 if x.ndim == 1 else 0.0, 0.2, x.shape), shapes
   )
-  hf.save_hf(str(folder), config, params, tokenizer=tokenizer, dtype=np.float32)
+  save_hf(str(folder), config, params, tokenizer=tokenizer, dtype=np.float32)
   (folder / 'chat_template.jinja').write_text(TEMPLATE)
   return str(folder)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from experiments.training_speed.rows import draw_rows
 from llm.align.supervised_loss import make_training_loss
-from llm.checkpoints.hf import load as hf
+from llm.checkpoints.source import open_checkpoint
 from llm.checkpoints.train_state import Checkpoints
 from llm.data.examples import Example, from_list
 from llm.data.pipeline import make_source
@@ -37,11 +37,12 @@ class Trainer:
   def __init__(self, folder: str, settings: dict[str, Any]):
     keep_freed_memory()
     enable_compilation_cache()
-    config = hf.read_config(folder)
+    source = open_checkpoint(folder)
     mesh = make_mesh(types.SimpleNamespace(data=1, fsdp=1, tensor=1))
-    params = hf.load_params(folder, config)
-    spec = ModelSpec(None, None, config, None, None)
-    train_model = TrainModel(spec, Transformer(config), mesh, params, {})
+    params = source.load(jnp.float32)
+    spec = ModelSpec(None, None, source.config, None, None)
+    model = Transformer(source.config)
+    train_model = TrainModel(spec, model, mesh, params, {})
     optim = types.SimpleNamespace(**settings['optim'])
     tx = make_optimizer(optim, settings['all_steps'], params)
     step = make_train_step(

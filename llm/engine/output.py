@@ -1,17 +1,19 @@
 """JSONL output that survives an interruption.
 
-Each row carries `index` (which input), `sample` (which of its answers) and
+Each row carries `index` (which input), `sample` (which of its completions) and
 `id`, a digest of all that decides the row. A run that finds its own unfinished
 file keeps the finished rows and continues; a file of other inputs is never
 overwritten but renamed to `OUT.jsonl.1`, `.2`, ….
 """
 
+from collections.abc import Sequence
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 
+from llm.engine.requests import Sample
 from llm.errors import UserError
 
 Key = tuple[int, int, str]  # index, sample, id
@@ -40,6 +42,26 @@ class Output:
     """Appends one row; it is on its way to the disk when this returns."""
     with self.path.open('a', encoding='utf-8') as file:
       file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n')
+
+
+def sample_keys(
+  samples: Sequence[Sample], files: list, dtype: str
+) -> list[Key]:
+  """What a completion depends on, as the keys of its output rows.
+
+  Args:
+    samples: the completions to make.
+    files: of the model, see `fingerprint`.
+    dtype: of the computation.
+  """
+  keys = []
+  for sample in samples:
+    request = sample.request
+    settings = dataclasses.asdict(sample.sampling)
+    settings['logit_bias'] = sorted(settings['logit_bias'].items())
+    row_id = digest(files, dtype, request.tokens, request.prompt, settings)
+    keys.append((request.index, sample.number, row_id))
+  return keys
 
 
 def digest(*parts) -> str:

@@ -1,14 +1,15 @@
 """Prompts with their sampling settings, checked before any work starts."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import json
 import pathlib
 
 from llm import config_args
-from llm.decode.sampling_params import SamplingParams, check_ids
+from llm.decode.sampling_params import SamplingParams, check_ids, expand
 from llm.errors import UserError
+from llm.models.config import ModelConfig, length_limit
 from llm.text import chat
 
 ROW_KEYS = ('prompt', 'messages', 'token_ids', 'sampling')
@@ -21,8 +22,8 @@ class Request:
 
   `prompt` is what the user wrote: the text, the rendered messages, or None for
   bare token ids without a tokenizer. `tokens` includes BOS where the tokenizer
-  puts one. `sampling.n` answers are wanted. `continues` says that the answer
-  goes on with the prompt's text, which an assistant's message does not.
+  puts one. `sampling.n` completions are wanted. `continues` says that prompt
+  and completion are one text; an assistant's message is a text of its own.
   """
 
   index: int
@@ -33,6 +34,15 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sample:
+  """One completion to make: the `number`-th of a request, with its own seed."""
+
+  request: Request
+  number: int
+  sampling: SamplingParams
+
+
+@dataclasses.dataclass(frozen=True)
 class Limits:
   """What the model and the cache allow: tokens in a row, and token ids."""
 
@@ -40,6 +50,23 @@ class Limits:
   vocab_size: int
   eos_ids: tuple[int, ...] = ()
   name: str = 'model.max_length'  # the field that max_length comes from
+
+
+def model_limits(config: ModelConfig) -> Limits:
+  """What a model of this shape allows."""
+  return Limits(length_limit(config), config.vocab_size, config.eos_ids)
+
+
+def make_samples(requests: Sequence[Request]) -> list[Sample]:
+  """The `sampling.n` samples of each request, in order.
+
+  Two requests with n = 2 and seed 5 give samples with the seeds 5, 6, 5, 6.
+  """
+  return [
+    Sample(request, number, sampling)
+    for request in requests
+    for number, sampling in enumerate(expand(request.sampling))
+  ]
 
 
 def read_jsonl(path: str, field: str) -> Iterator[tuple[str, dict]]:

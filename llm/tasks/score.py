@@ -28,8 +28,8 @@ def run(config, workdir: str | None) -> None:
       raise UserError(f'{field} is not set: set --config.{field}=FILE.jsonl')
   if config.batch_size < 1:
     raise UserError(f'batch_size={config.batch_size}: use 1 or more')
-  source = loading.open_model(config)
-  rows = read_rows(config.input, source.tokenizer, source.limits)
+  opened = loading.open_model(config)
+  rows = read_rows(config.input, opened.source.tokenizer, opened.limits)
   model = [*loading.files_of(config), config.dtype]
   keys = [
     (i, 0, digest(model, tokens, prompt_tokens))
@@ -40,7 +40,7 @@ def run(config, workdir: str | None) -> None:
   left = [i for i, key in enumerate(keys) if key not in output.done]
   if not left:
     return
-  loaded = loading.load_weights(config, source)
+  text_model = loading.load_weights(config, opened)
   began = time.perf_counter()
   with terminal.progress_bar('rows') as bar:
     task = bar.add_task('scoring', total=len(left))
@@ -51,8 +51,8 @@ def run(config, workdir: str | None) -> None:
       bar.advance(task)
 
     score(
-      loaded.model,
-      loaded.params,
+      text_model.model,
+      text_model.params,
       [rows[i][0] for i in left],
       batch_size=config.batch_size,
       on_row=write,

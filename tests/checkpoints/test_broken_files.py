@@ -10,8 +10,9 @@ from safetensors.numpy import save_file
 
 from llm.checkpoints.hf.config import to_hf
 from llm.checkpoints.hf.folder import listed
-from llm.checkpoints.hf.load import load_params, read_config
+from llm.checkpoints.hf.load import load_params
 from llm.checkpoints.hf.names import leaves
+from llm.checkpoints.hf.source import read_config
 from llm.checkpoints.tensor_files import read_header
 from llm.errors import UserError
 from llm.models.config import ModelConfig

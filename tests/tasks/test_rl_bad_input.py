@@ -7,7 +7,7 @@ import types
 import pytest
 
 from llm import config_args
-from llm.checkpoints import source
+from llm.checkpoints.source import open_checkpoint
 from llm.errors import UserError
 from llm.models.transformer import Transformer
 from llm.rewards import rater as rl_rewards
@@ -208,7 +208,7 @@ def test_rows_are_refused_by_number(refuse, write_rows):
 def test_reward_models_that_read_other_tokens(
   refuse, model_folder, monkeypatch
 ):
-  shape = source.read_config(model_folder)
+  shape = open_checkpoint(model_folder).config
   small = dataclasses.replace(shape, vocab_size=shape.vocab_size - 1)
   short = dataclasses.replace(shape, max_length=39)
   other = types.SimpleNamespace(token_bytes=lambda id: b'x')

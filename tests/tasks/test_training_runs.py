@@ -121,7 +121,7 @@ def test_a_full_disk_at_the_export_is_one_message(start, tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as patch:
-    patch.setattr('llm.checkpoints.hf.load.save_hf', fail)
+    patch.setattr('llm.runs.exports.save_hf', fail)
     with pytest.raises(RunError, match='^export=.*out.: No space left'):
       start('train.steps=2')
   rows = start('train.steps=2')

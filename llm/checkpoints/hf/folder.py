@@ -1,15 +1,11 @@
 """The files of a Hugging Face model folder: which they are, and their JSON."""
 
-from collections.abc import Callable
 import glob
 import json
 import os
 
 from llm.checkpoints.tensor_files import TensorInfo, read_header
 from llm.errors import UserError
-
-# (bytes done, bytes in all, name of what was just read or written)
-Progress = Callable[[int, int, str], None]
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 _MAX_LISTED = 5

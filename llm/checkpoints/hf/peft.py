@@ -20,6 +20,7 @@ import numpy as np
 
 from llm.checkpoints.hf.folder import listed, read_json, write_json
 from llm.checkpoints.hf.peft_config import (
+  CONFIG,
   check_config,
   lora_config,
   module_rank,
@@ -37,7 +38,7 @@ from llm.models import lora as lora_lib
 from llm.models.config import ModelConfig
 from llm.models.lora_config import HEAD, LoraConfig, paths, projection_name
 
-CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+WEIGHTS = 'adapter_model.safetensors'
 _KEY = re.compile(
   r'base_model\.model\.(?P<module>.+)\.'
   r'(?P<part>lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?'

@@ -6,6 +6,7 @@ from typing import Any
 from llm.errors import UserError
 from llm.models.lora_config import LoraConfig
 
+CONFIG = 'adapter_config.json'  # its presence marks a folder of adapters
 # Settings that say who made the adapters, or with what they were trained, and
 # change nothing once they are.
 _INERT = """

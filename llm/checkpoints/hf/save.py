@@ -12,12 +12,12 @@ from llm.checkpoints.hf.config import to_hf
 from llm.checkpoints.hf.folder import (
   INDEX,
   SINGLE,
-  Progress,
   listed,
   weight_files,
   write_json,
 )
 from llm.checkpoints.hf.names import Leaf, Path, Piece, leaves, tensors
+from llm.checkpoints.opened import Progress
 from llm.checkpoints.tensor_files import DTYPES, cast_into, write_file
 from llm.errors import UserError
 from llm.models.config import ModelConfig
