@@ -142,8 +142,8 @@ def stack_rows(
 def row_keys(seeds: jax.Array) -> jax.Array:
   """Returns `fold_in(root, seed)` for seeds uint32[B]: keys [B].
 
-  The generator is named, so that a process-wide default of another one does
-  not change what a seed means.
+  The generator is named here, so that a seed means the same whatever the
+  default generator of the process is.
   """
   root = jax.random.key(0, impl='threefry2x32')
   return jax.vmap(lambda seed: jax.random.fold_in(root, seed))(seeds)

@@ -49,7 +49,7 @@ class Context(NamedTuple):
   """What a stage may read besides the logits: of B rows, or of one in a stage.
 
   Attributes:
-    settings: what the rows ask for.
+    settings: of the rows.
     history: their tokens so far.
     key: typed keys [B] of the rows at this position (for XTC).
     allowed: bool[B, V], the ids that a constraint allows next; None without

@@ -29,7 +29,7 @@ class Output:
   moved_to: pathlib.Path | None = None
 
   def note(self, total: int) -> str | None:
-    """What the user should know of the file before work starts."""
+    """A remark on the file for the user, before work starts."""
     if self.moved_to:
       return f'{self.path} held rows of other inputs: now {self.moved_to}'
     if len(self.done) == total:
@@ -39,7 +39,7 @@ class Output:
     return None
 
   def write(self, row: dict) -> None:
-    """Appends one row; it is on its way to the disk when this returns."""
+    """Appends one row; the operating system has it when this returns."""
     with self.path.open('a', encoding='utf-8') as file:
       file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n')
 

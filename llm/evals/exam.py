@@ -1,4 +1,7 @@
-"""The exam of a world: every question asked, every answer marked."""
+"""The exam of a world: a model answers every question, each answer is marked.
+
+Here an answer is what a model says to a question of the world.
+"""
 
 import dataclasses
 import pathlib
@@ -80,7 +83,7 @@ def hold_exam(
   Returns:
     `questions` (how many), `models` (the names, with the untrained one),
     `groups` (name: questions, and how many of them each model answered right),
-    `texts` (what the first model goes on to write about popular people),
+    `texts` (what the first model writes about popular people),
     `phases` (the lines of the table of both phases) and `result`, the shares
     of right answers and the speeds by short names.
   """
@@ -99,7 +102,7 @@ def hold_exam(
   answers = {name: [row['text'] for row in rows[name]] for name in rows}
   marks = _mark(questions, answers)
   write_jsonl(folder / 'marks.jsonl', marks)
-  # Free text is what the pretrained model does; the others only answer.
+  # The pretrained model writes free text; the others only answer.
   written = zip(
     world.people, answers[[*models][0]][len(questions) :], strict=False
   )

@@ -124,7 +124,7 @@ def append_rows(workdir: str, name: str, rows: list[dict]) -> None:
       file.writelines(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
   except OSError as error:
     raise RunError(
-      f'{path}: {error.strerror}; mend this and start the same command again'
+      f'{path}: {error.strerror}; fix this and start the same command again'
     ) from error
 
 

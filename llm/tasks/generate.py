@@ -23,7 +23,7 @@ from llm.runs import outputs
 
 
 def run(config, workdir: str | None) -> None:
-  """Generates what `configs/generate.py` asks for.
+  """Generates the completions of `configs/generate.py`.
 
   Every input is checked before the weights are read.
 

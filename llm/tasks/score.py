@@ -16,7 +16,7 @@ TEXT_KEYS = ('prompt', 'completion')
 
 
 def run(config, workdir: str | None) -> None:
-  """Scores what `configs/score.py` asks for.
+  """Scores the rows of `configs/score.py`.
 
   Every row is checked before the weights are read.
 

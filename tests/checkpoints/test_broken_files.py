@@ -122,8 +122,8 @@ def test_a_tensor_inside_the_header_is_corrupt(tmp_path):
 @pytest.mark.parametrize(
   'text, parts',
   [
-    ('{\n"a": 1,\n}', ['not valid JSON', 'mend it at line 3']),
-    ('', ['not valid JSON', 'mend it at line 1', 'download it again']),
+    ('{\n"a": 1,\n}', ['not valid JSON', 'fix it at line 3']),
+    ('', ['not valid JSON', 'fix it at line 1', 'download it again']),
     ('[' * 100_000, ['not valid JSON', 'download it again']),
     ('[]', ['holds a list, not an object: download it again']),
   ],

@@ -25,7 +25,7 @@ def read_json(path: str) -> dict:
     ) from None
   except json.JSONDecodeError as error:
     raise UserError(
-      f'{path}: not valid JSON ({error}): mend it at line {error.lineno}, or '
+      f'{path}: not valid JSON ({error}): fix it at line {error.lineno}, or '
       'download it again'
     ) from None
   except (ValueError, RecursionError) as error:

@@ -136,7 +136,7 @@ def _mismatches(
     if info is None:
       problems.append(
         f'{name}: missing, config.json asks for {list(shape)}: download every '
-        'file, or mend config.json'
+        'file, or fix config.json'
       )
     elif info.shape != shape:
       problems.append(

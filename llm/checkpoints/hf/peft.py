@@ -251,7 +251,7 @@ def _mismatches(
     if not wanted:
       problems.append(
         f'{module}: {WEIGHTS} has an adapter of it, and target_modules of '
-        f'{CONFIG} leaves it out: mend target_modules'
+        f'{CONFIG} leaves it out: fix target_modules'
       )
       continue
     rank = module_rank(raw, module)

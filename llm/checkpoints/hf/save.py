@@ -88,9 +88,10 @@ def save_hf(
 def reward_config(config: ModelConfig) -> dict[str, Any]:
   """The `config.json` of a model of one score for each text.
 
-  `transformers` takes the score at the last token that is no padding. Where EOS
-  is the padding token, too, that would be the one before the end, so that the
-  config then names none: `transformers` takes one text at a time.
+  `transformers` takes the score at the last token that is not padding. Where
+  EOS is the padding token, too, that would be the token before the end. The
+  config then names no padding token, and `transformers` takes one text at a
+  time.
 
   Raises:
     UserError: as `to_hf`.
