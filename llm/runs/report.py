@@ -119,10 +119,10 @@ def print_result(result: dict[str, Any], workdir: str) -> None:
   terminal.print_table(lines)
 
 
-def draw(rows: list[dict[str, Any]], path: str) -> None:
-  """Draws the loss over the steps, above it a rollout's reward where there is.
+def plot_loss(rows: list[dict[str, Any]], path: str) -> None:
+  """Plots the loss over the steps and, where there is one, the reward above it.
 
-  Both with what was found on held-out rows.
+  Both with their values on held-out rows.
   """
   import matplotlib
 
@@ -140,7 +140,7 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
     squeeze=False,
   )
   for name, axes in zip(names, panels[:, 0], strict=True):
-    values = _draw_metric(axes, rows, name)
+    values = _plot_metric(axes, rows, name)
     finite = [x for x in values if math.isfinite(x)]
     if name == 'loss' and finite and 0 < 10 * min(finite) < max(finite):
       axes.set_yscale('log')
@@ -149,8 +149,8 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
   pyplot.close(figure)
 
 
-def _draw_metric(axes, rows, name: str) -> list[float]:
-  """One panel; returns what was drawn."""
+def _plot_metric(axes, rows, name: str) -> list[float]:
+  """One panel; returns the values that it shows."""
   trained = [row for row in rows if name in row]
   steps = [row['step'] for row in trained]
   values = [row[name] for row in trained]

@@ -22,7 +22,8 @@ import numpy as np
 from llm.errors import RunError, UserError
 from llm.runs import outputs
 
-Row = Mapping[str, Any]
+# Scalars by name, `step` among them.
+Metrics = Mapping[str, Any]
 _WANDB_MODES = ('online', 'offline', 'disabled')
 
 
@@ -44,7 +45,7 @@ def check_fields(log) -> None:
 @contextlib.contextmanager
 def open_writers(
   config: ml_collections.ConfigDict, workdir: str
-) -> Iterator[Callable[[Row], None]]:
+) -> Iterator[Callable[[Metrics], None]]:
   """Opens what `config.log` asks for; gives a function that writes a row.
 
   A row is a dict of scalars with `step`. Its JSON line is on disk when the
@@ -82,16 +83,16 @@ def open_writers(
         stacklevel=3,
       )
 
-  def write(row: Row) -> None:
+  def write(metrics: Metrics) -> None:
     try:
-      outputs.append_metrics(workdir, row)
+      outputs.append_metrics(workdir, metrics)
     except OSError as error:
       raise RunError(
         f'{os.path.join(workdir, "metrics.jsonl")}: {error.strerror}; mend '
         'this and start the same command again'
       ) from error
     for name in list(copies):
-      attempt(name, 'write', int(row['step']), _scalars(row))
+      attempt(name, 'write', int(metrics['step']), _scalars(metrics))
 
   try:
     yield write
@@ -219,11 +220,11 @@ def _run_id(workdir: str) -> str:
     return name
 
 
-def _scalars(row: Row) -> dict[str, float]:
-  """The numbers of a row but its step."""
+def _scalars(metrics: Metrics) -> dict[str, float]:
+  """The numbers, without the step."""
   return {
     name: float(value)
-    for name, value in row.items()
+    for name, value in metrics.items()
     if name != 'step'
     and np.ndim(value) == 0
     and jnp.issubdtype(np.asarray(value).dtype, np.number)

@@ -1,70 +1,61 @@
 """The run `distill`: a student that learns the next tokens of a teacher.
 
 Generalised knowledge distillation (Agarwal et al., 2306.13649): on rows as
-they are and on answers of the student, with the same loss.
+they are and on completions that the student samples, with the same loss.
 """
 
-from collections.abc import Callable
 import dataclasses
 import math
-from typing import Any
-
-import jax
 
 from llm.align import distill_data
 from llm.align.distill_loss import make_distill_loss
-from llm.align.teacher import Teacher, open_teacher, read_teacher
-from llm.data import pipeline
-from llm.data.examples import Examples
+from llm.align.teacher import open_teacher, read_teacher
 from llm.errors import UserError
-from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import shard_batch
-from llm.runs import checks as training_checks
-from llm.runs import training
-from llm.runs.train_model import TrainModel, build_train_model, read_spec
+from llm.runs import batches, training
+from llm.runs.job import check_job, open_job
+from llm.runs.train_model import build_train_model
 from llm.tasks.training_fields import training_fields
-from llm.train.step import make_eval_step
 
 
 def run(config, workdir: str | None) -> dict[str, float]:
   """Trains as `configs/distill.py` asks for.
 
   Returns:
-    The row of `result.json`.
+    The contents of `result.json`.
 
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  workdir = training_checks.check_fields(
-    config, workdir, training_fields(config.task)
-  )
   _check_fields(config)
-  mesh = make_mesh(config.mesh)
-  train = config.train
-  microbatches = check_batch(train.batch_size, train.microbatch_size, mesh)
-  spec = read_spec(config)
-  teacher = open_teacher(config, spec)
-  examples, held_out = distill_data.load(config, spec, teacher)
-  identity = {
+  job = open_job(config, workdir, training_fields(config.task))
+  teacher = open_teacher(config, job.spec)
+  examples, held_out = distill_data.load(config, job.spec, teacher)
+  contents = {
     'examples': examples.digest,
     'held_out': held_out and held_out.digest,
     'teacher': teacher.weights,
   }
-  training.check_run(config, workdir, spec, identity)
-  train_model = build_train_model(config, spec, mesh)
-  frozen = {**train_model.frozen, 'teacher': read_teacher(teacher, mesh)}
+  check_job(job, contents)
+  train_model = build_train_model(config, job.spec, job.mesh)
+  frozen = {**train_model.frozen, 'teacher': read_teacher(teacher, job.mesh)}
   train_model = dataclasses.replace(train_model, frozen=frozen)
-  batches = distill_data.Batches(config, train_model, teacher, examples)
   recipe = training.Recipe(
     loss_fn=make_distill_loss(train_model, teacher, config.loss, training=True),
-    draw=batches.draw,
-    data_state=batches.get_state,
-    seek=batches.set_state,
+    batches=distill_data.Batches(config, train_model, teacher, examples),
+    # On the held-out rows' own completions, whatever the training is on, so
+    # that runs can be compared.
     evaluate=held_out
-    and _make_evaluate(config, train_model, teacher, held_out),
-    identity=identity,
+    and batches.make_evaluate(
+      config,
+      train_model,
+      make_distill_loss(train_model, teacher, config.loss, training=False),
+      held_out,
+      lambda params, batch: shard_batch(batch, job.mesh),
+    ),
+    contents=contents,
   )
-  return training.train(config, workdir, train_model, recipe, microbatches)
+  return training.train(job, train_model, recipe)
 
 
 def _check_fields(config) -> None:
@@ -114,32 +105,3 @@ def _check_fields(config) -> None:
     raise UserError(
       f'data.curriculum={data.curriculum}: is of pretraining; leave it unset'
     )
-
-
-def _make_evaluate(
-  config, train_model: TrainModel, teacher: Teacher, held_out: Examples
-) -> Callable[[Any], dict[str, float]]:
-  """Returns `evaluate(trained) -> {eval_loss, eval_agreement, …}`.
-
-  Means over all tokens of the held-out rows' own answers, whatever the
-  training is on: so that runs can be compared.
-  """
-  loss_fn = make_distill_loss(train_model, teacher, config.loss, training=False)
-  eval_step = on_mesh(jax.jit(make_eval_step(loss_fn)), train_model.mesh)
-  key = jax.random.key(0)  # nothing is drawn
-
-  def evaluate(params: Any) -> dict[str, float]:
-    totals = {}
-    for batch in pipeline.eval_batches(
-      held_out,
-      batch_size=config.train.batch_size,
-      max_length=config.data.max_length,
-      packing=config.data.packing,
-    ):
-      batch = shard_batch(batch, train_model.mesh)
-      sums = eval_step(params, batch, key, train_model.frozen)
-      totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
-    weight = float(totals.pop('weight'))
-    return {f'eval_{k}': float(v) / weight for k, v in totals.items()}
-
-  return evaluate

@@ -25,6 +25,7 @@ from llm.data.worlds import quickstart as quickstart_data
 from llm.data.worlds import world as world_lib
 from llm.errors import UserError
 from llm.evals import exam
+from llm.rl import checks as rl_checks
 from llm.runs import outputs, report
 from llm.runs.stages import Stage, run_stage
 from llm.tasks import preference, rl, supervised
@@ -221,7 +222,7 @@ def _check(config) -> None:
 
 
 def _check_rl(fields, max_length: int) -> None:
-  rl.check_fields(fields)
+  rl_checks.check_fields(fields)
   if fields.data.max_length < 1:
     raise UserError(
       f'rollout.max_new_tokens={fields.rollout.max_new_tokens}: use less than '

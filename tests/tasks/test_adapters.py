@@ -112,7 +112,7 @@ def test_folders_that_do_not_fit(model_folder, adapters, run_task, tmp_path):
 @pytest.fixture
 def train(model_folder, write_rows, tmp_path, monkeypatch):
   """train('name', field=value) runs `configs/lora.py` in a workdir."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
   rows = [{'prompt': 'ab', 'completion': f'c{i}'} for i in range(8)]
   data = write_rows(*rows)
 

@@ -66,7 +66,7 @@ def make_config(model_folder, teacher_folder, write_rows):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start({'loss.beta': 1.0}) -> rows of the run's metrics."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
 
   def start(changes=None, workdir='run'):
     run.run_task(make_config(changes), str(tmp_path / workdir))
@@ -93,7 +93,7 @@ class Setup:
     )
 
   def draw(self):
-    batch, stats = self.batches.draw(self)
+    batch, stats = self.batches.next_batch(self)
     return jax.device_get(batch), stats
 
 

@@ -19,6 +19,7 @@ from llm.parallel.mesh import make_mesh
 from llm.rewards.rater import Ratings, make_rater
 from llm.rl import online_pairs
 from llm.rl.groups import Groups
+from llm.rl.rollouts import Rollouts
 from llm.runs import report
 from llm.runs.train_model import build_train_model, read_spec
 from llm.tasks import online_preference, run
@@ -65,7 +66,7 @@ def make_config(model_folder, write_rows):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start({'loss.name': 'ipo'}) -> rows of the run's metrics."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
 
   def start(changes=None, workdir='run'):
     run.run_task(make_config(changes), str(tmp_path / workdir))
@@ -93,21 +94,22 @@ class Setup:
   """The parts of a run without its loop; it is its own train state."""
 
   def __init__(self, config):
-    online_preference._check_fields(config)
+    options = online_preference._check_fields(config)
     spec = read_spec(config)
     self.tokenizer = tok = spec.tokenizer
     prompts, _ = load_prompts(config.data.path, tok, max_length=16)
     self.prompts = prompts
     train_model = build_train_model(config, spec, make_mesh(config.mesh))
     rater = make_rater(config, tok, spec.config.vocab_size)
-    self.rollouts = online_pairs.PairRollouts(
-      config, train_model, prompts, rater
-    )
+    maker = online_pairs.PairRollouts(config, train_model, prompts, rater)
+    self.rollouts = Rollouts(config, train_model, maker)
     self.params, self.frozen = train_model.params, train_model.frozen
-    self.loss_fn = losses.make_preference_loss(train_model, config.loss)
+    self.loss_fn = losses.make_preference_loss(
+      train_model, config.loss, options
+    )
 
   def draw(self):
-    batch, stats = self.rollouts.draw(self)
+    batch, stats = self.rollouts.next_batch(self)
     return jax.device_get(batch), stats
 
   def sums(self, batch):
