@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from llm.align.checks import reads_completions, samples_completions
 from llm.align.teacher import Teacher
 from llm.data import dataset, pipeline, prompts, records
 from llm.data.examples import Examples
@@ -15,19 +16,6 @@ from llm.parallel.sharding import shard_batch
 from llm.runs import datasets, outputs
 from llm.runs.batches import make_source
 from llm.runs.train_model import ModelSpec, TrainModel
-
-# The defaults of the sampler.
-MAX_NEW_TOKENS, TEMPERATURE = 128, 1.0
-
-
-def reads_completions(rollout) -> bool:
-  """True where some batches are the rows with their own completions."""
-  return rollout.lmbda < 1.0 and not rollout.seq_kd
-
-
-def draws_completions(rollout) -> bool:
-  """True where some batches are completions that one of the models samples."""
-  return rollout.lmbda > 0.0 or rollout.seq_kd
 
 
 def load(
@@ -44,7 +32,7 @@ def load(
   datasets.check_data(data, spec)
   if not _are_prompts(data):
     examples, held_out = datasets.load_texts(config, spec)
-    if draws_completions(rollout) and 'text' in examples.counts['shapes']:
+    if samples_completions(rollout) and 'text' in examples.counts['shapes']:
       raise UserError(
         f'data.path={data.path!r}: texts have no prompt to answer; use '
         'rollout.lmbda=0 without rollout.seq_kd, or rows with a prompt'
@@ -57,7 +45,7 @@ def load(
     )
   else:
     examples, held_out = _load_prompts(config, spec)
-  if draws_completions(rollout):
+  if samples_completions(rollout):
     longest = int(prompts.prompt_lengths(examples).max())
     _check_room(rollout, longest, spec.config, 'student')
     _check_room(rollout, longest, teacher.model.config, 'teacher')

@@ -1,46 +1,23 @@
 """KTO: the loss of completions that are rated one by one, and its batches."""
 
 from collections.abc import Iterator
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.align.preference_loss import OPTIONS, reference_logprobs
+from llm.align.reference import reference_logprobs
 from llm.align.scores import score_completions
 from llm.data import pipeline
 from llm.data.examples import from_list
 from llm.data.rated import Rated, mismatched
-from llm.errors import UserError
 from llm.losses.kto import kto_kl, kto_loss
 from llm.parallel.mesh import on_mesh
 from llm.parallel.sharding import batch_sharding, shard_batch
 from llm.runs.batches import Complete
-from llm.runs.checks import given_options
 from llm.runs.train_model import TrainModel
 from llm.train.step import LossFn
-
-_OPTIONS = ('beta', 'desirable_weight', 'undesirable_weight')
-
-
-def check_loss(loss: Any) -> dict[str, float]:
-  """The options of `kto_loss` that the config sets.
-
-  Args:
-    loss: `config.loss`.
-
-  Raises:
-    UserError: a field that KTO does not read, or a wrong value.
-  """
-  names = [*OPTIONS, 'ld_alpha'] + ['nll_prompt'] * bool(loss.nll_prompt)
-  options = given_options(loss, names, _OPTIONS)
-  for name, value in options.items():
-    if not 0.0 <= value < math.inf or (name == 'beta' and not value):
-      least = 'a number above 0' if name == 'beta' else '0 or more'
-      raise UserError(f'loss.{name}={value!r}: use {least}')
-  return options
 
 
 def make_kto_loss(
@@ -51,7 +28,7 @@ def make_kto_loss(
   Args:
     train_model: the model.
     loss: `config.loss`.
-    options: of `check_loss`.
+    options: of `checks.check_rated_loss`.
   """
 
   def loss_fn(params, frozen, batch, keys):

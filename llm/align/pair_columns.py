@@ -7,11 +7,8 @@ import os
 
 import numpy as np
 
-from llm.align.preference_loss import (
-  PRECOMPUTED,
-  needs_reference,
-  tokens_per_pair,
-)
+from llm.align.checks import PRECOMPUTED, needs_reference
+from llm.align.preference_loss import tokens_per_pair
 from llm.align.scores import make_score
 from llm.data.pairs import Pairs
 from llm.host import terminal
@@ -22,7 +19,9 @@ from llm.runs.batches import eval_batches
 from llm.runs.train_model import TrainModel
 
 
-def make_columns(config, train_model: TrainModel, pairs: Pairs) -> Callable:
+def make_pair_columns(
+  config, train_model: TrainModel, pairs: Pairs
+) -> Callable:
   """Returns `add(batch)`: the batch with what the loss reads besides.
 
   `tokens_per_pair` float32[B], for means over tokens of the whole batch, and,

@@ -1,25 +1,18 @@
 """From a batch of packed pairs to a preference loss: what each loss reads."""
 
-from collections.abc import Callable
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm.align.checks import needs_reference
+from llm.align.reference import reference_logprobs
 from llm.align.scores import score_completions
-from llm.errors import UserError
 from llm.losses import preference
-from llm.losses.pairs import Sums
-from llm.runs.checks import given_options
 from llm.runs.train_model import TrainModel
 from llm.train.step import LossFn
-
-KTO = 'kto'  # of rated completions, not of pairs: see `llm.align.kto`
-PRECOMPUTED, FROZEN, BASE = 'precomputed', 'frozen', 'base'
-REFERENCES = (PRECOMPUTED, FROZEN, BASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,147 +50,52 @@ class PairScores:
     return self.chosen_tokens, self.rejected_tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class PairLoss:
-  """One of the losses.
-
-  Attributes:
-    formula: (pairs, **options) -> sums over the pairs.
-    options: the fields of `config.loss` that it reads, keywords of `formula`.
-    reference: True if it compares with a reference model.
-  """
-
-  formula: Callable[..., Sums]
-  options: tuple[str, ...]
-  reference: bool
-
-
+# By name: (pairs, **options) -> sums over the pairs. The options of each are in
+# `llm.losses.options`.
 LOSSES = {
-  'dpo': PairLoss(
-    lambda p, **o: preference.dpo_loss(*p.logprobs(), p.weights, **o),
-    options=('beta',),
-    reference=True,
+  'dpo': lambda p, **options: preference.dpo_loss(
+    *p.logprobs(), p.weights, **options
   ),
-  'cdpo': PairLoss(
-    lambda p, **o: preference.cdpo_loss(*p.logprobs(), p.weights, **o),
-    options=('beta', 'label_smoothing'),
-    reference=True,
+  'cdpo': lambda p, **options: preference.cdpo_loss(
+    *p.logprobs(), p.weights, **options
   ),
-  'robust_dpo': PairLoss(
-    lambda p, **o: preference.robust_dpo_loss(*p.logprobs(), p.weights, **o),
-    options=('beta', 'label_smoothing'),
-    reference=True,
+  'robust_dpo': lambda p, **options: preference.robust_dpo_loss(
+    *p.logprobs(), p.weights, **options
   ),
-  'hinge': PairLoss(
-    lambda p, **o: preference.hinge_loss(*p.logprobs(), p.weights, **o),
-    options=('beta',),
-    reference=True,
+  'hinge': lambda p, **options: preference.hinge_loss(
+    *p.logprobs(), p.weights, **options
   ),
-  'ipo': PairLoss(
-    lambda p, **o: preference.ipo_loss(
-      *p.logprobs(), *p.tokens(), p.weights, **o
-    ),
-    options=('beta', 'logprobs'),
-    reference=True,
+  'ipo': lambda p, **options: preference.ipo_loss(
+    *p.logprobs(), *p.tokens(), p.weights, **options
   ),
-  'dpo_norm': PairLoss(
-    lambda p, **o: preference.dpo_norm_loss(
-      *p.logprobs(), *p.tokens(), p.weights, **o
-    ),
-    options=('beta',),
-    reference=True,
+  'dpo_norm': lambda p, **options: preference.dpo_norm_loss(
+    *p.logprobs(), *p.tokens(), p.weights, **options
   ),
-  'rpo': PairLoss(
-    lambda p, **o: preference.rpo_loss(
-      *p.logprobs(), p.chosen_tokens, p.weights, p.tokens_per_pair, **o
-    ),
-    options=('beta', 'alpha', 'nll'),
-    reference=True,
+  'rpo': lambda p, **options: preference.rpo_loss(
+    *p.logprobs(), p.chosen_tokens, p.weights, p.tokens_per_pair, **options
   ),
-  'simpo': PairLoss(
-    lambda p, **o: preference.simpo_loss(
-      p.chosen, p.rejected, *p.tokens(), p.weights, **o
-    ),
-    options=('beta', 'label_smoothing', 'gamma', 'gamma_ratio'),
-    reference=False,
+  'simpo': lambda p, **options: preference.simpo_loss(
+    p.chosen, p.rejected, *p.tokens(), p.weights, **options
   ),
-  'cpo': PairLoss(
-    lambda p, **o: preference.cpo_loss(
-      p.chosen,
-      p.rejected,
-      p.chosen_tokens,
-      p.weights,
-      p.tokens_per_pair,
-      **o,
-    ),
-    options=('beta', 'label_smoothing', 'alpha'),
-    reference=False,
+  'cpo': lambda p, **options: preference.cpo_loss(
+    p.chosen,
+    p.rejected,
+    p.chosen_tokens,
+    p.weights,
+    p.tokens_per_pair,
+    **options,
   ),
-  'orpo': PairLoss(
-    lambda p, **o: preference.orpo_loss(
-      p.chosen,
-      p.rejected,
-      *p.tokens(),
-      p.weights,
-      p.tokens_per_pair,
-      prompt=p.prompt,
-      prompt_tokens=p.prompt_tokens,
-      **o,
-    ),
-    options=('beta',),
-    reference=False,
+  'orpo': lambda p, **options: preference.orpo_loss(
+    p.chosen,
+    p.rejected,
+    *p.tokens(),
+    p.weights,
+    p.tokens_per_pair,
+    prompt=p.prompt,
+    prompt_tokens=p.prompt_tokens,
+    **options,
   ),
 }
-# The fields of `config.loss` that are options of some loss.
-OPTIONS = (
-  'beta',
-  'label_smoothing',
-  'logprobs',
-  'alpha',
-  'nll',
-  'gamma',
-  'gamma_ratio',
-  'desirable_weight',
-  'undesirable_weight',
-)
-
-
-def needs_reference(name: str) -> bool:
-  """True for losses that compare with a reference model."""
-  return name == KTO or LOSSES[name].reference
-
-
-def check_loss(loss: Any) -> dict[str, Any]:
-  """The options of the loss that the config names, those that are set.
-
-  Args:
-    loss: `config.loss` of pairs.
-
-  Raises:
-    UserError: an unknown loss, a field that this loss does not read, or a
-      value that has no meaning.
-  """
-  if loss.name not in LOSSES:
-    names = ', '.join((*LOSSES, KTO))
-    raise UserError(f'loss.name={loss.name!r}: use one of {names}')
-  entry = LOSSES[loss.name]
-  options = given_options(loss, OPTIONS, entry.options)
-  try:  # the loss itself refuses values that have no meaning
-    entry.formula(PairScores(*[jnp.zeros(1)] * 10), **options)
-  except ValueError as error:
-    raise UserError(f'loss.{error}') from None
-  if loss.beta is not None and not 0.0 < loss.beta < math.inf:
-    raise UserError(f'loss.beta={loss.beta}: use a number above 0')
-  for name in ('alpha', 'gamma', 'gamma_ratio'):
-    if loss[name] is not None and not 0.0 <= loss[name] < math.inf:
-      raise UserError(f'loss.{name}={loss[name]}: use a number of at least 0')
-  if loss.ld_alpha is not None and not 0.0 <= loss.ld_alpha <= 1.0:
-    raise UserError(f'loss.ld_alpha={loss.ld_alpha}: use a number from 0 to 1')
-  if loss.nll_prompt and loss.name != 'orpo':
-    raise UserError(
-      f'loss.nll_prompt=True: {loss.name} does not read it; orpo does'
-    )
-  return options
 
 
 def tokens_per_pair(batch: dict[str, np.ndarray], loss: Any) -> np.ndarray:
@@ -221,14 +119,14 @@ def make_preference_loss(
   Args:
     train_model: the model.
     loss: `config.loss`.
-    options: of `check_loss`.
+    options: of `checks.check_pair_loss`.
 
   Returns:
     A loss that reads `ref_logprobs` float[B, S] of the batch where the
     reference is precomputed, and `tokens_per_pair` float[B], of the step's
     whole batch.
   """
-  entry = LOSSES[loss.name]
+  formula, compares = LOSSES[loss.name], needs_reference(loss.name)
 
   def loss_fn(params, frozen, batch, keys):
     del keys  # no random numbers
@@ -241,7 +139,7 @@ def make_preference_loss(
       prompts=loss.nll_prompt,
     )
     more = {}
-    if entry.reference:
+    if compares:
       reference = reference_logprobs(train_model, frozen, batch, loss)
       more['ref_chosen'], more['ref_rejected'] = _pairs(reference)
     if loss.nll_prompt:
@@ -260,20 +158,9 @@ def make_preference_loss(
       ),
       **more,
     )
-    return entry.formula(pairs, **options)
+    return formula(pairs, **options)
 
   return loss_fn
-
-
-def reference_logprobs(train_model, frozen, batch, loss) -> jax.Array:
-  """float32[B, S]: from the batch, or of parameters that are not trained."""
-  if 'ref_logprobs' in batch:
-    return batch['ref_logprobs']
-  params = frozen['base' if loss.reference == BASE else 'reference']
-  scores = score_completions(
-    train_model.model, {'params': params}, batch, loss.ld_alpha
-  )
-  return jax.lax.stop_gradient(scores.logprobs)
 
 
 def _pairs(values: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,65 +1,14 @@
-"""The model that a preference run compares with."""
+"""The model that a preference loss compares with."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from llm.align.preference_loss import (
-  BASE,
-  FROZEN,
-  KTO,
-  PRECOMPUTED,
-  REFERENCES,
-  needs_reference,
-)
+from llm.align.checks import BASE, FROZEN, PRECOMPUTED, needs_reference
+from llm.align.scores import score_completions
 from llm.errors import UserError
 from llm.runs.train_model import TrainModel
-
-
-def resolve_reference(config):
-  """The config with the kind of reference that `loss.reference=None` means."""
-  loss = config.loss
-  if loss.reference is not None or not needs_reference(loss.name):
-    return config
-  config = config.copy_and_resolve_references()
-  config.loss.reference = PRECOMPUTED
-  if config.loss.name == KTO:  # each batch has rows that were never there
-    fresh = config.lora.rank and config.lora.path is None
-    config.loss.reference = BASE if fresh else FROZEN
-  return config
-
-
-def check_reference(config) -> None:
-  """Refuses a `loss.reference` that does not fit the loss or LoRA."""
-  loss = config.loss
-  if config.lora.rank and config.lora.dropout:
-    raise UserError(
-      f'lora.dropout={config.lora.dropout}: the reference is without it, so '
-      'that the two would differ by noise; set it to 0'
-    )
-  if not needs_reference(loss.name):
-    if loss.reference is not None:
-      raise UserError(
-        f'loss.reference={loss.reference!r}: {loss.name} has no reference; '
-        'leave it unset'
-      )
-    return
-  if loss.reference not in REFERENCES:
-    raise UserError(
-      f'loss.reference={loss.reference!r}: use one of {", ".join(REFERENCES)}'
-    )
-  if loss.reference == BASE and not config.lora.rank:
-    raise UserError(
-      f"loss.reference='{BASE}' is the model without its adapters: set "
-      f"lora.rank above 0, or use '{PRECOMPUTED}'"
-    )
-  if loss.name == KTO and loss.reference == PRECOMPUTED:
-    raise UserError(
-      f"loss.reference='{PRECOMPUTED}': {KTO} compares with the reference on "
-      "rows that are new in each batch; leave it unset, or use 'frozen' (or, "
-      "under LoRA, 'base')"
-    )
 
 
 def with_reference(config, train_model: TrainModel) -> TrainModel:
@@ -77,3 +26,17 @@ def with_reference(config, train_model: TrainModel) -> TrainModel:
   return dataclasses.replace(
     train_model, frozen={**train_model.frozen, 'reference': copy}
   )
+
+
+def reference_logprobs(train_model, frozen, batch, loss) -> jax.Array:
+  """float32[B, S]: the reference's log-probability of each completion.
+
+  It is a column of the batch, or of parameters that are not trained.
+  """
+  if 'ref_logprobs' in batch:
+    return batch['ref_logprobs']
+  params = frozen['base' if loss.reference == BASE else 'reference']
+  scores = score_completions(
+    train_model.model, {'params': params}, batch, loss.ld_alpha
+  )
+  return jax.lax.stop_gradient(scores.logprobs)

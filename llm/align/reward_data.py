@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llm.align.reward_loss import PROCESS
+from llm.align.checks import PROCESS
 from llm.data.pairs import load_pairs
 from llm.data.steps import load_steps
 from llm.runs import datasets

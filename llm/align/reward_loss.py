@@ -5,15 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llm.align.checks import PROCESS
 from llm.align.hidden import hidden_states
 from llm.losses.reward import bradley_terry_loss, process_reward_loss
 from llm.losses.sequences import completion_ends
 from llm.rewards.model import head_scores
 from llm.runs.train_model import TrainModel
 from llm.train.step import LossFn
-
-OUTCOME, PROCESS = 'bradley_terry', 'process'
-LOSSES = (OUTCOME, PROCESS)
 
 
 def make_reward_loss(

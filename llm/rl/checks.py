@@ -1,8 +1,11 @@
 """What a run on the model's own completions refuses before it reads a file."""
 
 import math
+from typing import Any
 
+from llm.align.checks import KTO, check_pair_loss, needs_reference
 from llm.errors import UserError
+from llm.losses.options import PREFERENCE
 from llm.rewards import functions as rewards_lib
 from llm.rl.algorithms import Algorithm, read_algorithm
 from llm.runs.checks import is_evaluated
@@ -30,6 +33,54 @@ def step_rows(config) -> int:
   """Completions of one optimizer step."""
   rollout = config.rollout
   return config.train.batch_size * rollout.group_size // rollout.minibatches
+
+
+def step_pairs(config) -> int:
+  """Pairs of one optimizer step."""
+  return config.train.batch_size // config.rollout.minibatches
+
+
+def check_online(config) -> dict[str, Any]:
+  """The options of `configs/online_preference.py`'s loss, if all fields fit.
+
+  Raises:
+    UserError: a field has no meaning, or does not fit the others.
+  """
+  loss, rollout, train = config.loss, config.rollout, config.train
+  if loss.name == KTO:
+    raise UserError(
+      "loss.name='kto': learns from single answers; here they come in pairs, "
+      f'use one of {", ".join(PREFERENCE)}'
+    )
+  options = check_pair_loss(loss)
+  if rollout.group_size < 2:
+    raise UserError(
+      f'rollout.group_size={rollout.group_size}: a pair needs 2 answers or more'
+    )
+  check_rollout(config)
+  check_microbatch(
+    config,
+    step_pairs(config),
+    'the pairs of a step (train.batch_size / rollout.minibatches)',
+  )
+  every = rollout.reference_every
+  if every < 0:
+    raise UserError(
+      f'rollout.reference_every={every}: use 0 (never) or a number of rollouts'
+    )
+  if every and not needs_reference(loss.name):
+    raise UserError(
+      f'rollout.reference_every={every}: {loss.name} has no reference; use 0'
+    )
+  steps = rollout.epochs * rollout.minibatches * every
+  for name in ends_of_rollouts(config):
+    if every and train[name] % steps:
+      raise UserError(
+        f'train.{name}={train[name]}: use a multiple of {steps} '
+        '(rollout.reference_every · rollout.epochs · rollout.minibatches), the '
+        'steps with one reference'
+      )
+  return options
 
 
 def check_microbatch(config, rows: int, what: str) -> None:

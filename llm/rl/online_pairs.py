@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.align import preference_loss
+from llm.align.checks import needs_reference
+from llm.align.preference_loss import tokens_per_pair
 from llm.align.scores import make_score
 from llm.data.examples import Example, from_list
 from llm.data.pipeline import fill_rows, fill_stats
@@ -30,7 +31,7 @@ class PairRollouts:
     self._config, self._train_model = config, train_model
     self._sampler = Sampler(config, train_model, prompts, rater)
     self._score = make_score(train_model, config.loss.ld_alpha)
-    self._compares = preference_loss.needs_reference(config.loss.name)
+    self._compares = needs_reference(config.loss.name)
     # A copy: the first parameters are donated.
     self._reference = self._compares and _copy(train_model.params)
 
@@ -57,7 +58,7 @@ class PairRollouts:
     self, batch: dict[str, np.ndarray]
   ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """See `rollouts.Maker`."""
-    tokens = preference_loss.tokens_per_pair(batch, self._config.loss)
+    tokens = tokens_per_pair(batch, self._config.loss)
     batch = batch | {'tokens_per_pair': tokens}
     return batch, fill_stats(batch)
 

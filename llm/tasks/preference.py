@@ -8,12 +8,11 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-from llm.align import kto, pair_columns, preference_loss
-from llm.align.reference import (
-  check_reference,
-  resolve_reference,
-  with_reference,
-)
+from llm.align import checks
+from llm.align.kto import make_columns, make_kto_loss
+from llm.align.pair_columns import make_pair_columns
+from llm.align.preference_loss import make_preference_loss
+from llm.align.reference import with_reference
 from llm.data.pairs import load_pairs
 from llm.data.rated import load_rated
 from llm.parallel.sharding import shard_batch
@@ -45,25 +44,25 @@ class _Kind:
 
 
 def _complete_pairs(config, train_model, pairs) -> batches.Complete:
-  add = pair_columns.make_columns(config, train_model, pairs)
+  add = make_pair_columns(config, train_model, pairs)
   return lambda params, batch: shard_batch(add(batch), train_model.mesh)
 
 
 _PAIRS = _Kind(
-  preference_loss.check_loss,
+  checks.check_pair_loss,
   load_pairs,
   'pairs',
   {'group': 2},
-  preference_loss.make_preference_loss,
+  make_preference_loss,
   _complete_pairs,
 )
 _RATED = _Kind(
-  kto.check_loss,
+  checks.check_rated_loss,
   load_rated,
   'answers',
   {'named': True},
-  kto.make_kto_loss,
-  kto.make_columns,
+  make_kto_loss,
+  make_columns,
 )
 
 
@@ -76,10 +75,10 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  kind = _RATED if config.loss.name == preference_loss.KTO else _PAIRS
+  kind = _RATED if config.loss.name == checks.KTO else _PAIRS
   options = kind.check_loss(config.loss)
-  config = resolve_reference(config)
-  check_reference(config)
+  config = checks.resolve_reference(config)
+  checks.check_reference(config)
   job = open_job(config, workdir, training_fields(config.task))
   data, held_out = datasets.load_ratings(config, job.spec, kind.load, kind.noun)
   contents = {

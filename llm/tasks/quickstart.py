@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 from rich import console as rich_console
 
-from llm.align import preference_loss
+from llm.align.checks import check_pair_loss
 from llm.data.worlds import quickstart as quickstart_data
 from llm.data.worlds import world as world_lib
 from llm.errors import UserError
@@ -212,7 +212,7 @@ def _check(config) -> None:
       optim.make_optimizer(stage.optim, stage.steps)
       fields = training_config(config, kind)
       if kind == 'preference':
-        preference_loss.check_loss(fields.loss)
+        check_pair_loss(fields.loss)
       elif kind == 'rl':
         _check_rl(fields, model.max_length)
     except UserError as error:

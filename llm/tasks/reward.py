@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 import functools
-import math
 from typing import Any
 
 from llm.align import reward_data
+from llm.align.checks import PROCESS, check_reward
 from llm.align.reward_head import with_head, with_reward_head
-from llm.align.reward_loss import LOSSES, PROCESS, make_reward_loss
-from llm.errors import UserError
+from llm.align.reward_loss import make_reward_loss
 from llm.evals.intervals import wilson_interval
 from llm.parallel.sharding import shard_batch
 from llm.runs import batches, training
@@ -26,7 +25,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  _check_fields(config)
+  check_reward(config)
   job = open_job(config, workdir, training_fields(config.task))
   completions, held_out = reward_data.load(config, job.spec)
   contents = {
@@ -54,38 +53,6 @@ def run(config, workdir: str | None) -> dict[str, float]:
     reward_head=lambda params: params['reward_head'],
   )
   return training.train(job, train_model, recipe)
-
-
-def _check_fields(config) -> None:
-  loss = config.loss
-  if loss.name not in LOSSES:
-    raise UserError(f'loss.name={loss.name!r}: use one of {", ".join(LOSSES)}')
-  center = loss.center_coef
-  if loss.name == PROCESS and center is not None:
-    raise UserError(
-      f'loss.center_coef={center}: {PROCESS} does not read it, for its scores '
-      'have a scale; leave it unset'
-    )
-  if center is not None and not 0.0 <= center < math.inf:
-    raise UserError(f'loss.center_coef={center}: use 0 (off) or more')
-  if loss.name != PROCESS and config.data.step_separator is not None:
-    raise UserError(
-      f'data.step_separator={config.data.step_separator!r}: {loss.name} has no '
-      f"steps; leave it unset, or use loss.name='{PROCESS}'"
-    )
-  if config.sample.prompts:
-    raise UserError(
-      'sample.prompts: a reward model writes no text; leave it unset'
-    )
-  if config.lora.export is not None:
-    raise UserError(
-      f'lora.export={config.lora.export!r}: adapters alone lack the head of a '
-      'reward model; set export, which merges them'
-    )
-  if config.lora.rank and 'lm_head' in config.lora.targets:
-    raise UserError(
-      "lora.targets: 'lm_head' is not there in a reward model; leave it out"
-    )
 
 
 def _make_complete(config, train_model: TrainModel, completions: Any):

@@ -4,17 +4,14 @@ from collections.abc import Callable
 import math
 from typing import Any
 
+from llm.align.checks import check_supervised
 from llm.align.supervised_loss import make_loss, make_training_loss
-from llm.data import curriculum
 from llm.data.examples import Examples
-from llm.errors import UserError
 from llm.parallel.sharding import shard_batch
 from llm.runs import batches, datasets, training
 from llm.runs.job import check_job, open_job
 from llm.runs.train_model import TrainModel, build_train_model
 from llm.tasks.training_fields import training_fields
-
-LOSSES = ('cross_entropy',)
 
 
 def run(config, workdir: str | None) -> dict[str, float]:
@@ -28,7 +25,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
-  _check_fields(config)
+  check_supervised(config)
   job = open_job(config, workdir, training_fields(config.task))
   examples, held_out = datasets.load_texts(config, job.spec)
   contents = {
@@ -45,19 +42,6 @@ def run(config, workdir: str | None) -> dict[str, float]:
     contents=contents,
   )
   return training.train(job, train_model, recipe)
-
-
-def _check_fields(config) -> None:
-  loss, data = config.loss, config.data
-  if loss.name not in LOSSES:
-    raise UserError(f'loss.name={loss.name!r}: use one of {", ".join(LOSSES)}')
-  if not 0.0 <= loss.neftune_alpha < math.inf:
-    raise UserError(
-      f'loss.neftune_alpha={loss.neftune_alpha}: use 0 (none) or more'
-    )
-  curriculum.check_schedule(
-    data.curriculum, config.train.steps, data.max_length
-  )
 
 
 def _make_complete(train_model: TrainModel) -> batches.Complete:

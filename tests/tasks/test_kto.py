@@ -10,7 +10,8 @@ import pytest
 
 from llm import config_args
 from llm.align import kto
-from llm.align.reference import resolve_reference, with_reference
+from llm.align.checks import resolve_reference
+from llm.align.reference import with_reference
 from llm.data import pipeline
 from llm.data.rated import load_rated
 from llm.decode.score import score

@@ -11,18 +11,19 @@ import pytest
 import llm
 from llm import config_args
 from llm.align import preference_loss as losses
+from llm.align.checks import needs_reference
 from llm.data.prompts import Prompt, load_prompts
 from llm.decode.generate import Completion
 from llm.decode.score import score
 from llm.errors import RunError
 from llm.parallel.mesh import make_mesh
 from llm.rewards.rater import Ratings, make_rater
-from llm.rl import online_pairs
+from llm.rl import checks, online_pairs
 from llm.rl.groups import Groups
 from llm.rl.rollouts import Rollouts
 from llm.runs import report
 from llm.runs.train_model import build_train_model, read_spec
-from llm.tasks import online_preference, run
+from llm.tasks import run
 from llm.train.step import make_eval_step
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -94,7 +95,7 @@ class Setup:
   """The parts of a run without its loop; it is its own train state."""
 
   def __init__(self, config):
-    options = online_preference._check_fields(config)
+    options = checks.check_online(config)
     spec = read_spec(config)
     self.tokenizer = tok = spec.tokenizer
     prompts, _ = load_prompts(config.data.path, tok, max_length=16)
@@ -161,7 +162,7 @@ def test_losses_of_every_kind_run(start, name):
   assert all(math.isfinite(x) for x in row.values())
   assert row['pairs'] == row['weight'] == 4 - row['tied'] - row['equal'] > 0
   assert row['grad_norm'] > 0 and row['skipped'] == row['unrated'] == 0
-  if losses.needs_reference(name):
+  if needs_reference(name):
     assert abs(row['kl']) < 1e-4
     first = {'ipo': 25.0, 'rpo': LN2 + row.get('nll', 0.0)}[name]
     assert row['loss'] == pytest.approx(first, abs=1e-3)

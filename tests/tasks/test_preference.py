@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llm import config_args
-from llm.align import pair_columns, preference_loss
+from llm.align import checks, pair_columns, preference_loss
 from llm.align.reference import with_reference
 from llm.align.scores import score_completions
 from llm.data import pairs as pairs_lib
@@ -76,7 +76,7 @@ def make_config(data, model_folder):
       'optim.warmup_steps': 0,
     }
     fields |= changes or {}
-    if not preference_loss.needs_reference(fields.get('loss.name', 'dpo')):
+    if not checks.needs_reference(fields.get('loss.name', 'dpo')):
       del fields['loss.reference']
     args = [f'--config.{k}={v}' for k, v in fields.items()]
     config_args.override_config(config, args)
@@ -122,7 +122,7 @@ def several_losses(config, train_model):
     options.name, options.nll_prompt = name, bool(prompt)
     functions.append(
       preference_loss.make_preference_loss(
-        train_model, options, preference_loss.check_loss(options)
+        train_model, options, checks.check_pair_loss(options)
       )
     )
 
@@ -153,7 +153,7 @@ def values_and_gradient(sums, params, parts):
 
 
 def columns(config, train_model, pairs, packing, rows):
-  add = pair_columns.make_columns(config, train_model, pairs)
+  add = pair_columns.make_pair_columns(config, train_model, pairs)
   made = pipeline.eval_batches(
     pairs.examples,
     batch_size=rows,
@@ -204,7 +204,7 @@ def test_three_kinds_of_reference_are_one(build):
     config, train_model, pairs = build(changes)
     (batch,) = columns(config, train_model, pairs, False, len(PAIRS))
     loss_fn = preference_loss.make_preference_loss(
-      train_model, config.loss, preference_loss.check_loss(config.loss)
+      train_model, config.loss, checks.check_pair_loss(config.loss)
     )
 
     @jax.jit
@@ -217,7 +217,7 @@ def test_three_kinds_of_reference_are_one(build):
 
   found = [
     loss_and_gradient({'loss.reference': kind} | LORA)
-    for kind in preference_loss.REFERENCES
+    for kind in checks.REFERENCES
   ]
   assert abs(float(found[0][0][0]) - LN2) < 1e-6
   assert abs(float(found[0][1][0]) - LN2) > 1e-3
@@ -262,7 +262,7 @@ def test_the_reference_is_kept_on_disk_by_its_content(build, cache_folder):
   folder = cache_folder / 'reference'
 
   def columns_of(config, pairs):
-    return pair_columns.make_columns(config, train_model, pairs)
+    return pair_columns.make_pair_columns(config, train_model, pairs)
 
   def ids(pairs):
     return {
