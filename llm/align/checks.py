@@ -205,8 +205,8 @@ def check_distill(config) -> None:
     )
   if not 0.0 <= rollout.lmbda <= 1.0:
     raise UserError(
-      f'rollout.lmbda={rollout.lmbda}: use 0 (rows only) to 1 (answers of the '
-      'student only)'
+      f'rollout.lmbda={rollout.lmbda}: use 0 (rows only) to 1 (completions '
+      'of the student only)'
     )
   if not 0.0 <= rollout.temperature < math.inf:
     raise UserError(
@@ -224,7 +224,7 @@ def check_distill(config) -> None:
     if rollout[name] != default and not samples_completions(rollout):
       raise UserError(
         f'rollout.{name}={rollout[name]}: with rollout.lmbda=0 and without '
-        f'rollout.seq_kd no answer is drawn; use {default}'
+        f'rollout.seq_kd no completion is sampled; use {default}'
       )
   if rollout.seq_kd and rollout.lmbda == 1.0:
     raise UserError(

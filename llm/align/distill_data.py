@@ -34,12 +34,12 @@ def load(
     examples, held_out = datasets.load_texts(config, spec)
     if samples_completions(rollout) and 'text' in examples.counts['shapes']:
       raise UserError(
-        f'data.path={data.path!r}: texts have no prompt to answer; use '
+        f'data.path={data.path!r}: texts have no prompt to complete; use '
         'rollout.lmbda=0 without rollout.seq_kd, or rows with a prompt'
       )
   elif reads_completions(rollout):
     raise UserError(
-      f'data.path={data.path!r}: has prompts without answers, which '
+      f'data.path={data.path!r}: has prompts without completions, which '
       f'rollout.lmbda={rollout.lmbda} reads in a share of the batches; use '
       'rollout.lmbda=1 or rollout.seq_kd=True'
     )
@@ -146,8 +146,8 @@ def _load_prompts(config, spec: ModelSpec):
   if data.eval_fraction:
     raise UserError(
       f'data.eval_fraction={data.eval_fraction}: {data.path} has prompts '
-      'without answers, and what is held out is scored on its answers; give '
-      'rows that have some as data.eval_path'
+      'without completions, and what is held out is scored on its '
+      'completions; give rows that have some as data.eval_path'
     )
   load_eval = functools.partial(
     dataset.load_examples,

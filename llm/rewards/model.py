@@ -46,8 +46,8 @@ class RewardModel:
     """The score at the last token of each row.
 
     Args:
-      rows: token ids of prompt and answer together, the answer with its end
-        mark, as this model's tokenizer makes them; at least one each.
+      rows: token ids of prompt and completion together, the completion with
+        its end mark, as this model's tokenizer makes them; at least one each.
       batch_size: rows per call; a score does not depend on it, nor on the rows
         beside it, but for rounding.
 
@@ -78,7 +78,7 @@ class RewardModel:
     if len(row) > config.max_length and config.rope.type != 'dynamic':
       raise UserError(
         f'{name} has {len(row)} tokens, and the reward model takes '
-        f'{config.max_length}: use shorter answers, or another reward model'
+        f'{config.max_length}: use shorter completions, or another reward model'
       )
     if min(row) < 0 or max(row) >= config.vocab_size:
       raise UserError(

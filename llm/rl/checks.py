@@ -23,7 +23,7 @@ def check_fields(config) -> Algorithm:
   check_microbatch(
     config,
     step_rows(config),
-    'the answers of a step (train.batch_size · rollout.group_size / '
+    'the completions of a step (train.batch_size · rollout.group_size / '
     'rollout.minibatches)',
   )
   return algorithm
@@ -49,13 +49,14 @@ def check_online(config) -> dict[str, Any]:
   loss, rollout, train = config.loss, config.rollout, config.train
   if loss.name == KTO:
     raise UserError(
-      "loss.name='kto': learns from single answers; here they come in pairs, "
-      f'use one of {", ".join(PREFERENCE)}'
+      "loss.name='kto': learns from single completions; here they come in "
+      f'pairs, use one of {", ".join(PREFERENCE)}'
     )
   options = check_pair_loss(loss)
   if rollout.group_size < 2:
     raise UserError(
-      f'rollout.group_size={rollout.group_size}: a pair needs 2 answers or more'
+      f'rollout.group_size={rollout.group_size}: a pair needs 2 completions or '
+      'more'
     )
   check_rollout(config)
   check_microbatch(
@@ -99,7 +100,7 @@ def check_microbatch(config, rows: int, what: str) -> None:
 
 
 def check_rollout(config) -> None:
-  """Refuses what does not fit a run on the model's own answers."""
+  """Refuses what does not fit a run on the model's own completions."""
   _check_sizes(config)
   rewards_lib.check_rewards(config.rewards)
   data = config.data
@@ -115,8 +116,8 @@ def check_rollout(config) -> None:
       )
   if config.lora.rank and config.lora.dropout:
     raise UserError(
-      f'lora.dropout={config.lora.dropout}: answers are drawn and rated '
-      'without it; use 0'
+      f'lora.dropout={config.lora.dropout}: completions are sampled and '
+      'rated without it; use 0'
     )
 
 
@@ -161,8 +162,8 @@ def _check_loss(config, algorithm: Algorithm) -> None:
   loss, size, scale = config.loss, config.rollout.group_size, algorithm.scale
   if scale != 'gae' and size < 2:
     raise UserError(
-      f'rollout.group_size={size}: {loss.name} compares the answers to one '
-      'prompt; use 2 or more'
+      f'rollout.group_size={size}: {loss.name} compares the completions of '
+      'one prompt; use 2 or more'
     )
   if loss.kl_target is None:
     if loss.kl_horizon is not None:

@@ -173,10 +173,10 @@ def _kl(
   there = pairs[:, 0] >= 0
   if not there.any():
     return {}
-  drawn = [
+  sampled = [
     [_logprob(groups.completions[i]) for i in pair] for pair in pairs[there]
   ]
-  return {'kl': float(np.mean(np.array(drawn) - reference[there]))}
+  return {'kl': float(np.mean(np.array(sampled) - reference[there]))}
 
 
 def _logprob(completion) -> float:

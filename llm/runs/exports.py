@@ -116,7 +116,7 @@ def _writing(field: str, path: str):
   except OSError as error:
     raise RunError(
       f'{field}={path!r}: {error.strerror or error}; the trained state is '
-      'saved: mend this and start the same command again'
+      'saved: fix this and start the same command again'
     ) from error
 
 

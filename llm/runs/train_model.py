@@ -30,8 +30,8 @@ from llm.models.transformer import (
 from llm.parallel.sharding import param_shardings
 from llm.text.tokenizer import Tokenizer, load_tokenizer
 
-# A weight file is told from others by all of it up to so many bytes, and else
-# by blocks that are spread evenly over it.
+# A fingerprint reads all of a weight file up to so many bytes, and of a larger
+# one blocks that are spread evenly over it.
 _WHOLE, _BLOCKS, _BLOCK = 1 << 28, 1024, 1 << 16
 
 
@@ -105,7 +105,7 @@ def read_spec(config) -> ModelSpec:
   if path is None:
     if config.lora.path is not None:
       raise UserError(
-        f'lora.path={config.lora.path!r}: adapters go on from their own base; '
+        f'lora.path={config.lora.path!r}: adapters belong to their own base; '
         'set model.path'
       )
     tokenizer = _own_tokenizer(config)
@@ -183,7 +183,7 @@ def trained_shapes(config, spec: ModelSpec) -> Any:
 
 
 def build_train_model(config, spec: ModelSpec, mesh) -> TrainModel:
-  """Reads or draws the weights, straight to the devices of the mesh.
+  """Reads or initialises the weights, straight to the devices of the mesh.
 
   Under LoRA the base has the dtype of the computation, for nobody updates it;
   parameters that are trained are float32.
@@ -219,7 +219,7 @@ def export_params(config, train_model: TrainModel, params) -> Any:
   frozen = train_model.frozen
   if train_model.spec.lora is None or config.dtype == 'float32':
     return train_model.merged(params)
-  if train_model.spec.source is None:  # drawn in that dtype
+  if train_model.spec.source is None:  # initialised in that dtype
     base = jax.tree.map(lambda x: x.astype(jnp.float32), frozen['base'])
   else:
     base = _base_params(config, train_model.spec, train_model.mesh, jnp.float32)
@@ -243,8 +243,8 @@ def _base_params(config, spec, mesh, dtype):
   key = jax.random.key(config.seed)
   model_config, scan = spec.config, config.model.scan_layers
   if spec.source is None:
-    draw = lambda key: init_params(model_config, key, dtype, scan)
-    return _on_mesh(draw, mesh, jax.random.fold_in(key, 0))
+    init = lambda key: init_params(model_config, key, dtype, scan)
+    return _on_mesh(init, mesh, jax.random.fold_in(key, 0))
   shapes = jax.eval_shape(lambda: init_params(model_config, key, dtype))
   with terminal.progress_bar() as bar:
     task = bar.add_task('loading', total=None)
@@ -268,9 +268,9 @@ def _own_tokenizer(config) -> Tokenizer:
   path = config.tokenizer.path
   if path is None:
     raise UserError(
-      'neither model.path nor tokenizer.path is set: give a model to go on '
-      'with, or a tokenizer for a fresh one (--config.tokenizer.path=bytes '
-      'needs no file)'
+      'neither model.path nor tokenizer.path is set: give a model to start '
+      'from, or a tokenizer for a fresh one (--config.tokenizer.path=bytes needs '
+      'no file)'
     )
   return load_tokenizer(path)
 
@@ -311,7 +311,7 @@ def _check_shape(shape, config: ModelConfig) -> None:
 
 
 def _read_adapters(fields, config: ModelConfig) -> Any:
-  """The adapters of `lora.path`, if `lora` says what they are.
+  """The adapters of `lora.path`, if their settings are those of `lora`.
 
   Raises:
     UserError: they cannot be read, or have other settings.

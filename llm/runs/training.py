@@ -68,7 +68,7 @@ def train(
 
   Args:
     job: of `open_job`. The workdir gets `checkpoints/`, `metrics.jsonl`,
-      `loss.png`, `result.json`, and where they are asked for `samples.jsonl`
+      `loss.png`, `result.json`, and where the config has them `samples.jsonl`
       and `answers.jsonl`.
     train_model: the model; its `params` are what is trained.
     recipe: the kind of training.
