@@ -269,8 +269,8 @@ def _own_tokenizer(config) -> Tokenizer:
   if path is None:
     raise UserError(
       'neither model.path nor tokenizer.path is set: give a model to start '
-      'from, or a tokenizer for a fresh one (--config.tokenizer.path=bytes needs '
-      'no file)'
+      'from, or a tokenizer for a fresh one (--config.tokenizer.path=bytes '
+      'needs no file)'
     )
   return load_tokenizer(path)
 
