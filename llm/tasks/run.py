@@ -31,7 +31,7 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     UserError: the task is unknown, or the task refuses its input.
   """
   name = config.get('task')
-  task = _find_task(name)
+  task = find_task(name)
   keep_freed_memory()
   if distributed.initialize() and name not in _SHARED:
     raise UserError(
@@ -47,7 +47,15 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     task(config, workdir)
 
 
-def _find_task(name) -> Callable[[ml_collections.ConfigDict, str | None], None]:
+def find_task(name) -> Callable[[ml_collections.ConfigDict, str | None], None]:
+  """The function of a task, whose module is imported by this.
+
+  Args:
+    name: `config.task`.
+
+  Raises:
+    UserError: there is no such task.
+  """
   if callable(name):
     return name
   if name not in TASKS:
