@@ -213,8 +213,14 @@ def _documents(chunks, file, field, separator) -> Iterator[tuple[int, Any]]:
 
 def _parquet(raw, file, field) -> Iterator[tuple[int, Any]]:
   # Imported here since most runs have no Parquet file.
-  import pyarrow
-  from pyarrow import parquet
+  try:
+    import pyarrow
+    from pyarrow import parquet
+  except ImportError:
+    raise UserError(
+      f'{field}: {file} needs pyarrow, which is not installed: pip install '
+      '"llm-jax[train]"'
+    ) from None
 
   number = 0
   try:
