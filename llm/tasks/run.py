@@ -8,7 +8,7 @@ import ml_collections
 from llm import config_args
 from llm.errors import UserError
 from llm.host.memory import keep_freed_memory
-from llm.tasks import TASKS, checks
+from llm.tasks import TASKS
 
 # The kinds of run that processes on several hosts can share.
 _SHARED = ('pretrain', 'sft')
@@ -31,6 +31,8 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   name = config.get('task')
   if not callable(name):
     check_name(name)
+    from llm.tasks import checks
+
     checks.check_run(config, workdir)
   keep_freed_memory()
   # JAX is imported from here on.
