@@ -49,13 +49,14 @@ def load(
   source = open_checkpoint(path, tokenizer)
   if lora is not None:
     source = add_adapters(source, lora)
+  read_tokenizer = source.tokenizer  # refused, if it is, before the weights
   params = source.load(to_dtype(dtype), progress=progress)
   if scan_layers:
     params = stack_layers(params, source.config)
   model = Transformer(
     source.config, scan_layers=scan_layers, dtype=to_dtype(dtype)
   )
-  return model, params, source.tokenizer
+  return model, params, read_tokenizer
 
 
 def generate(

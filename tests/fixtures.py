@@ -11,7 +11,7 @@ from llm import config_args
 from llm.checkpoints.hf.save import save_hf
 from llm.models.config import ModelConfig
 from llm.models.transformer import init_params
-from llm.tasks import TASKS
+from llm.tasks.run import find_task
 from llm.text.tokenizer import load_tokenizer
 from tests.forks import Forks
 
@@ -86,7 +86,7 @@ def run_task(model_folder, tmp_path):
     flags |= dict(item.split('=', 1) for item in overrides)
     args = [f'--config.{name}={value}' for name, value in flags.items()]
     config_args.override_config(config, args)
-    TASKS[task](config, workdir)
+    find_task(task)(config, workdir)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
   return run

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llm.checkpoints.opened import Progress, Source, read_tokenizer
+from llm.checkpoints.opened import Progress, Source, locate_tokenizer
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 
@@ -46,7 +46,7 @@ def open_file(path: str, tokenizer: str | None = None) -> Source | None:
   return Source(
     path=path,
     config=config,
-    tokenizer=read_tokenizer(path, tokenizer, config.vocab_size),
+    tokenizer_path=locate_tokenizer(path, tokenizer),
     generation={},
     load=functools.partial(_load_params, path),
   )

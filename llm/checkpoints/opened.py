@@ -2,10 +2,16 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from llm.models.config import ModelConfig
-from llm.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from llm.text.tokenizer import (
+  Tokenizer,
+  check_path,
+  find_tokenizer,
+  load_tokenizer,
+)
 
 # (bytes done, bytes in all, name of what was just read or written)
 Progress = Callable[[int, int, str], None]
@@ -18,7 +24,8 @@ class Source:
   Attributes:
     path: where it is.
     config: the shape of the model.
-    tokenizer: None where none was given and none lies with the model.
+    tokenizer_path: where the tokenizer is, None where none was given and none
+      lies with the model.
     generation: the sampling settings that the checkpoint recommends, under the
       names of `generation_config.json`; {} where it has none.
     load: `load(dtype, shardings=None, progress=None) -> params` reads the
@@ -30,23 +37,34 @@ class Source:
 
   path: str
   config: ModelConfig
-  tokenizer: Tokenizer | None
+  tokenizer_path: str | None
   generation: Mapping[str, Any]
   load: Callable[..., Any]
 
+  @functools.cached_property
+  def tokenizer(self) -> Tokenizer | None:
+    """The tokenizer, which is read when it is first asked for.
 
-def read_tokenizer(
-  path: str, where: str | None, vocab_size: int
-) -> Tokenizer | None:
-  """The tokenizer at `where`, else the one in a file beside the model.
+    Raises:
+      UserError: its file is broken or does not fit the model.
+    """
+    if self.tokenizer_path is None:
+      return None
+    return load_tokenizer(self.tokenizer_path, self.config.vocab_size)
+
+
+def locate_tokenizer(path: str, where: str | None) -> str | None:
+  """`where`, else the tokenizer's file beside the model, else None.
 
   Args:
     path: of the model.
     where: of the tokenizer, if it is elsewhere.
-    vocab_size: of the model.
 
-  Returns:
-    None where `where` is None and no tokenizer file is found.
+  Raises:
+    UserError: there is no tokenizer at `where`.
   """
-  found = where or find_tokenizer(path)
-  return load_tokenizer(found, vocab_size) if found else None
+  if where is None:
+    found = find_tokenizer(path)
+    return None if found is None else str(found)
+  check_path(where)
+  return where

@@ -11,6 +11,7 @@ from typing import Any
 
 from llm.checkpoints import llama2c
 from llm.checkpoints.hf import source as hf
+from llm.checkpoints.hf.peft_folder import open_peft
 from llm.checkpoints.opened import Progress, Source
 from llm.errors import UserError
 from llm.models.config import ModelConfig
@@ -52,14 +53,14 @@ def open_checkpoint(path: str, tokenizer: str | None = None) -> Source:
 def add_adapters(source: Source, path: str) -> Source:
   """The same model with the adapters of a PEFT folder merged into its weights.
 
-  The adapters are read now. The sum of weights and adapters is taken in
-  float32 and cast to the dtype of `load`; what is loaded has no adapters, so
-  that decoding costs what it does without.
+  The sum of weights and adapters is taken in float32 and cast to the dtype of
+  `load`; what is loaded has no adapters, so that decoding costs what it does
+  without.
 
   Raises:
-    UserError: as `read_adapters`.
+    UserError: as `check_adapters`.
   """
-  settings, lora = read_adapters(path, source.config)
+  check_adapters(path, source.config)
 
   def load(
     dtype: Any, shardings: Any = None, progress: Progress | None = None
@@ -68,6 +69,7 @@ def add_adapters(source: Source, path: str) -> Source:
 
     from llm.models import lora as lora_lib
 
+    settings, lora = read_adapters(path, source.config)
     merge = jax.jit(
       lora_lib.merge,
       static_argnums=2,
@@ -79,18 +81,28 @@ def add_adapters(source: Source, path: str) -> Source:
   return dataclasses.replace(source, load=load)
 
 
+def check_adapters(path: str, config: ModelConfig) -> LoraConfig:
+  """The settings of a PEFT folder's adapters, if they fit the model.
+
+  Raises:
+    UserError: as `peft_folder.open_peft`.
+  """
+  try:
+    return open_peft(path, config)[0]
+  except UserError as error:
+    raise UserError(f'lora.path: {error}') from None
+
+
 def read_adapters(path: str, config: ModelConfig) -> Adapters:
   """The adapters of a PEFT folder for a model of this shape.
 
   Raises:
-    UserError: as `peft.read_peft`.
+    UserError: as `check_adapters`.
   """
   from llm.checkpoints.hf import peft
 
-  try:
-    return peft.read_peft(path, config)
-  except UserError as error:
-    raise UserError(f'lora.path: {error}') from None
+  check_adapters(path, config)
+  return peft.read_peft(path, config)
 
 
 def check_dtype(dtype: str) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 from llm.decode import sampling_params
 from llm.decode.generate import Completion, capacity_for, generate
 from llm.decode.step import CHUNK_STEPS
+from llm.engine.checks import check_sizes
 from llm.engine.output import Key
 from llm.engine.phases import Phases, add_batch
 from llm.engine.requests import Limits, Sample
-from llm.errors import UserError
 from llm.host.compile_clock import compile_clock
 from llm.models.transformer import Transformer
 from llm.text.text_stream import TextStream, start_stream
@@ -66,10 +66,7 @@ def plan_decoding(config, samples: Sequence[Sample]) -> Decoding:
   Raises:
     UserError: a field is below 1.
   """
-  for field in ('batch_size', 'chunk_steps', 'prefill_chunk'):
-    value = config[field]
-    if value is not None and value < 1:
-      raise UserError(f'{field}={value}: use 1 or more')
+  check_sizes(config)
   prompt = max(len(sample.request.tokens) for sample in samples)
   total = max(
     len(sample.request.tokens) + sample.sampling.max_new_tokens

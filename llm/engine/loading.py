@@ -12,7 +12,6 @@ from llm.checkpoints.source import (
 from llm.engine.output import fingerprint
 from llm.engine.requests import Limits, model_limits
 from llm.errors import UserError
-from llm.host import terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +64,7 @@ def load_weights(config, opened: OpenedModel):
   """
   # Not above: what `open_model` refuses is refused before JAX is imported.
   from llm.engine.completions import TextModel
+  from llm.host import terminal
   from llm.models.transformer import Transformer
 
   source, dtype = opened.source, to_dtype(config.dtype)

@@ -8,6 +8,7 @@ overwritten but renamed to `OUT.jsonl.1`, `.2`, ….
 
 from collections.abc import Sequence
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -91,17 +92,13 @@ def open_output(path: str, keys: list[Key], *, fresh: bool = False) -> Output:
   Raises:
     UserError: the path is a folder, or a file that this command did not write.
   """
+  check_output(path)
   out = pathlib.Path(path)
-  if out.is_dir():
-    raise UserError(f'output={path!r} is a folder: name a .jsonl file')
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.touch()
   except OSError as error:
-    raise UserError(
-      f'output={path!r}: cannot be written ({error.strerror}); '
-      'name a file in a folder that you may write to'
-    ) from None
+    raise _not_writable(path, error.strerror) from None
   found, end = _read_keys(out)
   if fresh or not found <= set(keys):
     same = found <= set(keys)
@@ -110,6 +107,27 @@ def open_output(path: str, keys: list[Key], *, fresh: bool = False) -> Output:
     return Output(out, frozenset(), moved_to)
   os.truncate(out, end)
   return Output(out, frozenset(found))
+
+
+def check_output(path: str) -> None:
+  """Refuses a path at which no file can be written; makes nothing."""
+  out = pathlib.Path(path)
+  if out.is_dir():
+    raise UserError(f'output={path!r} is a folder: name a .jsonl file')
+  there = out.absolute()
+  while not there.exists():
+    there = there.parent
+  if there != out.absolute() and not there.is_dir():
+    raise _not_writable(path, os.strerror(errno.ENOTDIR))
+  if not os.access(there, os.W_OK):
+    raise _not_writable(path, os.strerror(errno.EACCES))
+
+
+def _not_writable(path: str, why: str | None) -> UserError:
+  return UserError(
+    f'output={path!r}: cannot be written ({why}); name a file in a folder that '
+    'you may write to'
+  )
 
 
 def _read_keys(path: pathlib.Path) -> tuple[set[Key], int]:

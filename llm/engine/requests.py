@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from llm import config_args
 from llm.decode.sampling_params import SamplingParams, check_ids, expand
@@ -120,16 +121,13 @@ def read_requests(
   """
   requests = []
   for where, row in read_jsonl(path, 'prompts_file'):
-    check_keys(row, ROW_KEYS, where)
-    own = row.get('sampling', {})
-    if not isinstance(own, dict):
-      raise UserError(f'{where}: sampling={_show(own)}: give an object')
+    settings = row_sampling(row, sampling, where)
     prompt, tokens = prompt_tokens(row, tokenizer, where)
     request = make_request(
       len(requests),
       prompt,
       tokens,
-      {**sampling, **own},
+      settings,
       limits,
       where,
       continues='messages' not in row,
@@ -138,8 +136,37 @@ def read_requests(
   return requests
 
 
-def prompt_tokens(row: dict, tokenizer, where: str) -> tuple[str | None, tuple]:
-  """Text and token ids of a row's only prompt, in whichever form it comes."""
+def check_first_request(path: str, sampling: dict) -> None:
+  """Refuses a file whose first row is broken, whatever the model is.
+
+  Args:
+    path, sampling: as for `read_requests`.
+
+  Raises:
+    UserError: the file or the row, by its line, field and value.
+  """
+  where, row = next(read_jsonl(path, 'prompts_file'))
+  settings = row_sampling(row, sampling, where)
+  parse_prompt(row, where)
+  if settings.get('max_new_tokens') is None:  # what fits the model
+    settings.pop('max_new_tokens', None)
+  try:
+    SamplingParams.from_dict(settings)
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from None
+
+
+def row_sampling(row: dict, sampling: dict, where: str) -> dict:
+  """The run's settings with those of a row, whose keys are checked."""
+  check_keys(row, ROW_KEYS, where)
+  own = row.get('sampling', {})
+  if not isinstance(own, dict):
+    raise UserError(f'{where}: sampling={_show(own)}: give an object')
+  return {**sampling, **own}
+
+
+def parse_prompt(row: dict, where: str) -> tuple[str, Any]:
+  """(key, value) of a row's only prompt: a string, messages or token ids."""
   given = [key for key in ('prompt', 'messages', 'token_ids') if key in row]
   if len(given) != 1:
     raise UserError(
@@ -148,20 +175,27 @@ def prompt_tokens(row: dict, tokenizer, where: str) -> tuple[str | None, tuple]:
     )
   value = row[given[0]]
   if given[0] == 'token_ids':
-    tokens = token_list(value, 'token_ids', where)
-    text = None
+    value = token_list(value, 'token_ids', where)
+  if given[0] == 'prompt' and not isinstance(value, str):
+    raise UserError(f'{where}: prompt={_show(value)}: give a string')
+  return given[0], value
+
+
+def prompt_tokens(row: dict, tokenizer, where: str) -> tuple[str | None, tuple]:
+  """Text and token ids of a row's only prompt, in whichever form it comes."""
+  form, value = parse_prompt(row, where)
+  if form == 'token_ids':
+    tokens, text = value, None
     if tokenizer and all(0 <= t < tokenizer.vocab_size for t in tokens):
       text = tokenizer.decode(list(tokens), skip_special=False)
     return text, tokens
   if tokenizer is None:
     raise UserError(
-      f'{where}: {given[0]} needs a tokenizer and none lies beside the model: '
+      f'{where}: {form} needs a tokenizer and none lies beside the model: '
       'set tokenizer.path, or give token_ids'
     )
-  if given[0] == 'prompt' and not isinstance(value, str):
-    raise UserError(f'{where}: prompt={_show(value)}: give a string')
   try:
-    if given[0] == 'prompt':
+    if form == 'prompt':
       return value, tuple(tokenizer.encode(value))
     text = chat.render(tokenizer, value)
     return text, tuple(chat.encode(tokenizer, value))

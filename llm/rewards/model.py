@@ -104,13 +104,14 @@ def load_reward_model(
   """
   check_dtype(dtype)
   source = open_reward_model(path)
+  tokenizer = source.tokenizer  # refused, if it is, before the weights
   params = source.load(to_dtype(dtype), shardings)
   head = params.pop('reward_head')
   return RewardModel(
     path,
     Transformer(source.config, dtype=to_dtype(dtype)),
     {'model': params, 'reward_head': head},
-    source.tokenizer,
+    tokenizer,
   )
 
 

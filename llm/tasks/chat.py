@@ -37,8 +37,6 @@ def run(config, opened: loading.OpenedModel, sampling: dict) -> None:
       f'chat=True needs a tokenizer with a chat template and {source.path!r} '
       'has none: use --config.prompt, or set tokenizer.path'
     )
-  if sampling.get('n', 1) != 1:
-    raise UserError(f'sampling.n={sampling["n"]} with chat=True: use 1')
   output = open_output(config.output, [], fresh=True) if config.output else None
   terminal.log(output and output.note(1))
   text_model = loading.load_weights(config, opened)

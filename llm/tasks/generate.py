@@ -1,12 +1,12 @@
 """The run `generate`: one prompt, a file of prompts, or a chat."""
 
-import pathlib
 import sys
 
 from rich import console as rich_console
 
 from llm.engine import loading, requests
 from llm.engine import phases as phases_lib
+from llm.engine.checks import check_generate
 from llm.engine.completions import (
   Decoding,
   TextModel,
@@ -16,7 +16,6 @@ from llm.engine.completions import (
 )
 from llm.engine.output import Key, Output, open_output, sample_keys
 from llm.engine.requests import Request, Sample, make_samples
-from llm.errors import UserError
 from llm.host import terminal
 from llm.host.compile_clock import compile_clock
 from llm.runs import outputs
@@ -31,8 +30,8 @@ def run(config, workdir: str | None) -> None:
     UserError: a field, a file or a row is wrong; the message says which.
   """
   compile_clock()
+  check_generate(config)
   opened = loading.open_model(config)
-  _check_inputs(config)
   sampling = requests.run_sampling(config.sampling)
   if config.chat:
     from llm.tasks import chat
@@ -59,30 +58,6 @@ def run(config, workdir: str | None) -> None:
   terminal.print_table(table)
   if workdir:
     outputs.write_result(workdir, phases_lib.phase_record(phases))
-
-
-def _check_inputs(config) -> None:
-  given = [
-    name
-    for name in ('prompt', 'prompts_file', 'chat')
-    if config[name] is not None and config[name] is not False
-  ]
-  if len(given) != 1:
-    raise UserError(
-      f'{" and ".join(given) + " are" if given else "nothing is"} set: set '
-      'exactly one of --config.prompt, --config.prompts_file and --config.chat'
-    )
-  if config.prompts_file is None:
-    return
-  if config.output is None:
-    raise UserError(
-      'prompts_file is set and output is not: set --config.output'
-    )
-  same = pathlib.Path(config.output).resolve()
-  if same == pathlib.Path(config.prompts_file).resolve():
-    raise UserError(
-      f'output={config.output!r} is the prompts_file itself: name another file'
-    )
 
 
 def _read_requests(config, opened, sampling: dict) -> list[Request]:

@@ -11,7 +11,7 @@ import pytest
 
 import llm
 from llm.checkpoints import source as source_lib
-from llm.checkpoints.opened import Source, read_tokenizer
+from llm.checkpoints.opened import Source
 from llm.checkpoints.source import open_checkpoint, to_dtype
 from llm.errors import UserError
 from llm.models.config import ModelConfig
@@ -56,7 +56,7 @@ def open_toy(path, tokenizer=None):
   return Source(
     path=path,
     config=config,
-    tokenizer=read_tokenizer(path, tokenizer or BYTES, config.vocab_size),
+    tokenizer_path=tokenizer or BYTES,
     generation={'temperature': 0.5},
     load=functools.partial(load_toy, path),
   )

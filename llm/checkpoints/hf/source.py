@@ -12,7 +12,7 @@ from llm.checkpoints.hf import peft_config
 from llm.checkpoints.hf.config import from_hf, token_ids
 from llm.checkpoints.hf.folder import read_json
 from llm.checkpoints.hf.values import read_token_ids
-from llm.checkpoints.opened import Progress, Source, read_tokenizer
+from llm.checkpoints.opened import Progress, Source, locate_tokenizer
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 
@@ -97,7 +97,7 @@ def _open(path: str, tokenizer: str | None, reward_head: bool) -> Source:
   return Source(
     path=path,
     config=config,
-    tokenizer=read_tokenizer(path, tokenizer, config.vocab_size),
+    tokenizer_path=locate_tokenizer(path, tokenizer),
     generation=read_generation(path),
     load=functools.partial(_load, path, config, reward_head),
   )
