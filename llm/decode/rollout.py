@@ -83,7 +83,7 @@ def rows_after_prompts(
                            targets       a b c
                            old_logprobs  a b c
 
-  So a step reads prompts once where rows share them (`tasks.rl_loss`).
+  So a step reads prompts once where rows share them (`rl.loss`).
 
   Args:
     prompts: token ids, one per answer.
