@@ -10,13 +10,7 @@ import jax.numpy as jnp
 
 from llm.decode.rows import History, RowSampling, append, init_history
 from llm.decode.sampling import DEFAULT_ORDER, SampleInfo, sample_rows
-from llm.models.cache import (
-  KVCache,
-  cache_rings,
-  close_cache,
-  init_cache,
-  open_cache,
-)
+from llm.models.cache import KVCache, close_cache, open_cache
 from llm.models.transformer import Transformer
 
 CHUNK_STEPS = 16
@@ -160,8 +154,7 @@ def decode_chunk(
   carry = state.replace(cache=held, shared=None)
   carry = (carry, opened, jnp.zeros_like(state.token))
   (state, opened, taken), output = lax.scan(step, carry, length=steps)
-  rings = cache_rings(model.config, model.scan_layers)
-  cache = close_cache(cache, opened.recent, taken, rings)
+  cache = close_cache(cache, opened, taken)
   return state.replace(cache=cache, shared=shared), output
 
 
@@ -196,29 +189,13 @@ def reread(
     length: static, at least as long as these rows.
   """
   old = state.cache
-  layers = old.layers if isinstance(old.layers, tuple) else (old.layers,)
-  keys = [layer.k for layer in layers]
-  fresh = init_cache(
-    model.config,
-    rows.shape[0],
-    max(k.shape[-2] for k in keys),
-    keys[0].dtype,
-    model.scan_layers,
-  )
   _, fresh = model.apply(
     {'params': params},
     state.history.tokens[:, :length],
-    cache=fresh,
+    cache=jax.tree.map(jnp.zeros_like, old),
     lengths=jnp.minimum(old.length, length),
     rope_length=old.length + 1,
     attend_length=0,
     method='trunk',
   )
-
-  def select(new, kept):
-    axis = new.ndim - 4  # [B, K, S, H], after L if layers are stacked
-    mask = rows.reshape((1,) * axis + (-1, 1, 1, 1))
-    return jnp.where(mask, new, kept)
-
-  layers = jax.tree.map(select, fresh.layers, old.layers)
-  return state.replace(cache=old.replace(layers=layers))
+  return state.replace(cache=old.where_rows(rows, fresh))
