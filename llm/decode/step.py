@@ -22,8 +22,8 @@ class DecodeState:
 
   Attributes:
     cache: all tokens but the last sampled one, and without those in `shared`.
-    shared: the cache of R prompts, each of which B / R consecutive rows answer,
-      or None.
+    shared: the cache of R prompts, each of which B / R consecutive rows
+      continue, or None.
     token: int32[B], the last sampled token.
     history: prompt and output, for penalties and n-grams.
     rows: sampling settings.
@@ -67,6 +67,16 @@ def _emit(state, logits, order, top_n):
   return state, StepOutput(token, info, valid)
 
 
+def first_state(
+  cache, tokens, lengths, rows, limits, *, vocab_size, capacity, shared=None
+) -> DecodeState:
+  """The state before the first token is sampled; see `start`."""
+  history = init_history(tokens, lengths, vocab_size, capacity)
+  return DecodeState(
+    cache, shared, jnp.zeros_like(lengths), history, rows, limits, limits <= 0
+  )
+
+
 @functools.partial(
   jax.jit,
   static_argnames=('capacity', 'order', 'top_n'),
@@ -99,9 +109,15 @@ def start(
   Returns:
     (DecodeState, StepOutput).
   """
-  history = init_history(tokens, lengths, logits.shape[-1], capacity)
-  state = DecodeState(
-    cache, shared, jnp.zeros_like(lengths), history, rows, limits, limits <= 0
+  state = first_state(
+    cache,
+    tokens,
+    lengths,
+    rows,
+    limits,
+    vocab_size=logits.shape[-1],
+    capacity=capacity,
+    shared=shared,
   )
   return _emit(state, logits, order, top_n)
 
@@ -156,12 +172,6 @@ def decode_chunk(
   (state, opened, taken), output = lax.scan(step, carry, length=steps)
   cache = close_cache(cache, opened, taken)
   return state.replace(cache=cache, shared=shared), output
-
-
-@functools.partial(jax.jit, donate_argnames=('state',))
-def finish_rows(state: DecodeState, rows: jax.Array) -> DecodeState:
-  """Marks rows as done: bool[B]."""
-  return state.replace(done=state.done | rows)
 
 
 @functools.partial(
