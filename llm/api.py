@@ -11,7 +11,7 @@ from llm.checkpoints.source import (
   open_checkpoint,
   to_dtype,
 )
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.decode.sampling_params import SamplingParams
 from llm.decode.score import score as score_tokens
 from llm.engine.completions import TextModel, complete

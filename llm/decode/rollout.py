@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from llm.buckets import fine_bucket
-from llm.decode.generate import Completion, generate
+from llm.decode.completion import Completion
+from llm.decode.generate import generate
 from llm.decode.sampling_params import SamplingParams
 from llm.decode.step import CHUNK_STEPS
 from llm.models.transformer import Transformer

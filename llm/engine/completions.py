@@ -10,7 +10,8 @@ import math
 from typing import Any
 
 from llm.decode import sampling_params
-from llm.decode.generate import Completion, capacity_for, generate
+from llm.decode.completion import Completion
+from llm.decode.generate import capacity_for, generate
 from llm.decode.step import CHUNK_STEPS
 from llm.engine.checks import check_sizes
 from llm.engine.output import Key

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.host import bandwidth as bandwidth_lib
 from llm.models.config import ModelConfig
 

@@ -25,7 +25,6 @@ def rematerialised(
   module: type[nn.Module],
   name: str,
   *,
-  static_argnums: tuple[int, ...] = (),
   prevent_cse: bool = True,
 ) -> type[nn.Module]:
   """The module class with the policy of that name.
@@ -33,7 +32,6 @@ def rematerialised(
   Args:
     module: a Linen module class.
     name: one of `REMAT`.
-    static_argnums: arguments of its call that are no arrays, self being 0.
     prevent_cse: False where the module is the body of a loop: the compiler
       does not merge that with its backward pass anyway.
 
@@ -44,9 +42,4 @@ def rematerialised(
     raise UserError(f'remat={name!r}: use one of {", ".join(REMAT)}')
   if name == 'none':
     return module
-  return nn.remat(
-    module,
-    policy=_POLICIES[name],
-    static_argnums=static_argnums,
-    prevent_cse=prevent_cse,
-  )
+  return nn.remat(module, policy=_POLICIES[name], prevent_cse=prevent_cse)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm.data.prompts import Prompt
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.errors import UserError, without_field
 from llm.losses.policy import overlong_penalty
 from llm.rewards import functions as rewards_lib

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llm.data.prompts import Prompt, prompt_order
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.decode.rollout import sample_completions
 from llm.errors import RunError
 from llm.models.transformer import Transformer

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.losses.policy import groups_with_signal
 from llm.rewards.rater import Ratings
 

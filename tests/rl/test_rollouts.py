@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from llm.data.prompts import Prompt
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.parallel.mesh import make_mesh
 from llm.rewards.rater import Ratings
 from llm.rl.groups import Groups

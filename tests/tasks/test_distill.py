@@ -13,7 +13,7 @@ import llm
 from llm import config_args
 from llm.align import checks, distill_data
 from llm.align.teacher import open_teacher, read_teacher
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.errors import UserError
 from llm.losses.distill import generalized_jsd_loss
 from llm.losses.language import next_token_targets

@@ -13,7 +13,7 @@ from llm import config_args
 from llm.align import preference_loss as losses
 from llm.align.checks import needs_reference
 from llm.data.prompts import Prompt, load_prompts
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.decode.score import score
 from llm.errors import RunError
 from llm.parallel.mesh import make_mesh
