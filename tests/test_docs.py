@@ -9,6 +9,7 @@ import pytest
 import llm
 from llm import config_args
 from tests.fixtures import ROOT
+from tests.test_layout import ALLOWED
 
 PAGES = sorted(
   [
@@ -172,6 +173,55 @@ def test_fields_exist(path, configs):
     }
   for name in names:
     assert any(has_field(config, name) for config in configs), name
+
+
+@pytest.fixture(scope='module')
+def architecture():
+  return (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8')
+
+
+def test_architecture_lists_every_module(architecture):
+  rooms = architecture.partition('## The rooms\n')[2]
+  listed = []
+  for part in rooms.partition('## Conventions\n')[0].split('\n### ')[1:]:
+    room = re.match(r'`(\w+)`: ', part)
+    for module, names in re.findall(
+      r'^\| `(\S+)\.py` \|.*\| (.*)\|$', part, re.M
+    ):
+      module = f'{room[1]}/{module}' if room else module
+      listed.append(module)
+      for name in re.findall(r'`(\w+)`', names):
+        assert name in defined(ROOT / 'llm' / f'{module}.py'), (
+          f'{module}: {name}'
+        )
+  there = [path.relative_to(ROOT / 'llm') for path in ROOT.glob('llm/**/*.py')]
+  there = [str(path)[:-3] for path in there if path.name != '__init__.py']
+  assert sorted(listed) == sorted(there)
+
+
+def test_architecture_draws_each_room_above_what_it_imports(architecture):
+  drawing = FENCE.search(architecture.partition('## The rooms\n')[2])[2]
+  layers = [line.split() for line in drawing.splitlines()]
+  height = {room: -i for i, layer in enumerate(layers) for room in layer}
+  assert sum(map(len, layers)) == len(height)
+  assert set(height) == set(ALLOWED) - {'__init__'}
+  for room, below in ALLOWED.items():
+    for other in below if room in height else ():
+      assert height[other] < height[room], f'{room} imports {other}'
+
+
+def test_architecture_names_functions_that_exist(architecture):
+  named = re.findall(r'`([a-z_0-9]+(?:\.\w+)+)`', architecture)
+  named = [name for name in named if name.split('.')[0] in ALLOWED]
+  assert len(named) > 50
+  for name in named:
+    assert resolves(f'llm.{name}'), name
+  table = architecture.partition('## The way')[0]
+  rows = re.findall(r'\| `(llm/\S+)` \| (.*) \|$', table, re.M)
+  assert len(rows) > 9
+  for path, names in rows:
+    for name in re.findall(r'`(\w+)`', names):
+      assert name in defined(ROOT / path), f'{path}: {name}'
 
 
 @pytest.fixture(scope='module')
