@@ -164,6 +164,7 @@ def test_fields_exist(path, configs):
   }
   names = {name.rstrip('.') for name in FLAG.findall(text)}
   names -= {'a.b', 'a', 'sampling.temprature'}  # as running.md shows them
+  names -= {'model.apply'}
   if path.name != 'architecture.md':  # there they are modules
     names |= {
       name
@@ -222,6 +223,26 @@ def test_architecture_names_functions_that_exist(architecture):
   for path, names in rows:
     for name in re.findall(r'`(\w+)`', names):
       assert name in defined(ROOT / path), f'{path}: {name}'
+
+
+def test_the_readme_has_each_experiment_with_its_numbers():
+  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  part = text.partition('## Experiments\n')[2].partition('\n## ')[0]
+  rows = [
+    line.strip('| ').split(' | ') for line in part.splitlines()[3:] if line
+  ]
+  found = []
+  for claim, number, reached, folder in rows:
+    assert len(re.findall(r"[\w.'-]+", claim)) <= 12, claim
+    assert re.match(r'(all|reached|missed|.* (reached|missed))\b', reached)
+    path = ROOT / re.search(r'\((.*)/README.md\)', folder)[1]
+    own = ''.join(
+      page.read_text(encoding='utf-8') for page in path.glob('*.md')
+    )
+    digits = re.compile(r'\d+(?:\.\d+)?')
+    assert set(digits.findall(number + reached)) <= set(digits.findall(own))
+    found.append(path)
+  assert sorted(found) == sorted(page.parent for page in SWEEPS)
 
 
 @pytest.fixture(scope='module')
