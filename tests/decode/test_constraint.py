@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm.decode import slots
 from llm.decode.prefill import empty_cache, pad_rows, prefill
 from llm.decode.rows import (
   Constraint,
@@ -96,6 +97,37 @@ def test_a_free_row_beside_constrained_ones_is_a_row_without_any():
   np.testing.assert_array_equal(free[:, [0, 2]], alone[:, [0, 2]])
   assert (free[:, 1] != alone[:, 1]).any()
   assert state.constraint is None
+
+
+def test_constrained_rows_go_through_slots():
+  """Row 0 goes to slot 3, row 1 to slot 1; slots 0 and 2 are idle."""
+  model, params = tiny.build()
+  tokens, lengths = pad_rows(PROMPTS[:2], 16, 2)
+  cache = empty_cache(model=model, batch=2, capacity=16, dtype=jnp.float32)
+  logits, cache = prefill(params, tokens, lengths, cache, model=model)
+  sampler = {'order': ('constraint', 'temperature'), 'top_n': 0}
+  fresh, first = start(
+    cache,
+    logits,
+    tokens,
+    lengths,
+    stack_rows(SAMPLING[:2], vocab_size=V),
+    np.array([20, 20], np.int32),
+    capacity=16,
+    constraint=even_and_odd((0, 1)),
+    **sampler,
+  )
+  assert (first.token % 2).tolist() == [0, 1]
+  size = {'model': model, 'batch': 4, 'capacity': 64, 'dtype': jnp.float32}
+  idle = slots.init_slots(constraint=even_and_odd([FREE] * 4), **size)
+  state = slots.insert(idle, fresh, np.array([3, 1], np.int32))
+  assert state.constraint.state.tolist() == [FREE, 0, FREE, 1]
+  _, output = decode_chunk(params, state, model=model, steps=STEPS, **sampler)
+  parity = output.token % 2
+  assert parity[:, 3].tolist() == [1, 0, 1, 0]
+  assert parity[:, 1].tolist() == [0, 1, 0, 1]
+  with pytest.raises(ValueError, match='only one of state and fresh'):
+    slots.insert(slots.init_slots(**size), fresh, np.array([3, 1], np.int32))
 
 
 def test_the_best_allowed_id_is_the_greedy_choice():
