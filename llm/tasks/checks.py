@@ -19,6 +19,7 @@ from llm.rl import checks as rl_checks
 from llm.runs.base import base_limit, open_base
 from llm.runs.checks import check_data, check_fields, check_folder
 from llm.runs.export_checks import check_exports
+from llm.tasks.quickstart_checks import check_quickstart
 from llm.tasks.training_fields import training_fields
 
 # What training refuses in the fields of one kind, by `config.task`.
@@ -51,6 +52,8 @@ def check_run(config, workdir: str | None) -> None:
     check_generate(config)
   elif config.task == 'score':
     check_score(config)
+  elif config.task == 'quickstart':
+    check_quickstart(config)
   elif config.task in _FIELDS:
     _check_training(config, workdir)
 
