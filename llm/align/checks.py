@@ -3,8 +3,10 @@
 import math
 from typing import Any
 
+from llm.checkpoints.opened import Source
+from llm.checkpoints.source import open_checkpoint
 from llm.data import curriculum
-from llm.errors import UserError
+from llm.errors import UserError, without_field
 from llm.losses.options import KTO as KTO_OPTIONS
 from llm.losses.options import PREFERENCE, REFERENCE_FREE, check_options
 from llm.runs.checks import given_options
@@ -147,6 +149,13 @@ def check_reference(config) -> None:
     )
 
 
+def check_preference(config) -> None:
+  """Refuses fields of `configs/preference.py` that have no meaning together."""
+  check_loss = check_rated_loss if config.loss.name == KTO else check_pair_loss
+  check_loss(config.loss)
+  check_reference(resolve_reference(config))
+
+
 def check_reward(config) -> None:
   """Refuses fields of `configs/reward.py` that have no meaning together."""
   loss = config.loss
@@ -240,3 +249,26 @@ def check_distill(config) -> None:
     raise UserError(
       f'data.curriculum={data.curriculum}: is of pretraining; leave it unset'
     )
+
+
+def open_teacher_source(config) -> Source:
+  """The checkpoint at `teacher.path`, without its tokenizer and weights.
+
+  Raises:
+    UserError: it is no model.
+  """
+  path = config.teacher.path
+  if path is None:
+    raise UserError(
+      'teacher.path is not set: give the folder of a larger model with the '
+      "student's vocabulary (--config.teacher.path=PATH)"
+    )
+  try:
+    return open_checkpoint(path)
+  except UserError as error:
+    raise of_teacher(path, error) from None
+
+
+def of_teacher(path: str, error: UserError) -> UserError:
+  """The error of what reads models, with the field of the teacher's path."""
+  return UserError(f'teacher.path={path!r}: {without_field(error, path)}')

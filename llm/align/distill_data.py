@@ -11,10 +11,12 @@ from llm.data import dataset, pipeline, prompts, records
 from llm.data.examples import Examples
 from llm.decode.rollout import completion_arrays, sample_completions
 from llm.errors import UserError
+from llm.models.config import length_limit
 from llm.models.transformer import Transformer
 from llm.parallel.sharding import shard_batch
 from llm.runs import datasets, outputs
 from llm.runs.batches import make_source
+from llm.runs.checks import check_data
 from llm.runs.train_model import ModelSpec, TrainModel
 
 
@@ -29,7 +31,7 @@ def load(
     UserError: a field, a file or a row is wrong; the message says which.
   """
   data, rollout = config.data, config.rollout
-  datasets.check_data(data, spec)
+  check_data(data, length_limit(spec.config))
   if not _are_prompts(data):
     examples, held_out = datasets.load_texts(config, spec)
     if samples_completions(rollout) and 'text' in examples.counts['shapes']:
@@ -131,13 +133,8 @@ class Batches:
 
 def _are_prompts(data) -> bool:
   """True where the first row has a prompt and no completion."""
-  first = next(records.read_records(data.path, separator=data.separator)).value
-  first = {k: v for k, v in first.items() if v is not None}
-  if 'prompt' in first:
-    return not {'completion', 'response'} & set(first)
-  turns = first.get('messages')
-  last = turns[-1] if isinstance(turns, list) and turns else None
-  return isinstance(last, dict) and last.get('role') != 'assistant'
+  rows = records.read_records(data.path, separator=data.separator)
+  return prompts.is_prompt(next(rows).value)
 
 
 def _load_prompts(config, spec: ModelSpec):

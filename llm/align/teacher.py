@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 
+from llm.align.checks import of_teacher, open_teacher_source
 from llm.checkpoints.opened import Source
-from llm.checkpoints.source import open_checkpoint, to_dtype
-from llm.errors import UserError, without_field
+from llm.checkpoints.source import to_dtype
+from llm.errors import UserError
 from llm.host import terminal
-from llm.models.config import ModelConfig
+from llm.models.config import ModelConfig, length_limit
 from llm.models.transformer import Transformer, init_params
 from llm.parallel.sharding import param_shardings
 from llm.runs.train_model import ModelSpec, fingerprint
@@ -40,23 +41,17 @@ def open_teacher(config, student: ModelSpec) -> Teacher:
     UserError: it is no model, has another vocabulary than the student, or
       takes fewer tokens than a row may have.
   """
-  path = config.teacher.path
-  if path is None:
-    raise UserError(
-      'teacher.path is not set: give the folder of a larger model with the '
-      "student's vocabulary (--config.teacher.path=PATH)"
-    )
+  source = open_teacher_source(config)
+  shape, path = source.config, config.teacher.path
   try:
-    source = open_checkpoint(path)
-    _check_vocabulary(source.config, source.tokenizer, student)
+    _check_vocabulary(shape, source.tokenizer, student)
   except UserError as error:
-    message = without_field(error, path)
-    raise UserError(f'teacher.path={path!r}: {message}') from None
-  shape = source.config
-  if config.data.max_length > shape.max_length and shape.rope.type != 'dynamic':
+    raise of_teacher(path, error) from None
+  limit = length_limit(shape)
+  if config.data.max_length > limit:
     raise UserError(
       f'data.max_length={config.data.max_length}: the teacher takes '
-      f'{shape.max_length} tokens; use at most as many'
+      f'{limit} tokens; use at most as many'
     )
   return Teacher(
     source,

@@ -126,6 +126,16 @@ def prompt_order(
     place += count - at
 
 
+def is_prompt(row: dict[str, Any]) -> bool:
+  """True for a row of a prompt without a completion."""
+  row = {k: v for k, v in row.items() if v is not None}
+  if 'prompt' in row:
+    return not {'completion', 'response'} & set(row)
+  turns = row.get('messages')
+  last = turns[-1] if isinstance(turns, list) and turns else None
+  return isinstance(last, dict) and last.get('role') != 'assistant'
+
+
 def parse_row(row: dict[str, Any]) -> str | list[dict]:
   """The prompt of a row, a text or messages.
 

@@ -99,6 +99,26 @@ def check_microbatch(config, rows: int, what: str) -> None:
     )
 
 
+def check_room(config, limit: int) -> None:
+  """Refuses prompts that leave no room for a completion.
+
+  Args:
+    config: of the run.
+    limit: tokens that the model takes.
+
+  Raises:
+    UserError: naming the fields.
+  """
+  data, rollout = config.data, config.rollout
+  room = limit - rollout.max_new_tokens
+  if data.max_length > room:
+    raise UserError(
+      f'data.max_length={data.max_length}, tokens of a prompt, and '
+      f'rollout.max_new_tokens={rollout.max_new_tokens} exceed the '
+      f"model's {limit}; use at most {room} for prompts"
+    )
+
+
 def check_rollout(config) -> None:
   """Refuses what does not fit a run on the model's own completions."""
   _check_sizes(config)

@@ -13,7 +13,8 @@ import optax
 
 from llm.errors import UserError
 from llm.parallel.mesh import check_batch, make_mesh
-from llm.runs import checks, exports, samples, writers
+from llm.runs import checks, exports, samples
+from llm.runs.export_checks import check_exports
 from llm.runs.identity import open_checkpoints
 from llm.runs.train_model import ModelSpec, read_spec, trained_shapes
 from llm.train.optim import check_params, make_optimizer
@@ -55,6 +56,7 @@ def open_job(
     UserError: a field is wrong, or the model cannot be read.
   """
   workdir = checks.check_fields(config, workdir, defaults)
+  check_exports(config, workdir)
   mesh = make_mesh(config.mesh)
   rows = config.train.batch_size if rows is None else rows
   microbatches = check_batch(rows, config.train.microbatch_size, mesh)
@@ -82,9 +84,8 @@ def check_job(
       fit this run.
   """
   config, workdir, spec = job.config, job.workdir, job.spec
-  writers.check_fields(config.log)
   samples.check_fields(config.sample, spec)
-  exports.check_fields(config, spec, workdir, reward_head)
+  exports.check_fields(config, spec, reward_head)
   shapes = jax.eval_shape(with_head, trained_shapes(config, spec))
   check_params(config.optim, shapes)
   with open_checkpoints(config, workdir, spec, contents) as checkpoints:

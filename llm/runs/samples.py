@@ -5,20 +5,19 @@ import os
 
 import jax
 
-from llm.decode.sampling_params import SamplingParams
 from llm.engine.completions import TextModel, complete
 from llm.engine.requests import Request, make_samples, model_limits
 from llm.errors import RunError, UserError
 from llm.models.config import length_limit
 from llm.models.transformer import Transformer
 from llm.parallel.distributed import is_writer, to_host
+from llm.runs.checks import sample_params
 from llm.runs.train_model import ModelSpec, TrainModel
 from llm.text import chat
 
 
 def check_fields(sample, spec: ModelSpec) -> None:
-  """Refuses settings and prompts that the model cannot continue."""
-  settings(sample)
+  """Refuses prompts that the model cannot continue."""
   tok, limit = spec.tokenizer, length_limit(spec.config)
   if sample.chat and not tok.chat_templates:
     raise UserError(
@@ -36,23 +35,6 @@ def check_fields(sample, spec: ModelSpec) -> None:
         f'{where}: its {tokens} tokens and sample.max_new_tokens='
         f'{sample.max_new_tokens} exceed the {limit} that the model takes'
       )
-
-
-def settings(sample) -> SamplingParams:
-  """The config's `sample` as sampling parameters.
-
-  Raises:
-    UserError: a field has no meaning.
-  """
-  try:
-    return SamplingParams.from_dict(
-      {
-        'max_new_tokens': sample.max_new_tokens,
-        'temperature': sample.temperature,
-      }
-    )
-  except UserError as error:  # that names the field as generation does
-    raise UserError(str(error).replace('sampling.', 'sample.')) from None
 
 
 def write_samples(
@@ -75,7 +57,7 @@ def write_samples(
   """
   spec = train_model.spec
   tok = spec.tokenizer
-  sampling = settings(sample)
+  sampling = sample_params(sample)
   requests = [
     Request(
       i,

@@ -10,17 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from llm.checkpoints.opened import Source
-from llm.checkpoints.source import (
-  check_dtype,
-  open_checkpoint,
-  read_adapters,
-  to_dtype,
-)
-from llm.errors import UserError
+from llm.checkpoints.source import read_adapters, to_dtype
 from llm.host import terminal
 from llm.models import lora as lora_lib
-from llm.models.config import FRESH_SHAPE, ModelConfig, RopeConfig
-from llm.models.lora_config import LoraConfig, match_targets
+from llm.models.config import ModelConfig, RopeConfig
+from llm.models.lora_config import LoraConfig
 from llm.models.transformer import (
   Transformer,
   init_params,
@@ -28,6 +22,7 @@ from llm.models.transformer import (
   unstack_layers,
 )
 from llm.parallel.sharding import param_shardings
+from llm.runs.base import fresh_shape, lora_config, open_base
 from llm.text.tokenizer import Tokenizer, load_tokenizer
 
 # A fingerprint reads all of a weight file up to so many bytes, and of a larger
@@ -99,31 +94,19 @@ def read_spec(config) -> ModelSpec:
   Raises:
     UserError: a path, a shape or a field of `lora` is wrong.
   """
-  check_dtype(config.dtype)
-  path = config.model.path
-  lora, adapters = _lora_config(config.lora), None
-  if path is None:
-    if config.lora.path is not None:
-      raise UserError(
-        f'lora.path={config.lora.path!r}: adapters belong to their own base; '
-        'set model.path'
-      )
-    tokenizer = _own_tokenizer(config)
+  source, lora = open_base(config), lora_config(config.lora)
+  if source is None:
+    tokenizer = load_tokenizer(config.tokenizer.path)
     return ModelSpec(
       None, None, fresh_config(config.model, tokenizer), tokenizer, lora
     )
-  source = open_checkpoint(path, config.tokenizer.path)
-  model_config, tokenizer = source.config, source.tokenizer
-  _check_shape(config.model, model_config)
-  if tokenizer is None:
-    raise UserError(
-      f'model.path={path!r} has no tokenizer: set --config.tokenizer.path'
-    )
-  weights = fingerprint(path)
+  weights, adapters = fingerprint(source.path), None
   if config.lora.path is not None:
-    adapters = _read_adapters(config.lora, model_config)
+    _, adapters = read_adapters(config.lora.path, source.config)
     weights += fingerprint(config.lora.path)
-  return ModelSpec(source, weights, model_config, tokenizer, lora, adapters)
+  return ModelSpec(
+    source, weights, source.config, source.tokenizer, lora, adapters
+  )
 
 
 def fresh_config(shape, tokenizer: Tokenizer) -> ModelConfig:
@@ -136,23 +119,7 @@ def fresh_config(shape, tokenizer: Tokenizer) -> ModelConfig:
   Raises:
     UserError: a size is wrong.
   """
-  values = {
-    name: default if shape[name] is None else shape[name]
-    for name, default in FRESH_SHAPE.items()
-  }
-  for name, value in values.items():
-    if not isinstance(value, bool) and value < 1:
-      raise UserError(f'model.{name}={value}: use 1 or more')
-  if values['num_heads'] % values['num_kv_heads']:
-    raise UserError(
-      f'model.num_kv_heads={values["num_kv_heads"]}: use a divisor of '
-      f'model.num_heads={values["num_heads"]}'
-    )
-  if values['head_dim'] % 2:
-    raise UserError(
-      f'model.head_dim={values["head_dim"]}: use an even number, for RoPE '
-      'turns pairs'
-    )
+  values = fresh_shape(shape)
   theta = values.pop('rope_theta')
   return ModelConfig(
     vocab_size=tokenizer.vocab_size,
@@ -264,17 +231,6 @@ def _on_mesh(function: Callable, mesh, *args):
   return jax.jit(function, out_shardings=param_shardings(shapes, mesh))(*args)
 
 
-def _own_tokenizer(config) -> Tokenizer:
-  path = config.tokenizer.path
-  if path is None:
-    raise UserError(
-      'neither model.path nor tokenizer.path is set: give a model to start '
-      'from, or a tokenizer for a fresh one (--config.tokenizer.path=bytes '
-      'needs no file)'
-    )
-  return load_tokenizer(path)
-
-
 def fingerprint(path: str) -> str:
   """A hash of each weight file's name, size and content.
 
@@ -296,47 +252,3 @@ def fingerprint(path: str) -> str:
         file.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
         digest.update(file.read(_BLOCK))
   return digest.hexdigest()
-
-
-def _check_shape(shape, config: ModelConfig) -> None:
-  """Refuses a shape that the checkpoint does not have."""
-  for name in FRESH_SHAPE:
-    asked = shape[name]
-    has = config.rope.theta if name == 'rope_theta' else getattr(config, name)
-    if asked is not None and asked != has:
-      raise UserError(
-        f'model.{name}={asked}: the model at model.path has {has}; leave '
-        f'model.{name} unset'
-      )
-
-
-def _read_adapters(fields, config: ModelConfig) -> Any:
-  """The adapters of `lora.path`, if their settings are those of `lora`.
-
-  Raises:
-    UserError: they cannot be read, or have other settings.
-  """
-  there, adapters = read_adapters(fields.path, config)
-  differ = [
-    f'--config.lora.{name}={getattr(there, name)}'
-    for name in ('rank', 'alpha', 'dora', 'rslora')
-    if fields[name] != getattr(there, name)
-  ]
-  asked = dataclasses.replace(there, targets=fields.targets)
-  if match_targets(asked, config) != match_targets(there, config):
-    differ.append(f'--config.lora.targets="{there.targets}"')
-  if differ:
-    raise UserError(
-      f'lora.path={fields.path!r}: its adapters have other settings than lora '
-      f'says; give {" ".join(differ)}'
-    )
-  return adapters
-
-
-def _lora_config(lora) -> LoraConfig | None:
-  if lora.rank < 0:
-    raise UserError(f'lora.rank={lora.rank}: use 0 (no adapters) or more')
-  if lora.rank == 0:
-    return None
-  names = ('rank', 'alpha', 'targets', 'dora', 'rslora', 'dropout')
-  return LoraConfig(**{name: lora[name] for name in names})

@@ -6,7 +6,6 @@ and where one of them fails, the run continues without it.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import importlib.util
 import json
 import os
 import time
@@ -21,25 +20,10 @@ import numpy as np
 
 from llm.errors import RunError, UserError
 from llm.runs import outputs
+from llm.runs.checks import check_log
 
 # Scalars by name, `step` among them.
 Metrics = Mapping[str, Any]
-_WANDB_MODES = ('online', 'offline', 'disabled')
-
-
-def check_fields(log) -> None:
-  """Refuses what `open_writers` would, but for a failing connection."""
-  if log.tensorboard and importlib.util.find_spec('tensorboard') is None:
-    raise _missing('log.tensorboard=True', 'tensorboard')
-  wandb = log.wandb
-  if wandb.project is None:
-    return
-  if wandb.mode not in _WANDB_MODES:
-    raise UserError(
-      f'log.wandb.mode={wandb.mode!r}: must be one of {_WANDB_MODES}'
-    )
-  if importlib.util.find_spec('wandb') is None:
-    raise _missing(f'log.wandb.project={wandb.project!r}', 'wandb')
 
 
 @contextlib.contextmanager
@@ -63,7 +47,7 @@ def open_writers(
       cannot be reached; before anything is written.
     RunError: by the function: `metrics.jsonl` cannot be written.
   """
-  check_fields(config.log)
+  check_log(config.log)
   copies = {}
   if jax.process_index() == 0:
     if config.log.tensorboard:
@@ -229,9 +213,3 @@ def _scalars(metrics: Metrics) -> dict[str, float]:
     and np.ndim(value) == 0
     and jnp.issubdtype(np.asarray(value).dtype, np.number)
   }
-
-
-def _missing(field: str, package: str) -> UserError:
-  return UserError(
-    f'{field}: {package} is not installed: pip install "llm-jax[logging]"'
-  )

@@ -15,7 +15,7 @@ from llm.data.worlds import world as world_lib
 from llm.errors import UserError
 from llm.evals import exam
 from llm.runs import outputs
-from llm.tasks import quickstart
+from llm.tasks import quickstart, quickstart_checks
 from llm.text import chat, chat_mask
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -132,7 +132,7 @@ def test_each_training_begins_with_the_model_before(workdir):
       )
     )
     assert 0 < moved < limits[kind]  # some steps of at most about the rate
-  config = quickstart.training_config(_config(), 'sft')
+  config = quickstart_checks.training_config(_config(), 'sft')
   assert (config.task, config.train.steps, config.optim.lr) == ('sft', 4, 0.003)
 
 
