@@ -119,12 +119,12 @@ def test_measured_bandwidth_is_quick_and_plausible():
 @pytest.mark.parametrize(
   ('enough_s', 'want_s', 'passes'),
   [
-    # Passes of 4 s fit 3 times into 10 s: the third ends at 12 s.
-    (math.inf, 4.0, 3),
-    # Not fast enough: 20 s more, in which the machine is left alone.
-    (3.0, 2.0, 3 + 10),
-    # Never: 10, 20 and 40 s.
-    (1.0, 2.0, 3 + 10 + 20),
+    # Passes of 4 s: three fill 10 s, and five are made in any case.
+    (math.inf, 4.0, 5),
+    # Not fast enough: 20 s more, of passes that nothing disturbs.
+    (3.0, 2.0, 5 + 10),
+    # Never fast enough: 40 s more.
+    (1.0, 2.0, 5 + 10 + 20),
   ],
 )
 def test_a_measurement_that_was_disturbed_is_made_again(
@@ -135,10 +135,22 @@ def test_a_measurement_that_was_disturbed_is_made_again(
   def read():
     nonlocal now, count
     count += 1
-    now += 4.0 if count <= 3 else 2.0
+    now += 4.0 if count <= 5 else 2.0
 
   best = bandwidth.fastest(read, 10.0, enough_s, clock=lambda: now)
   assert (best, count) == (want_s, passes)
+
+
+def test_a_pass_that_takes_very_long_is_not_repeated():
+  now, count = 0.0, 0
+
+  def read():
+    nonlocal now, count
+    count += 1
+    now += 30.0
+
+  assert bandwidth.fastest(read, 10.0, clock=lambda: now) == 30.0
+  assert count == 2  # after 60 s of 5 x 10
 
 
 @pytest.mark.parametrize('length', [1, 1000])
