@@ -6,6 +6,7 @@ Arguments are shapes with shardings: nothing is allocated and nothing runs.
 import dataclasses
 import functools
 import importlib.util
+import math
 import pathlib
 
 import jax
@@ -150,44 +151,46 @@ class Decoding:
     return self._on(state)
 
   def prefill(self):
-    shape = self.shape
-    return prefilling._prefill_chunk.lower(
+    shape, cache = self.shape, self._cache()
+    hidden = self._array((shape.rows, 1, shape.config.embed_dim), DTYPE)
+    lowered = prefilling._prefill_chunk.lower(
       self.params,
       self._array((shape.rows, shape.prompt), jnp.int32),
       self._array((shape.rows,), jnp.int32),
       self._array((), jnp.int32),
-      self._cache(),
-      self._array((shape.rows, 1, shape.config.embed_dim), DTYPE),
+      cache,
+      hidden,
       model=self.model,
       attend_length=0,
     )
+    return lowered, (cache, hidden)
 
-  def decode(self, steps=CHUNK_STEPS):
-    return decode_chunk.lower(
+  def decode(self):
+    state = self._state()
+    lowered = decode_chunk.lower(
       self.params,
-      self._state(),
+      state,
       model=self.model,
-      steps=steps,
+      steps=CHUNK_STEPS,
       attend_length=self.shape.slots,
       order=('temperature',),
     )
+    return lowered, state
 
   def score(self):
     shape = self.shape
-    return score_tokens.lower(
+    lowered = score_tokens.lower(
       self.params,
       self._array((shape.rows, shape.prompt), jnp.int32),
       self._array((shape.rows,), jnp.int32),
       model=self.model,
     )
+    return lowered, ()
 
   def needed(self):
     """Bytes that a decode step must read: weights, slots in use, logits."""
     logits = self.shape.rows * self.shape.config.vocab_size * 4
-    return logits + sum(
-      x.size * x.dtype.itemsize
-      for x in jax.tree.leaves((self.params, self._cache().layers))
-    )
+    return logits + bytes_on_a_device((self.params, self._cache().layers))
 
 
 def _config(name):
@@ -241,7 +244,7 @@ class Training:
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = _placed(key, NamedSharding(mesh, PartitionSpec()))
     with jax.set_mesh(mesh):
-      return step.__wrapped__.lower(state, batch, key, {})
+      return step.__wrapped__.lower(state, batch, key, {}), state
 
   def _rows(self, length):
     whole = (self.shape.rows, length)
@@ -305,6 +308,14 @@ PROGRAMS = {
 
 
 def lower(program, shape, devices):
-  """The lowered program of `PROGRAMS` for a shape of `SHAPES`."""
+  """(the lowered program of `PROGRAMS`, its donated arguments)."""
   kind, name = PROGRAMS[program]
   return getattr(kind(SHAPES[shape], devices), name)()
+
+
+def bytes_on_a_device(tree):
+  """Of arrays or shapes with shardings."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
