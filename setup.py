@@ -1,29 +1,35 @@
 """Packages of llm-jax and what each of them is needed for."""
 
+import pathlib
+
 import setuptools
 
 # Each dependency says what it is for; a feature that only some users need is
 # an extra. Tested versions are in constraints.txt.
 CORE = [
-  'absl-py',  # command-line flags of launch.py
+  'absl-py',  # flags of the command line
   'flax>=0.12',  # Linen modules of llm/models
-  'grain>=0.2.12',  # reading ahead, and the place in the data that is kept
   'jax>=0.10',  # arrays, jit, grad, sharding
   'jinja2>=3.1',  # chat templates
-  'matplotlib',  # figures of the experiments
+  'matplotlib',  # figures of training runs and of experiments
   'ml_collections>=1.0',  # config files and their overrides
+  'ml_dtypes',  # bfloat16 in safetensors files
   'numpy',  # host-side arrays
-  'optax>=0.2',  # optimizers
-  'orbax-checkpoint>=0.11',  # checkpoints of training runs
-  'pyarrow',  # Parquet files of training data
   'protobuf',  # editing SentencePiece's model file (llama2.c vocabularies)
   'rich>=13',  # progress bars and tables in the terminal
-  'safetensors>=0.5',  # Hugging Face checkpoints
   'sentencepiece>=0.2',  # .model tokenizers, and training one
   'tokenizers>=0.20',  # tokenizer.json
   'zstandard',  # .zst files of training data
 ]
+# What training needs besides.
+TRAIN = [
+  'grain>=0.2.12',  # reading ahead, and the place in the data that is kept
+  'optax>=0.2',  # optimizers
+  'orbax-checkpoint>=0.11',  # checkpoints of training runs
+  'pyarrow',  # Parquet files of training data
+]
 EXTRAS = {
+  'train': TRAIN,
   'cuda': ['jax[cuda13]'],  # NVIDIA GPUs
   'tpu': ['jax[tpu]'],  # Google TPUs
   # Copies of a run's metrics; metrics.jsonl needs neither.
@@ -36,9 +42,12 @@ EXTRAS = {
     'uvicorn',  # the HTTP server
   ],
   'dev': [
+    *TRAIN,
     'pytest',  # runs tests/
     'pytest-xdist',  # in two processes: compiling takes one core each
     'ruff',  # lint and format
+    'safetensors>=0.5',  # the independent reader and writer of its files
+    'setuptools>=77',  # builds the wheel that a test installs
   ],
   # The independent implementations that tests/parity compares with.
   'parity': [
@@ -56,8 +65,25 @@ setuptools.setup(
   description=(
     'Load, decode, fine-tune, align and measure language models in JAX'
   ),
+  long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  url='https://github.com/llm-jax/llm-jax',
   license='Apache-2.0',
-  packages=setuptools.find_packages(include=['llm', 'llm.*']),
+  license_files=['LICENSE'],
+  classifiers=[
+    'Development Status :: 4 - Beta',
+    'Intended Audience :: Science/Research',
+    'Operating System :: MacOS',
+    'Operating System :: POSIX :: Linux',
+    'Programming Language :: Python :: 3 :: Only',
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+  ],
+  packages=[*setuptools.find_packages(include=['llm', 'llm.*']), 'llm.configs'],
+  package_dir={'llm.configs': 'configs'},  # in a checkout they are at the top
+  include_package_data=True,  # what MANIFEST.in names below the packages
+  entry_points={'console_scripts': ['llm-jax = llm.start:start']},
   python_requires='>=3.11',
   install_requires=CORE,
   extras_require=EXTRAS,

@@ -1,17 +1,19 @@
 """Reading config files and the flags that change them.
 
 A config file defines `get_config(arg=None)` and returns an
-`ml_collections.ConfigDict`. Bundles of settings are chosen after a colon
-(`--config=configs/quickstart.py:smoke,seed=3`, read by `parse_arg`), single
-fields by their full name (`--config.sampling.top_p=0.9`, read by
-`override_config`). Every name is checked: a typo is refused with the nearest
-name that exists.
+`ml_collections.ConfigDict`. It is a path, or the name of a config of this
+project (`--config=quickstart`, found by `find_config`). Bundles of settings
+are chosen after a colon (`--config=quickstart:smoke,seed=3`, read by
+`parse_arg`), single fields by their full name (`--config.sampling.top_p=0.9`,
+read by `override_config`). Every name is checked: a typo is refused with the
+nearest name that exists.
 """
 
 import difflib
 import importlib.util
 import inspect
 import os
+import pathlib
 import re
 import sys
 import types
@@ -113,13 +115,38 @@ def load_module(path: str, what: str) -> types.ModuleType:
   return module
 
 
+def find_config(name: str) -> str:
+  """The file of a config: that of this project with the name, or a path.
+
+  Raises:
+    UserError: there is neither.
+  """
+  # In an installation they lie inside of the package, in a checkout beside it.
+  package = pathlib.Path(__file__).parent
+  folder = package / 'configs'
+  folder = folder if folder.is_dir() else package.parent / 'configs'
+  ours = {path.stem: str(path) for path in folder.glob('*.py')}
+  if name in ours:
+    return ours[name]
+  if os.path.isfile(name):
+    return name
+  remedy = hint(pathlib.Path(name).stem, ours, '--config=')
+  raise UserError(
+    f'--config {name!r}: no such file, nor a config of llm-jax{remedy}'
+  )
+
+
 def load_config(spec: str) -> ml_collections.ConfigDict:
   """Returns the locked config of `FILE` or `FILE:ARG`.
+
+  Args:
+    spec: FILE is what `find_config` takes.
 
   Raises:
     UserError: no such file, no `get_config` in it, or an argument it refuses.
   """
-  path, colon, arg = spec.partition(':')
+  name, colon, arg = spec.partition(':')
+  path = find_config(name)
   module = load_module(path, '--config')
   get_config = getattr(module, 'get_config', None)
   if get_config is None:

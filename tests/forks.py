@@ -46,7 +46,7 @@ class Forks:
 
 def serve():
   """The process that is forked: a run per line of its input."""
-  import launch
+  from llm import command
   from llm.runs import outputs, report
 
   for name in ('distill', 'online_preference', 'preference', 'rl'):
@@ -60,7 +60,7 @@ def serve():
       os.dup2(file, sys.stdout.fileno())
       os.dup2(file, sys.stderr.fileno())
       _befall(outputs, *event)
-      sys.exit(launch.main(args))
+      sys.exit(command.main(args))
     _, status = os.waitpid(process, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-import launch
+from llm import command
+from tests.fixtures import ROOT
 
 CONFIG = """
 import ml_collections
@@ -40,7 +41,7 @@ def config_file(tmp_path):
 
 
 def call(*args):
-  return launch.main(['launch.py', *map(str, args)])
+  return command.main(['launch.py', *map(str, args)])
 
 
 def test_a_run_writes_its_records(config_file, tmp_path, capsys):
@@ -139,7 +140,7 @@ def test_a_fresh_start_is_light_and_keeps_what_it_compiles(
   path = tmp_path / 'config.py'
   path.write_text(LAZY)
   done = subprocess.run(
-    [sys.executable, launch.__file__, f'--config={path}'],
+    [sys.executable, ROOT / 'launch.py', f'--config={path}'],
     capture_output=True,
     text=True,
     cwd=tmp_path,  # the project need not be the current folder

@@ -12,6 +12,7 @@ FILES = sorted((ROOT / 'llm').rglob('*.py'))
 # `llm.errors`.
 ALLOWED = {
   'errors': set(),
+  'buckets': set(),
   'config_args': set(),
   'models': set(),
   'losses': set(),
@@ -19,11 +20,13 @@ ALLOWED = {
   'parallel': set(),
   'train': set(),
   'host': {'models'},
-  'data': {'text'},
+  'data': {'buckets', 'text'},
   'checkpoints': {'models', 'parallel', 'text'},
-  'decode': {'losses', 'models'},
+  'decode': {'buckets', 'losses', 'models'},
   'engine': {'checkpoints', 'config_args', 'decode', 'host', 'models', 'text'},
-  'rewards': {'checkpoints', 'data', 'decode', 'losses', 'models', 'text'},
+  'rewards': {
+    'buckets', 'checkpoints', 'data', 'decode', 'losses', 'models', 'text',
+  },
   'runs': {
     'checkpoints', 'data', 'decode', 'engine', 'host', 'models', 'parallel',
     'text', 'train',
@@ -44,6 +47,8 @@ ALLOWED = {
     'host', 'losses', 'models', 'parallel', 'rewards', 'rl', 'runs', 'text',
     'train',
   },
+  'command': {'config_args', 'sweeps', 'tasks'},
+  'start': {'command', 'host'},
   '__init__': {'api'},
 }  # fmt: skip
 # Of the extras: a plain installation has none of them.

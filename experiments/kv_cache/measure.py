@@ -13,8 +13,9 @@ import numpy as np
 
 from experiments import machine
 from experiments.kv_cache.shapes import SHAPES
+from llm.buckets import bucket, fine_bucket
 from llm.decode.generate import capacity_for, generate
-from llm.decode.prefill import bucket, empty_cache, fine_bucket, fork, prefill
+from llm.decode.prefill import empty_cache, fork, prefill
 from llm.decode.rows import stack_rows
 from llm.decode.sampling import DEFAULT_ORDER
 from llm.decode.sampling_params import SamplingParams

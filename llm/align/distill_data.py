@@ -1,15 +1,15 @@
 """The batches of a distillation: rows as they are, or answered anew."""
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from llm.align.teacher import Teacher
 from llm.data import dataset, pipeline, prompts, records
-from llm.data.examples import Examples, check_vocabulary
+from llm.data.examples import Examples
 from llm.decode.rollout import completion_arrays, sample_completions
 from llm.errors import UserError
-from llm.host import terminal
 from llm.models.transformer import Transformer
 from llm.parallel.sharding import shard_batch
 from llm.runs import datasets, outputs
@@ -162,39 +162,22 @@ def _are_prompts(data) -> bool:
 
 
 def _load_prompts(config, spec: ModelSpec):
-  """`supervised.load` of rows of a prompt alone."""
-  data, tok = config.data, spec.tokenizer
-  check_vocabulary(tok, spec.config.vocab_size)
+  """Prompts as examples without a completion; rows held out have one."""
+  data = config.data
   if data.eval_fraction:
     raise UserError(
       f'data.eval_fraction={data.eval_fraction}: {data.path} has prompts '
       'without answers, and what is held out is scored on its answers; give '
       'rows that have some as data.eval_path'
     )
-  with terminal.progress_bar() as bar:
-    rows, overlong = prompts.load_prompts(
-      data.path,
-      tok,
-      max_length=data.max_length,
-      on_bytes=datasets.on_bytes(bar, 'reading data.path'),
-    )
-    held_out = None
-    if data.eval_path is not None:
-      held_out, _ = dataset.load_examples(
-        data.eval_path,
-        tok,
-        max_length=data.max_length,
-        overlong=data.overlong,
-        cache_dir=outputs.cache_dir(),
-        field='data.eval_path',
-        on_bytes=datasets.on_bytes(bar, 'reading data.eval_path'),
-      )
-  parts = [f'{len(rows):,} prompts']
-  if held_out is not None:
-    parts.append(f'{len(held_out):,} held out')
-  if overlong:
-    parts.append(f'{overlong:,} too long')
-  terminal.log('data: ' + ', '.join(parts))
+  load_eval = functools.partial(
+    dataset.load_examples,
+    tok=spec.tokenizer,
+    max_length=data.max_length,
+    overlong=data.overlong,
+    cache_dir=outputs.cache_dir(),
+  )
+  rows, held_out = datasets.load_prompts(config, spec, load_eval=load_eval)
   return prompts.as_examples(rows), held_out
 
 

@@ -1,4 +1,4 @@
-"""A curriculum over sequence lengths: short rows first, no token left out."""
+"""A curriculum of sequence lengths: short rows first, no token is dropped."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ Schedule = Sequence[tuple[int | float, int]]
 def shorten(batch: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
   """Cuts the rows of a batch into pieces of `length` tokens.
 
-  [B, T] becomes [B · ceil(T / length), length]: each row's pieces follow each
-  other, the last one padded. A document that is cut goes on at position 0, and
-  its first token in the new piece is predicted by nothing any more:
+  [B, T] becomes [B · ceil(T / length), length]: the pieces of a row follow each
+  other, and the last one is padded. A document that is cut continues at
+  position 0, and the first token of its new piece is not predicted any more:
 
     tokens       5 6 7 8 9 3   length 4: 5 6 7 8 | 9 3 . .
     segment_ids  1 1 1 1 1 2             1 1 1 1 | 1 2 0 0
@@ -22,7 +22,7 @@ def shorten(batch: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
 
   Args:
     batch: arrays [B, T]: `tokens`, `loss_mask`, `segment_ids`, `positions`.
-    length: of the pieces; from T on the batch stays as it is.
+    length: tokens of a piece; T or more returns the batch as it is.
 
   Raises:
     UserError: length < 2.
@@ -37,7 +37,7 @@ def shorten(batch: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
   shape = (rows * pieces, length)
   out = {k: np.pad(v, pad).reshape(shape) for k, v in batch.items()}
   segments = out['segment_ids']
-  # The documents of a piece count from 1, and from where they begin in it.
+  # Segments count from 1 in each piece, positions from a segment's begin in it.
   begins = np.diff(segments, axis=1, prepend=0) != 0
   out['segment_ids'] = np.where(
     segments, np.cumsum(begins & (segments != 0), axis=1), 0
@@ -60,9 +60,9 @@ def length_at(
   Args:
     step: from 0.
     total_steps: of the run.
-    schedule: (until, length) in the order of time; a float is a share of the
-      run, an int a step.
-    max_length: what the lengths end with.
+    schedule: (until, length) in order of time; `until` is a share of the run
+      as a float, or a step as an int.
+    max_length: the length after the last stage.
   """
   for until, length in schedule:
     if step < _until_step(until, total_steps):
@@ -73,7 +73,7 @@ def length_at(
 def check_schedule(
   schedule: Schedule, total_steps: int, max_length: int
 ) -> None:
-  """Refuses a schedule that is no sequence of stages.
+  """Refuses a malformed schedule.
 
   Raises:
     UserError: `data.curriculum` has a stage that is malformed, out of order or

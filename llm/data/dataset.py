@@ -1,4 +1,4 @@
-"""Files to examples, kept on disk so that the next start is quick."""
+"""Files of text rows to examples, kept on disk for the next start."""
 
 from collections.abc import Callable
 import contextlib
@@ -15,11 +15,11 @@ import tempfile
 import numpy as np
 
 from llm.data import examples as examples_lib
-from llm.data import records, shapes
+from llm.data import reading, records, shapes
 from llm.data.examples import Examples
 from llm.errors import UserError
 
-# Part of the key: counted up whenever the same rows give other examples.
+# Part of the key; raise it whenever the same rows give other examples.
 _VERSION = 1
 _PARTS = {'tokens': np.int32, 'loss_mask': np.bool_, 'lengths': np.int64}
 
@@ -43,12 +43,12 @@ def load_examples(
     tok: a `Tokenizer`.
     max_length: tokens of a row.
     overlong: what to do with longer rows, see `examples.fit_example`.
-    separator: cuts plain text into documents.
+    separator: stands between the documents of plain text.
     eval_fraction: the share of the rows that is held out, the last ones. Of a
-      single text it is the last characters, as nanoGPT does.
-    cache_dir: folder for the examples, named by the content of the files, the
-      tokenizer and these options; they are mapped into memory from there. None
-      keeps them in memory.
+      single text the last characters are held out, as in nanoGPT.
+    cache_dir: the examples are kept below this folder, under a name made of the
+      files' content, the tokenizer and these options, and mapped into memory.
+      None keeps them in memory.
     field: the config field of `path`, for messages.
     on_bytes: progress, called with (bytes done, bytes in all).
 
@@ -61,12 +61,9 @@ def load_examples(
       anything is returned.
   """
   examples_lib.check_options(max_length, overlong)
-  if not 0.0 <= eval_fraction < 1.0:
-    raise UserError(
-      f'data.eval_fraction={eval_fraction}: use 0.0 or more, below 1.0'
-    )
+  reading.check_fraction(eval_fraction)
   files = records.find_files(path, field)
-  # Of what is held out there may be no text, though training is on texts.
+  # The rows held out may be no texts, though training is on texts.
   is_cut = field != 'data.path' or any(map(records.is_text, files))
   if separator is not None and not is_cut:
     raise UserError(
@@ -108,7 +105,11 @@ def load_examples(
 
 
 def _write(files, rows, tok, max_length, overlong, eval_fraction) -> dict:
-  """Writes the arrays of all rows to open files; returns what to note."""
+  """Writes the arrays of all rows to open files.
+
+  Returns:
+    the note to keep beside them: counts, digest, how many are to train on.
+  """
   rows, is_cut = _cut_text(rows, eval_fraction)
   counts = dict.fromkeys(
     ('rows', 'examples', 'truncated', 'dropped', 'emptied', 'split'), 0
@@ -116,28 +117,22 @@ def _write(files, rows, tok, max_length, overlong, eval_fraction) -> dict:
   counts['shapes'] = {}
   ends = [0]  # how many examples there are before each row
   digest = hashlib.sha256()
-  for record in rows:
-    try:
-      row = shapes.canonical_row(record.value, bool(tok.chat_templates))
-      whole = examples_lib.encode_row(tok, row)
-      is_text = row.text is not None
-      fitted = list(
-        examples_lib.fit_example(whole, max_length, overlong, is_text)
-      )
-    except UserError as error:
-      raise UserError(f'{record.where}: {error}') from None
-    counts['rows'] += 1
+
+  def encode(value):
+    row = shapes.canonical_row(value, bool(tok.chat_templates))
     counts['shapes'][row.shape] = counts['shapes'].get(row.shape, 0) + 1
-    if len(whole.tokens) > max_length:
-      done = {'truncate': 'truncated', 'drop': 'dropped', 'split': 'split'}
-      counts[done[overlong] if fitted or overlong == 'drop' else 'emptied'] += 1
-    for example in fitted:
+    whole, is_text = examples_lib.encode_row(tok, row), row.text is not None
+    parts = reading.fit_row([whole], max_length, overlong, counts, is_text)
+    return parts[0] if parts else []
+
+  for kept in reading.encode_records(rows, encode, counts):
+    for example in kept:
       parts = (*example, np.int64(len(example.tokens)))
       for name, part in zip(_PARTS, parts):
         data = part.tobytes()
         files[name].write(data)
         digest.update(data)
-    counts['examples'] += len(fitted)
+    counts['examples'] += len(kept)
     ends.append(counts['examples'])
   # A share such as 0.3 is a little less than it says.
   train = 1 if is_cut else int(counts['rows'] * (1 - eval_fraction) + 1e-9)
@@ -151,7 +146,7 @@ def _write(files, rows, tok, max_length, overlong, eval_fraction) -> dict:
 
 
 def _cut_text(rows, eval_fraction: float):
-  """Cuts a text that is the only row in two, the second part to hold out.
+  """Splits a text that is the only row; its second part is to be held out.
 
   Returns:
     the rows, and whether there was such a text.
@@ -171,7 +166,7 @@ def _cut_text(rows, eval_fraction: float):
 
 
 def _key(files, tok, options: list) -> str:
-  """Names the examples by everything that they follow from."""
+  """A name for the examples that changes with all that they depend on."""
   parts = [_VERSION, options, _fingerprint(tok)]
   for file in files:
     with file.open('rb') as opened:
@@ -181,7 +176,7 @@ def _key(files, tok, options: list) -> str:
 
 
 def _fingerprint(tok) -> list:
-  """The content of the files that the tokenizer would be saved as."""
+  """Names and digests of the files that the tokenizer would be saved as."""
   with tempfile.TemporaryDirectory() as folder:
     tok.save(folder)
     return [
@@ -232,7 +227,7 @@ def _store(folder: pathlib.Path | None, write) -> tuple[Examples, int]:
 
 
 def _load(folder: pathlib.Path) -> tuple[Examples, int] | None:
-  """Maps stored arrays into memory; None where there are no intact ones."""
+  """Maps stored arrays into memory; None if they are missing or damaged."""
   try:
     note = json.loads((folder / 'note.json').read_text(encoding='utf-8'))
     arrays = {}

@@ -1,4 +1,4 @@
-"""Rows as token ids and loss masks, all of them checked before training."""
+"""Rows as token ids and loss masks, all checked before training."""
 
 from collections.abc import Iterable, Iterator
 import dataclasses
@@ -14,14 +14,14 @@ from llm.text import chat_mask
 OVERLONG = ('truncate', 'drop', 'split')
 
 
-class EmptyAnswerError(UserError):
-  """A row whose answer is empty: refused in fine-tuning, left out of pairs."""
+class EmptyCompletionError(UserError):
+  """An empty completion: refused in fine-tuning, left out of rated rows."""
 
 
 class Example(NamedTuple):
-  """One row: `tokens` int32[n], and `loss_mask` bool[n], those to predict.
+  """One row: `tokens` int32[n] and `loss_mask` bool[n], the tokens to predict.
 
-  The first token is never under the mask, for nothing predicts it.
+  The first token is never under the mask, since nothing comes before it.
   """
 
   tokens: np.ndarray
@@ -30,15 +30,15 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-  """Many examples, one after the other; the arrays may lie on disk.
+  """Many examples in flat arrays, which may be mapped from disk.
 
   Attributes:
     tokens: int32[total].
     loss_mask: bool[total].
     offsets: int64[N + 1], where each example begins, and the end of the last.
-    digest: names the content; a resumed run compares it.
-    counts: what became of the rows they were made from: 'rows', 'examples',
-      'truncated', 'dropped', 'emptied', 'split' and 'shapes'.
+    digest: of the content; a resumed run compares it.
+    counts: what became of the rows: 'rows', 'examples', 'truncated', 'dropped',
+      'emptied', 'split' and 'shapes'.
   """
 
   tokens: np.ndarray = dataclasses.field(repr=False)
@@ -75,7 +75,7 @@ class Examples:
 
 
 def from_list(examples: Iterable[Example]) -> Examples:
-  """Collects examples in memory."""
+  """Joins examples into flat arrays in memory."""
   examples = list(examples)
   tokens, masks = [np.zeros(0)], [np.zeros(0)]
   for example in examples:
@@ -104,19 +104,19 @@ def encode_row(tok, row: shapes.Row) -> Example:
                              ^^^^^^^^
     messages             as `chat_mask.encode_with_mask`
 
-  BOS where the tokenizer puts one, EOS its first end token, not doubled where
-  the row ends with it. Prompt and completion are joined as they are and
-  tokenized once, so that the ids are those of the whole text. A token that
-  lies across the seam counts as the completion's: the loss leaves out no
-  character of it.
+  BOS is there where the tokenizer puts one. EOS is its first end token, and is
+  not doubled where the row ends with it. Prompt and completion are joined as
+  they are and tokenized once, so that the ids are those of the whole text. A
+  token that lies across the seam counts as the completion's, so that the loss
+  covers all of its characters.
 
   Args:
     tok: a `Tokenizer`.
     row: from `shapes.canonical_row`.
 
   Raises:
-    UserError: nothing of the row would be learned, or the tokenizer or its
-      chat template refuses it. The caller puts file and row before it.
+    UserError: the row has nothing to learn, or the tokenizer or its chat
+      template refuses it. The caller puts file and row before the message.
   """
   if row.messages is not None:
     ids, mask = _encode_messages(tok, row)
@@ -141,11 +141,11 @@ def encode_row(tok, row: shapes.Row) -> Example:
 def fit_example(
   example: Example, max_length: int, overlong: str, is_text: bool = True
 ) -> Iterator[Example]:
-  """What remains of an example in rows of `max_length` tokens.
+  """Yields what is left of an example in rows of `max_length` tokens.
 
   'truncate' keeps the beginning, 'drop' nothing. 'split' cuts a text into
-  windows that share one token, the last of one and the first of the next:
-  each token is predicted once, and none is lost.
+  windows; the last token of one is the first of the next, so that each token is
+  predicted once and none is lost.
 
     max_length 3: a b c d e -> a b c | c d e
 
@@ -155,11 +155,11 @@ def fit_example(
     example: of any length.
     max_length: tokens of a row, at least 2.
     overlong: one of OVERLONG.
-    is_text: only a text is split, for the windows of a dialogue would lack
-      the question.
+    is_text: only a text can be split; windows of a dialogue would lack the
+      question.
 
   Raises:
-    UserError: 'split' on what is no text.
+    UserError: 'split' on a row that is no text.
   """
   length = len(example.tokens)
   if length <= max_length:
@@ -223,7 +223,7 @@ def _encode_messages(tok, row: shapes.Row) -> tuple[list[int], list[bool]]:
       'has no assistant message, so that nothing is learned from it'
     )
   if all(message.get('content') == '' for message in learned):
-    raise EmptyAnswerError(
+    raise EmptyCompletionError(
       'has only empty assistant messages, so that nothing is learned from it'
     )
   return chat_mask.encode_with_mask(
@@ -233,7 +233,7 @@ def _encode_messages(tok, row: shapes.Row) -> tuple[list[int], list[bool]]:
 
 def _encode_completion(tok, row: shapes.Row) -> tuple[list[int], list[bool]]:
   if not row.completion:
-    raise EmptyAnswerError(
+    raise EmptyCompletionError(
       'the completion is empty, so that nothing is learned from it'
     )
   if not tok.eos_ids:

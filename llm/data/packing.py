@@ -1,4 +1,4 @@
-"""Which documents share a row."""
+"""Packing: which documents share a row."""
 
 import collections
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from llm.errors import UserError
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-  """Packs by best fit decreasing: the longest first, each where it is tightest.
+  """Packs by best fit decreasing: longest first, each into the fullest row.
 
-  A document goes into the row with the least room that still holds it; of rows
-  with equal room into the one that has had it for longest. A new row is begun
-  where none has room:
+  A document goes into the row with the least room that still holds it; among
+  rows with equal room, into the one that has had that room for longest. A new
+  row begins where none has room:
 
     lengths [4, 2, 3, 1], capacity 4 -> [[0], [2, 3], [1]]
 
   The number of rows depends on the lengths alone, not on their order. Takes
-  about 1 µs a document and row, for rows of equal room are found by a bit mask
-  and documents of equal length placed together.
+  about 1 µs a document and row: a bit mask finds rows by their room, and
+  documents of equal length are placed together.
 
   Args:
     lengths: tokens of each document, 1 to `capacity`.
@@ -56,7 +56,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
       else:
         room, row = capacity, len(rows)
         rows.append([])
-      # The row stays the tightest until the next one would not fit.
+      # The row stays the fullest until the next document would not fit.
       count = min(room // length, end - at)
       rows[row] += ordered[at : at + count]
       at += count
@@ -68,7 +68,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def next_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-  """Packs in the order given: a row ends where the next document is too long.
+  """Packs in the given order: a row ends where the next document does not fit.
 
   Args, returns and errors are those of `best_fit`.
   """

@@ -1,7 +1,7 @@
 """Examples to batches: shuffled, packed, prefetched, resumed bit for bit.
 
-Which rows batch n holds is a function of (examples, settings, n), so that the
-state of a source is a number and what was prefetched is never lost.
+Which rows batch n holds is a function of (examples, settings, n). So the state
+of a source is a number, and no prefetched batch is lost on a restart.
 """
 
 from collections.abc import Iterator
@@ -10,18 +10,17 @@ import functools
 import grain
 import numpy as np
 
+from llm.buckets import bucket
 from llm.data import packing as packing_lib
 from llm.data.examples import Examples
 from llm.errors import UserError
 
-SHORTEST = 16  # tokens; the ladder of lengths is SHORTEST · 2^k
-
 
 class Source:
-  """An endless iterator over (batch, stats) whose place can be kept.
+  """An endless iterator over (batch, stats) with a place to save and restore.
 
-  Made by `make_source`. Rows flow on from one epoch to the next: each epoch
-  has every example once, and each batch is full.
+  Made by `make_source`. Each epoch has every example once, and each batch is
+  full: it may end one epoch and begin the next.
   """
 
   def __init__(self, rows: '_Rows', batch_size: int, prefetch: int):
@@ -42,11 +41,11 @@ class Source:
     return next(self._iterator)
 
   def get_state(self) -> dict:
-    """The place after the batch that was handed out last, as JSON knows it."""
+    """The place after the last batch that was handed out; can go into JSON."""
     return {'source': self._identity, 'iterator': self._iterator.get_state()}
 
   def set_state(self, state: dict) -> None:
-    """Goes to the place of a `get_state`; the next batch is the one after it.
+    """Restores a place from `get_state`; the next batch is the one after it.
 
     Raises:
       UserError: the state is of other data or of other settings.
@@ -79,13 +78,13 @@ def make_source(
   group: int = 1,
   named: bool = False,
 ) -> Source:
-  """Batches without end.
+  """Makes a source of batches without end.
 
-  Packed rows have `max_length` tokens: with `shuffle` the examples of an epoch
-  are packed by best fit, equally long ones changing places from epoch to
-  epoch, and the rows come in a new order each epoch; without it, examples
-  follow each other as in the file and a row ends where the next one would not
-  fit. Rows that are not packed are padded to the next length of the ladder
+  Packed rows have `max_length` tokens. With `shuffle` the examples of an epoch
+  are packed by best fit; equally long ones change places from epoch to epoch,
+  and the rows come in a new order each epoch. Without it the examples follow
+  each other as in the file, and a row ends where the next one would not fit.
+  Rows that are not packed are padded to the first length of the ladder
   16, 32, 64, … max_length that holds the longest of the batch.
 
   Args:
@@ -93,23 +92,24 @@ def make_source(
     batch_size: B, rows of a batch.
     max_length: the longest row, in tokens.
     packing: several examples in a row.
-    shuffle: another order each epoch, from `seed`; else the file's.
+    shuffle: a new order each epoch, drawn from `seed`; else the file's order.
     seed: of the order.
-    prefetch: batches made ahead in a thread; 0 makes them when asked.
+    prefetch: how many batches a thread makes ahead; 0 makes each on demand.
     pad_id: token of the padding.
-    group: so many examples after each other share a row: 2 for pairs. A row
+    group: so many consecutive examples share a row, such as 2 for pairs. A row
       then has up to group · max_length tokens.
-    named: say which examples a batch has; those of groups always are.
+    named: add the array `examples`; a group of 2 or more always has it.
 
   Returns:
-    a `Source`. A batch has the arrays of `fill_rows` and, where it is named,
+    a `Source`. A batch has the arrays of `fill_rows` and, if `named`,
     `examples`: int32[B, S], the index of the example in each segment, -1 for
     none, where S is the most examples that any row has. Its stats are
-    'epoch' (how many epochs are done after it, a float), 'examples', 'tokens'
+    'epoch' (epochs done after the batch, a float), 'examples', 'tokens'
     (without padding), 'loss_tokens' and 'efficiency' (tokens / (B · T)).
 
   Raises:
-    UserError: a value that has no meaning, no examples, or one too long.
+    UserError: a value is out of range, there are no examples, or one is longer
+      than max_length.
   """
   for name, value in (
     ('train.batch_size', batch_size),
@@ -135,9 +135,9 @@ def eval_batches(
   group: int = 1,
   named: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Every example once, in batches as those of `make_source`.
+  """Yields every example once, in batches like those of `make_source`.
 
-  The last batch is filled up with rows of padding, which weigh nothing.
+  The last batch is filled up with rows of padding, which have no loss.
 
   Args and errors are those of `make_source`.
   """
@@ -163,13 +163,13 @@ def fill_rows(
   packing: bool,
   pad_id: int = 0,
 ) -> dict[str, np.ndarray]:
-  """The arrays of rows whose examples are known.
+  """The arrays of a batch, given which examples each row has.
 
   Args:
     examples: where they come from.
     members: for each row the indices of its examples; an empty row is padding.
-    max_length: T of packed rows, and the longest T of others.
-    packing: else T is the next of the ladder that holds every row.
+    max_length: T of packed rows, and the largest T of others.
+    packing: False takes the first T of the ladder that holds every row.
     pad_id: token of the padding.
 
   Returns:
@@ -180,7 +180,7 @@ def fill_rows(
   length = max_length
   if not packing:
     longest = max(sum(len(examples[i].tokens) for i in row) for row in members)
-    length = bucket(longest, max_length)
+    length = bucket(longest, maximum=max_length)
   shape = (len(members), length)
   batch = {
     'tokens': np.full(shape, pad_id, np.int32),
@@ -215,15 +215,7 @@ def fill_stats(batch: dict[str, np.ndarray]) -> dict[str, float]:
   }
 
 
-def bucket(length: int, max_length: int) -> int:
-  """The least of 16, 32, 64, … and max_length that is at least `length`."""
-  size = SHORTEST
-  while size < length:
-    size *= 2
-  return min(size, max_length)
-
-
-# The config field that each part of a source's identity comes from.
+# The config field behind each part of a source's identity.
 _FIELDS = {
   'digest': 'data.path',
   'max_length': 'data.max_length',
@@ -235,7 +227,7 @@ _FIELDS = {
 
 
 class _Rows:
-  """All rows of all epochs as one long list, which Grain reads from.
+  """All rows of all epochs as one long list, for Grain to read from.
 
   Row i is row i % per_epoch of epoch i // per_epoch, as (i, its examples).
   """
@@ -253,8 +245,8 @@ class _Rows:
     lengths = _group_lengths(examples, group)
     self._packs, self._decreasing = None, -lengths
     if packing and shuffle:
-      # The rows by rank in the order of length: which example has which rank
-      # among equally long ones is drawn anew each epoch.
+      # Rows of ranks in the order of length. Which of equally long examples
+      # has which rank is drawn anew each epoch.
       self._packs = packing_lib.best_fit(np.sort(lengths)[::-1], max_length)
     elif packing:
       self._packs = packing_lib.next_fit(lengths.tolist(), max_length)
@@ -282,7 +274,7 @@ class _Rows:
     return index, members
 
   def _make_order(self, epoch: int):
-    """Which example has which rank, and which row comes when; None: as is."""
+    """(example of each rank, order of the rows); None for no change."""
     if not self._shuffle:
       return None, None
     rng = np.random.default_rng((self._seed, epoch))
@@ -307,7 +299,7 @@ def _make_batch(rows: _Rows, chosen: list[tuple[int, list[int]]]):
 
 
 def _group_lengths(examples: Examples, group: int) -> np.ndarray:
-  """Tokens of each group of examples after each other."""
+  """Tokens of each group of consecutive examples."""
   if len(examples) % group:
     raise ValueError(
       f'{len(examples)} examples do not divide into groups of {group}'
@@ -321,7 +313,7 @@ def _expand(units: list[int], group: int) -> list[int]:
 
 
 def _example_ids(members, segments: int, named: bool) -> dict[str, np.ndarray]:
-  """Which example is in which segment, where it is asked for."""
+  """The array `examples` of a named batch, see `make_source`."""
   if not named:
     return {}
   ids = np.full((len(members), segments), -1, np.int32)

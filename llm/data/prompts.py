@@ -1,4 +1,4 @@
-"""Rows that a model is to answer: a prompt, and what its rewards need."""
+"""Rows of a prompt alone, with what reward functions need to know."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llm.data import records
+from llm.data import reading, records
 from llm.data.examples import Example, Examples, from_list
 from llm.errors import UserError
 from llm.text import chat
@@ -19,7 +19,7 @@ class Prompt:
   """One prompt.
 
   Attributes:
-    token_ids: what the model reads.
+    token_ids: the prompt, up to where the completion begins.
     row: the row as it was written, for reward functions ('answer' and others).
   """
 
@@ -40,8 +40,8 @@ def load_prompts(
 
   A string is encoded as it is, with BOS where the tokenizer puts one; messages
   (in `prompt` or `messages`) go through the chat template, up to where the
-  assistant begins. A prompt above `max_length` is left out and counted: without
-  its beginning or its end it would ask for something else.
+  assistant begins. A prompt above `max_length` is left out and counted, for a
+  part of it would ask something else.
 
   Args:
     path: see `records.read_records`.
@@ -57,60 +57,63 @@ def load_prompts(
   Raises:
     UserError: a bad file or row, by name and row number, or no prompt is left.
   """
-  prompts, overlong = [], 0
-  for record in records.read_records(path, field=field, on_bytes=on_bytes):
-    try:
-      token_ids = _encode(tok, record.value)
-      check(record.value)
-    except UserError as error:
-      raise UserError(f'{record.where}: {error}') from None
+  counts = {'rows': 0, 'overlong': 0}
+
+  def encode(row):
+    token_ids = _encode(tok, row)
+    check(row)
     if len(token_ids) > max_length:
-      overlong += 1
-    else:
-      prompts.append(Prompt(tuple(token_ids), record.value))
+      counts['overlong'] += 1
+      return []
+    return [Prompt(tuple(token_ids), row)]
+
+  rows = records.read_records(path, field=field, on_bytes=on_bytes)
+  prompts = []
+  for kept in reading.encode_records(rows, encode, counts):
+    prompts += kept
   if not prompts:
     raise UserError(
-      f'{field}: all {overlong} prompts are longer than data.max_length='
-      f'{max_length} tokens; raise it'
+      f'{field}: all {counts["overlong"]} prompts are longer than '
+      f'data.max_length={max_length} tokens; raise it'
     )
-  return prompts, overlong
+  return prompts, counts['overlong']
 
 
 def digest(prompts: list[Prompt]) -> str:
-  """Names the content; a resumed run compares it."""
+  """A digest of the prompts; a resumed run compares it."""
   rows = [[p.token_ids, p.row] for p in prompts]
   text = json.dumps(rows, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def as_examples(prompts: list[Prompt]) -> Examples:
-  """The prompts as examples without an answer."""
+  """The prompts as examples without a completion."""
   rows = (np.array(prompt.token_ids, np.int32) for prompt in prompts)
   return from_list(Example(row, np.zeros(len(row), bool)) for row in rows)
 
 
 def prompt_lengths(examples: Examples) -> np.ndarray:
-  """int64[N]: tokens of each example before its last answer.
+  """int64[N]: tokens of each example before its last completion.
 
     loss_mask  0 0 1 1 0 0 1 1 1    6, of 9 tokens
 
-  An example without an answer is a prompt as a whole.
+  An example without a completion is a prompt as a whole.
   """
   mask, starts = examples.loss_mask, examples.offsets[:-1]
   # The first token of an example is never under the mask.
-  answers = np.flatnonzero(mask[1:] & ~mask[:-1]) + 1
-  answers = np.concatenate([[-1], answers])
-  last = answers[np.searchsorted(answers, examples.offsets[1:]) - 1]
+  begins = np.flatnonzero(mask[1:] & ~mask[:-1]) + 1
+  begins = np.concatenate([[-1], begins])
+  last = begins[np.searchsorted(begins, examples.offsets[1:]) - 1]
   return np.where(last >= starts, last - starts, examples.lengths)
 
 
 def prompt_order(
   count: int, shuffle: bool, seed: int, start: int
 ) -> Iterator[int]:
-  """Indices of prompts without end, from place `start` on.
+  """Yields indices of prompts without end, from place `start` on.
 
-  Each epoch has every prompt once; with `shuffle` in an order of its own that
-  follows from (seed, epoch).
+  Each epoch has every prompt once. With `shuffle` each epoch has an order of
+  its own, a function of (seed, epoch).
   """
   place = start
   while True:
@@ -142,7 +145,7 @@ def _encode(tok, row: dict[str, Any]) -> list[int]:
 
 
 def _encode_text(tok, text: str) -> list[int]:
-  """The text as the beginning of an answer's: without the EOS of some."""
+  """The ids of a text, without the EOS that some tokenizers put after it."""
   ids, offsets = tok.encode_with_offsets(text)
   if len(ids) > 1 and ids[-1] in tok.eos_ids and offsets[-1][0] == len(text):
     ids.pop()

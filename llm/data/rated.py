@@ -1,4 +1,4 @@
-"""Answers that are rated one by one: good or bad (KTO)."""
+"""Completions that are rated one by one, good or bad (KTO)."""
 
 from collections.abc import Callable
 import dataclasses
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from llm.data import examples as examples_lib
-from llm.data import pairs, records, shapes
-from llm.data.examples import EmptyAnswerError, Example, Examples
+from llm.data import pairs, reading, shapes
+from llm.data.examples import EmptyCompletionError, Example, Examples
 from llm.errors import UserError
 
 SHAPES = (
@@ -21,10 +21,10 @@ SHAPES = (
 
 @dataclasses.dataclass(frozen=True)
 class Rated:
-  """Rated answers as token ids.
+  """Rated completions as token ids.
 
   Attributes:
-    examples: N of them, each a prompt with one answer.
+    examples: N of them, each a prompt with one completion.
     desirable: bool[N].
     counts: 'rows', 'answers', and those left out (see `load_rated`).
   """
@@ -37,7 +37,7 @@ class Rated:
     return len(self.desirable)
 
   def part(self, start: int, stop: int) -> 'Rated':
-    """Answers `start` to `stop`."""
+    """Completions `start` to `stop`."""
     return dataclasses.replace(
       self,
       examples=self.examples.part(start, stop),
@@ -55,60 +55,62 @@ def load_rated(
   field: str = 'data.path',
   on_bytes: Callable[[int, int], None] | None = None,
 ) -> tuple[Rated, Rated | None]:
-  """Reads, checks and tokenizes files of rated answers.
+  """Reads, checks and tokenizes files of rated completions.
 
   A preference pair becomes two of them, the good one first. Of a conversation
-  the last message is rated. What says nothing is left out and counted as in
-  `pairs.load_pairs`: 'empty', 'equal' (pairs), 'emptied'.
+  the last message is the one that is rated. What teaches nothing is left out
+  and counted as in `pairs.load_pairs`: 'empty', 'equal' (pairs), 'emptied'.
 
   Args:
     path: see `records.read_records`.
     tok: a `Tokenizer`.
-    max_length: tokens of a prompt with its answer.
-    overlong: 'truncate' (the end of the answer) or 'drop'.
-    eval_fraction: the share of the answers that is held out, the last ones.
+    max_length: tokens of a prompt with its completion.
+    overlong: 'truncate' (the end of the completion) or 'drop'.
+    eval_fraction: the share of the completions held out, the last ones.
     field: the config field of `path`, for messages.
     on_bytes: progress, called with (bytes done, bytes in all).
 
   Returns:
-    answers to train on, and those held out (None for eval_fraction=0).
+    completions to train on, and those held out (None for eval_fraction=0).
 
   Raises:
     UserError: a bad file, row or option, by name and row number.
   """
-  pairs.check_options(max_length, overlong, eval_fraction)
-  counts = dict.fromkeys(
-    ('rows', 'answers', 'truncated', 'dropped', 'emptied', 'empty', 'equal'), 0
+  reading.check_options(max_length, overlong, eval_fraction)
+
+  def encode(value, counts):
+    kept = []
+    for example, good in _encode(tok, value, counts):
+      for fitted in reading.fit_row([example], max_length, overlong, counts):
+        kept.append((fitted[0], good))
+    return kept
+
+  def assemble(kept, counts):
+    ratings = np.array([good for _, good in kept], bool)
+    examples = examples_lib.from_list(example for example, _ in kept)
+    return Rated(reading.digested(examples, ratings), ratings, counts)
+
+  return reading.load_completions(
+    path,
+    encode,
+    assemble,
+    name='answer',
+    counted=('equal',),
+    remedy='give rows with an answer that fits data.max_length',
+    eval_fraction=eval_fraction,
+    field=field,
+    on_bytes=on_bytes,
   )
-  kept, desirable = [], []
-  for record in records.read_records(path, field=field, on_bytes=on_bytes):
-    counts['rows'] += 1
-    try:
-      found = _encode(tok, record.value, counts)
-    except UserError as error:
-      raise UserError(f'{record.where}: {error}') from None
-    for example, good in found:
-      example = pairs.fit_answer(example, max_length, overlong, counts)
-      if example is not None:
-        kept.append(example)
-        desirable.append(good)
-  counts['answers'] = len(kept)
-  if not kept:
-    raise UserError(f'{field}: no answer is left of {counts}')
-  ratings = np.array(desirable, bool)
-  examples = pairs.digested(examples_lib.from_list(kept), ratings)
-  rated = Rated(examples, ratings, counts)
-  return pairs.hold_out(rated, eval_fraction, 'answers')
 
 
 def mismatched(
   examples: Examples, indices: np.ndarray, max_length: int
 ) -> list[Example]:
-  """Each prompt with the answer of the next example, the last with the first.
+  """Each prompt with the completion of the next example, in a circle.
 
-  What KTO estimates its KL on. An answer is cut off where the row is full; a
-  prompt that leaves no room has an empty mask, and so has one whose neighbour
-  has the same prompt (the two answers of a pair).
+  KTO estimates its KL on these. A completion is cut off where the row is full.
+  The mask is empty where a prompt leaves no room, and where the neighbour has
+  the same prompt (the two completions of a pair).
 
   Args:
     examples: of `Rated`.
@@ -128,7 +130,7 @@ def mismatched(
 
 
 def _encode(tok, value: dict[str, Any], counts) -> list[tuple[Example, bool]]:
-  """The answers of a row, each with its rating; empty ones are counted."""
+  """The completions of a row with their ratings; empty ones are counted."""
   value = {k: v for k, v in value.items() if v is not None}
   if 'chosen' in value or 'rejected' in value:
     rows = zip(pairs.canonical_pair(value), (True, False), strict=True)
@@ -140,7 +142,7 @@ def _encode(tok, value: dict[str, Any], counts) -> list[tuple[Example, bool]]:
     row = shapes.canonical_row(row, has_template)
     try:
       out.append((examples_lib.encode_row(tok, row), good))
-    except EmptyAnswerError:
+    except EmptyCompletionError:
       counts['empty'] += 1
   if len(out) == 2 and np.array_equal(out[0][0].tokens, out[1][0].tokens):
     counts['equal'] += 1

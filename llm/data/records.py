@@ -1,4 +1,4 @@
-"""Rows of data files, each with the file and number that messages name.
+"""Rows of data files, each with its file and number for messages.
 
 JSON lines, JSON lists, Parquet and plain text, also compressed; one file,
 several, a folder or a pattern.
@@ -19,13 +19,13 @@ from llm.errors import UserError
 
 KINDS = ('.jsonl', '.ndjson', '.json', '.parquet', '.txt')
 _CHUNK = 1 << 20
-# Files that lie beside data and are none.
+# Files that often stand beside data and hold none.
 _ABOUT = ('LICENSE', 'LICENCE', 'README', 'NOTICE', 'MANIFEST')
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One row as its file has it.
+  """One row, as it stands in its file.
 
   `row` counts from 1: the line of JSON lines (blank lines count), the element
   of a JSON list or Parquet file, the document of a text.
@@ -38,7 +38,7 @@ class Record:
 
   @property
   def where(self) -> str:
-    """What error messages begin with."""
+    """The row in words, for the beginning of error messages."""
     return _where(self.field, self.file, self.row)
 
 
@@ -60,14 +60,14 @@ def read_records(
       but for hidden ones and LICENSE, README and the like), a pattern
       such as 'data/*.jsonl', or a list of these.
     field: the config field that holds `path`, for messages.
-    separator: cuts a text into documents, of which it is no part; line ends
-      around a document are left out, and so are empty documents. None takes a
-      whole file as one document.
+    separator: stands between the documents of a text and belongs to none;
+      line ends around a document are left out, and so are empty documents. None
+      takes a whole file as one document.
     on_bytes: called with (bytes read, bytes in all) before each row.
 
   Raises:
-    UserError: nothing there, a file that is empty, broken or of another kind,
-      a row that is not a JSON object; by file and row.
+    UserError: there is no file; a file is empty, broken or of an unknown kind;
+      or a row is not a JSON object. The message names file and row.
   """
   files = find_files(path, field)
   total = sum(file.stat().st_size for file in files)
@@ -91,7 +91,7 @@ def read_records(
 
 
 def find_files(path, field: str = 'data.path') -> list[pathlib.Path]:
-  """The files that a `path` of `read_records` means.
+  """The files that `path` stands for, see `read_records`.
 
   Raises:
     UserError: there are none, or one is of no known kind.
@@ -144,7 +144,7 @@ def is_text(file: pathlib.Path) -> bool:
 
 
 def _kind(file: pathlib.Path) -> tuple[str, str]:
-  """The suffix that says what is in a file, and the one of its compression."""
+  """The suffix of a file's kind ('' if unknown) and that of its compression."""
   packed = file.suffix if file.suffix in ('.gz', '.zst') else ''
   kind = pathlib.Path(file.stem).suffix if packed else file.suffix
   known = kind in KINDS and not (packed and kind == '.parquet')
@@ -207,7 +207,7 @@ def _documents(chunks, file, field, separator) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet(raw, file, field) -> Iterator[tuple[int, Any]]:
-  # Loaded where it is needed: most runs have no Parquet file.
+  # Imported here since most runs have no Parquet file.
   import pyarrow
   from pyarrow import parquet
 
@@ -233,7 +233,7 @@ def _decompress(raw: BinaryIO, packed: str) -> Iterator[bytes]:
 
 
 def _zstandard(raw: BinaryIO) -> Iterator[bytes]:
-  """Every frame; unlike the library's own reader it notices a cut file."""
+  """Reads every frame; unlike the library's reader it notices a cut file."""
   frame = None
   while data := raw.read(_CHUNK):
     while data:
@@ -263,7 +263,7 @@ def _checked(chunks: Iterable[bytes], file, field) -> Iterator[bytes]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-  """Lines end at a newline only, as JSON lines do."""
+  """Splits at newlines only, as JSON lines needs; `splitlines` knows more."""
   rest = []
   for chunk in chunks:
     first, *others = chunk.split(b'\n')

@@ -1,4 +1,4 @@
-"""The shapes in which text rows come, and the one form they are brought to."""
+"""The shapes of text rows, and the one form they are converted to."""
 
 import dataclasses
 from typing import Any
@@ -20,9 +20,9 @@ SHAREGPT_ROLES = {
   'chatgpt': 'assistant',
   'assistant': 'assistant',
 }
-# tatsu-lab/stanford_alpaca, train.py: PROMPT_DICT, and a line end after it, as
-# most later tools write it: without one, an answer that begins with a quotation
-# mark shares a token with the colon, which no prompt would end in.
+# PROMPT_DICT of train.py in tatsu-lab/stanford_alpaca, and a line end after it,
+# as most later tools write it. Without one a completion that begins with a
+# quotation mark would share a token with the colon, and prompts do not end so.
 ALPACA = (
   'Below is an instruction that describes a task. Write a response that'
   ' appropriately completes the request.\n\n'
@@ -40,9 +40,8 @@ ALPACA_INPUT = (
 class Row:
   """A row in the form that `examples.encode_row` takes.
 
-  One of `messages`, `text`, and `prompt` with `completion` is set. Of the
-  messages those before `learn_from` are context only. `shape` is the name of
-  the shape it was written in.
+  It has `messages`, or `text`, or `prompt` with `completion`. Messages before
+  `learn_from` are context only. `shape` names the shape of the row in its file.
   """
 
   shape: str
@@ -55,15 +54,14 @@ class Row:
 
 
 def canonical_row(value: dict[str, Any], has_template: bool) -> Row:
-  """Brings a row of any known shape to the one form.
+  """Converts a row of any known shape.
 
-  Keys that belong to no shape are passed over (data sets carry categories and
+  Keys that belong to no shape are ignored (data sets carry categories and
   sources), and a key whose value is null counts as missing. `text` counts only
-  where there is no other shape, since Alpaca's own file carries the rendered
-  row under that name. An Alpaca row becomes messages where the tokenizer has a
-  chat template, and Stanford's prompt with a completion where it has none (see
-  ALPACA). A
-  prompt and a completion may both be message lists: then only what the
+  where there is no other shape, since Alpaca's own file has the rendered row
+  under that name. An Alpaca row becomes messages where the tokenizer has a chat
+  template, and Stanford's prompt with a completion where it has none (see
+  ALPACA). Prompt and completion may both be message lists; then only what the
   completion says is learned.
 
   Args:
@@ -71,8 +69,8 @@ def canonical_row(value: dict[str, Any], has_template: bool) -> Row:
     has_template: the tokenizer has a chat template.
 
   Raises:
-    UserError: no known shape, two of them, or a part of a wrong type. The
-      caller puts file and row before the message.
+    UserError: no known shape, two shapes at once, or a part of a wrong type.
+      The caller puts file and row before the message.
   """
   value = {k: v for k, v in value.items() if v is not None}
   shapes = []

@@ -1,4 +1,4 @@
-"""Answers in steps, each of them labelled right or wrong (process rewards)."""
+"""Completions in steps, each labelled right or wrong (process rewards)."""
 
 from collections.abc import Callable
 import dataclasses
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llm.data import examples as examples_lib
-from llm.data import pairs, records
+from llm.data import reading
 from llm.data.examples import Example, Examples
 from llm.errors import UserError
 from llm.text import chat
@@ -20,10 +20,10 @@ SHAPE = (
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-  """Answers in labelled steps, as token ids.
+  """Completions in labelled steps, as token ids.
 
   Attributes:
-    examples: N of them; under the mask are the last tokens of the steps.
+    examples: N of them; the mask has the last token of each step.
     labels: float32[total], beside `examples.tokens`: 1 at the last token of a
       right step, 0 elsewhere.
     counts: 'rows', 'answers', 'steps', and those left out.
@@ -37,7 +37,7 @@ class Steps:
     return len(self.examples)
 
   def part(self, start: int, stop: int) -> 'Steps':
-    """Answers `start` to `stop`."""
+    """Completions `start` to `stop`."""
     tokens = slice(*self.examples.offsets[[start, stop]])
     return dataclasses.replace(
       self,
@@ -62,69 +62,61 @@ def load_steps(
     BOS prompt step separator step separator
                             ^              ^
 
-  Prompt, steps and separators are tokenized apart, as in TRL's PRMTrainer: so a
-  step ends with a token, and the score of the steps so far does not depend on
-  what follows. Answers that `max_length` leaves no end of a step are left out
-  and counted as 'emptied', those without any step as 'empty'.
+  Prompt, steps and separators are tokenized apart, as in TRL's PRMTrainer. So a
+  step ends where a token ends, and the score of the steps so far does not
+  depend on what follows. A row of which `max_length` leaves no end of a step is
+  left out and counted as 'emptied', one without any step as 'empty'.
 
   Args:
     path: see `records.read_records`.
     tok: a `Tokenizer`.
     max_length: tokens of a prompt with its steps.
-    overlong: 'truncate' (the last steps) or 'drop' (the answer).
-    eval_fraction: the share of the answers that is held out, the last ones.
+    overlong: 'truncate' (the last steps) or 'drop' (the row).
+    eval_fraction: the share of the completions held out, the last ones.
     separator: put after each step; the score is taken at its last token.
     field: the config field of `path`, for messages.
     on_bytes: progress, called with (bytes done, bytes in all).
 
   Returns:
-    answers to train on, and those held out (None for eval_fraction=0).
+    completions to train on, and those held out (None for eval_fraction=0).
 
   Raises:
     UserError: a bad file, row or option, by name and row number.
   """
-  pairs.check_options(max_length, overlong, eval_fraction)
-  counts = dict.fromkeys(
-    (
-      'rows',
-      'answers',
-      'steps',
-      'truncated',
-      'dropped',
-      'emptied',
-      'empty',
-    ),
-    0,
-  )
-  kept, labels = [], []
-  for record in records.read_records(path, field=field, on_bytes=on_bytes):
-    counts['rows'] += 1
-    try:
-      found = _encode(tok, record.value, separator)
-    except UserError as error:
-      raise UserError(f'{record.where}: {error}') from None
+  reading.check_options(max_length, overlong, eval_fraction)
+
+  def encode(value, counts):
+    found = _encode(tok, value, separator)
     if found is None:
       counts['empty'] += 1
-      continue
-    example = pairs.fit_answer(found[0], max_length, overlong, counts)
-    if example is not None:
-      kept.append(example)
-      labels.append(found[1][: len(example.tokens)])
-  counts['answers'] = len(kept)
-  counts['steps'] = int(sum(example.loss_mask.sum() for example in kept))
-  if not kept:
-    raise UserError(f'{field}: no answer is left of {counts}')
-  labels = np.concatenate(labels)
-  examples = pairs.digested(examples_lib.from_list(kept), labels)
-  return pairs.hold_out(
-    Steps(examples, labels, counts), eval_fraction, 'answers'
+      return []
+    example, labels = found
+    fitted = reading.fit_row([example], max_length, overlong, counts)
+    return [(part, labels[: len(part.tokens)]) for (part,) in fitted]
+
+  def assemble(kept, counts):
+    counts['steps'] = int(sum(example.loss_mask.sum() for example, _ in kept))
+    labels = np.concatenate([labels for _, labels in kept])
+    examples = examples_lib.from_list(example for example, _ in kept)
+    return Steps(reading.digested(examples, labels), labels, counts)
+
+  return reading.load_completions(
+    path,
+    encode,
+    assemble,
+    name='answer',
+    counted=('steps',),
+    remedy='give rows with a step that fits data.max_length',
+    eval_fraction=eval_fraction,
+    field=field,
+    on_bytes=on_bytes,
   )
 
 
 def _encode(
   tok, value: dict[str, Any], separator: str
 ) -> tuple[Example, np.ndarray] | None:
-  """An answer and float32 labels of its tokens; None without a step."""
+  """An example and float32 labels of its tokens; None for a row of no step."""
   for name in ('prompt', 'completions', 'labels'):
     if value.get(name) is None:
       keys = ', '.join(map(repr, value)) or 'none'

@@ -14,54 +14,26 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm.buckets import bucket, fine_bucket
+from llm.decode.completion import Completion, Record
 from llm.decode.prefill import (
-  bucket,
   empty_cache,
-  fine_bucket,
   fork,
   pad_rows,
   prefill,
   prefill_length,
 )
-from llm.decode.rows import stack_rows
+from llm.decode.rows import IDLE, stack_rows
 from llm.decode.sampling import DEFAULT_ORDER
 from llm.decode.sampling_params import SamplingParams
-from llm.decode.step import (
-  CHUNK_STEPS,
-  decode_chunk,
-  finish_rows,
-  reread,
-  start,
-)
+from llm.decode.slots import advance, release
+from llm.decode.step import CHUNK_STEPS, start
 from llm.errors import UserError
+from llm.models.cache import make_layer
 from llm.models.config import ModelConfig
 from llm.models.transformer import Transformer
 
 UNBOUNDED = 1 << 30
-
-
-@dataclasses.dataclass
-class Completion:
-  """What was generated for one row.
-
-  `logprobs` are natural logarithms of the raw model's probabilities;
-  `logprobs_processed` after penalties and temperature, `logprobs_filtered`
-  after the filters, `surviving_mass` what the filters left. `top` holds
-  (ids, raw log-probabilities) of the most likely tokens, if asked for.
-  `timing` is in seconds and tokens per second. `text` is set by `llm.generate`,
-  which has the tokenizer.
-  """
-
-  token_ids: list[int]
-  logprobs: list[float]
-  logprobs_processed: list[float]
-  logprobs_filtered: list[float]
-  surviving_mass: list[float]
-  top: list[tuple[list[int], list[float]]]
-  finish_reason: str
-  prompt_tokens: int
-  timing: dict[str, float]
-  text: str | None = None
 
 
 def slots_needed(
@@ -115,84 +87,6 @@ def check_room(
         f'prompt {i}: {len(prompt)} tokens + sampling.max_new_tokens='
         f'{params.max_new_tokens} exceed the {max_length} that fit: {remedy}'
       )
-
-
-class _Record:
-  """Host-side account of a batch while it runs."""
-
-  def __init__(self, prompts, sampling, stop_ids, began):
-    self._sampling = sampling
-    self._stop_ids = [set(ids[ids >= 0].tolist()) for ids in stop_ids]
-    self._began = began
-    self._prefill_s = None
-    self._last_s = [0.0] * len(prompts)
-    self._open = [True] * len(prompts)
-    self._rows = [
-      Completion([], [], [], [], [], [], 'length', len(p), {}) for p in prompts
-    ]
-
-  def active(self, batch):
-    """bool[batch]: rows that still run."""
-    mask = np.zeros((batch,), bool)
-    mask[: len(self._open)] = self._open
-    return mask
-
-  def held(self, plan):
-    """int[batch]: tokens in each row's cache, all but the last sampled one."""
-    held = np.zeros((plan.batch,), np.int64)
-    for i, row in enumerate(self._rows):
-      held[i] = len(row.token_ids) - 1
-      if plan.group == 1:
-        held[i] += row.prompt_tokens
-    return held
-
-  def take(self, output, on_tokens):
-    """Adds a chunk's tokens [k, B]; returns the rows that `on_tokens` ended."""
-    elapsed = time.perf_counter() - self._began
-    if self._prefill_s is None:
-      self._prefill_s = elapsed
-    ended = np.zeros((output.valid.shape[1],), bool)
-    for i, row in enumerate(self._rows):
-      if not self._open[i]:
-        continue
-      steps = np.flatnonzero(output.valid[:, i])
-      ids = output.token[steps, i].tolist()
-      keep = on_tokens(i, ids) if on_tokens else None
-      if keep is not None:
-        steps, ids, ended[i] = steps[:keep], ids[:keep], True
-      self._extend(row, ids, output.info, steps, i)
-      self._last_s[i] = elapsed
-      stopped = ended[i] or bool(ids and ids[-1] in self._stop_ids[i])
-      if stopped:
-        row.finish_reason = 'stop'
-      full = len(row.token_ids) >= self._sampling[i].max_new_tokens
-      self._open[i] = not (stopped or full)
-    return ended
-
-  def _extend(self, row, ids, info, steps, i):
-    row.token_ids += ids
-    row.logprobs += info.logprob[steps, i].tolist()
-    row.logprobs_processed += info.logprob_processed[steps, i].tolist()
-    row.logprobs_filtered += info.logprob_filtered[steps, i].tolist()
-    row.surviving_mass += info.surviving_mass[steps, i].tolist()
-    count = self._sampling[i].logprobs
-    if count:
-      ids = info.top_ids[steps, i, :count].tolist()
-      logprobs = info.top_logprobs[steps, i, :count].tolist()
-      row.top += list(zip(ids, logprobs, strict=True))
-
-  def completions(self):
-    """The rows with their timings."""
-    for row, last_s in zip(self._rows, self._last_s, strict=True):
-      decode_s, steps = last_s - self._prefill_s, len(row.token_ids) - 1
-      row.timing = {
-        'ttft_s': self._prefill_s,
-        'prefill_s': self._prefill_s,
-        'decode_s': decode_s,
-        'prefill_tokens_per_s': row.prompt_tokens / self._prefill_s,
-        'decode_tokens_per_s': steps / decode_s if steps else 0.0,
-      }
-    return self._rows
 
 
 def _check_rows(sampling, on_tokens):
@@ -290,10 +184,19 @@ def _plan(
   return _Plan(tokens, lengths, source, group, batch, capacity, slots)
 
 
-def _begin(model, params, plan, rows, limits, dtype, prefill_chunk, settings):
+def _begin(
+  params, plan, sampling, *, model, eos_ids, prefill_chunk, layout, sampler
+):
   """Prefills the batch and samples each row's first token."""
+  fill = plan.batch - len(sampling)
+  rows = stack_rows(
+    [*sampling, *[IDLE] * fill],
+    vocab_size=model.config.vocab_size,
+    eos_ids=eos_ids,
+  )
+  limits = np.array([s.max_new_tokens for s in sampling] + [0] * fill, np.int32)
   tokens, lengths = plan.tokens, plan.lengths
-  allocate = functools.partial(empty_cache, model=model, dtype=dtype)
+  allocate = functools.partial(empty_cache, model=model, **layout)
   slots = plan.slots
   if plan.group > 1:
     slots = fine_bucket(prefill_length(int(lengths.max()), prefill_chunk), 16)
@@ -317,32 +220,36 @@ def _begin(model, params, plan, rows, limits, dtype, prefill_chunk, settings):
     limits,
     capacity=plan.capacity,
     shared=shared,
-    **settings,
+    **sampler,
   )
 
 
-def _advance(params, state, model, held, active, plan, steps, settings):
-  """One chunk. `held[i]` tokens are in the cache of row i; `active` is a mask.
+def _take(records, output, on_tokens):
+  """Adds a chunk's tokens [k, B]; returns the rows that `on_tokens` ended."""
+  now = time.perf_counter()
+  ended = []
+  for i, record in enumerate(records):
+    own = functools.partial(on_tokens, i) if on_tokens else None
+    if record.running and record.take(output, i, now, own):
+      ended.append(i)
+  return ended
 
-  Before a row of a LongRoPE model outgrows the original context, chunks are
-  single steps, and the row is read again at that point.
-  """
-  if model.config.rope.type == 'longrope':
-    left = model.config.rope.original_max_length - held
-    crossing = active & (left == 0)
-    if crossing.any():
-      longest = bucket(int(held[crossing].max()))
-      state = reread(
-        params, state, crossing, model=model, length=min(longest, plan.slots)
-      )
-    if (active & (left > 0) & (left < steps)).any():
-      steps = 1
-  # Own tokens begin at 0, and the first steps are worth programs of their own.
-  least = 64 if plan.group == 1 else 16
-  attend = min(fine_bucket(int(held[active].max()), least), plan.slots)
-  return decode_chunk(
-    params, state, model=model, steps=steps, attend_length=attend, **settings
-  )
+
+def _run(params, state, records, ended, plan, on_tokens, **chunk):
+  """Runs chunks until every row is done; `ended` are rows to release first."""
+  active = np.zeros((plan.batch,), bool)
+  held = np.zeros((plan.batch,), np.int64)
+  while any(record.running for record in records):
+    if ended:
+      slots = np.full((plan.batch,), plan.batch, np.int32)
+      slots[: len(ended)] = ended
+      state = release(state, slots)
+    for i, record in enumerate(records):
+      active[i], held[i] = record.running, record.held
+      if plan.group > 1:
+        held[i] -= record.completion.prompt_tokens
+    state, output = advance(params, state, held=held, active=active, **chunk)
+    ended = _take(records, jax.device_get(output), on_tokens)
 
 
 def generate(
@@ -360,11 +267,12 @@ def generate(
   order: tuple[str, ...] = DEFAULT_ORDER,
   on_tokens: Callable[[int, list[int]], int | None] | None = None,
   cache_dtype: Any = None,
+  make_layer: Callable[..., Any] = make_layer,
 ) -> list[Completion]:
   """Generates one completion per prompt, all in one batch.
 
   Equal prompts share one prefill. Where all of them come equally often, each in
-  a row, their answers share its keys and values too.
+  a row, their completions share its keys and values too.
 
   Args:
     model: the transformer.
@@ -383,6 +291,7 @@ def generate(
     on_tokens: called with (row, new ids) as they come; may return how many of
       them to keep, which ends the row.
     cache_dtype: of keys and values; default: the model's.
+    make_layer: makes the layers of the cache (see `init_cache`).
 
   Returns:
     One Completion per prompt.
@@ -399,33 +308,23 @@ def generate(
     model, prompts, sampling, capacity, batch_size, chunk_steps, prefill_chunk
   )
   asked = max(s.logprobs for s in sampling)
-  settings = {'order': order, 'top_n': bucket(asked, 8) if asked else 0}
-  fill = plan.batch - len(sampling)
-  rows = stack_rows(
-    [*sampling, *[SamplingParams()] * fill],
-    vocab_size=model.config.vocab_size,
-    eos_ids=eos_ids,
-  )
-  limits = np.array([s.max_new_tokens for s in sampling] + [0] * fill, np.int32)
-  dtype = cache_dtype or model.dtype
+  sampler = {'order': order, 'top_n': bucket(asked, 8) if asked else 0}
   state, output = _begin(
-    model, params, plan, rows, limits, dtype, prefill_chunk, settings
+    params,
+    plan,
+    sampling,
+    model=model,
+    eos_ids=eos_ids,
+    prefill_chunk=prefill_chunk,
+    layout={'dtype': cache_dtype or model.dtype, 'make_layer': make_layer},
+    sampler=sampler,
   )
   output = jax.tree.map(lambda x: x[None], jax.device_get(output))
-  record = _Record(prompts, sampling, np.asarray(rows.stop_ids), began)
-  ended = record.take(output, on_tokens)
-  while (active := record.active(plan.batch)).any():
-    if ended.any():
-      state = finish_rows(state, ended)
-    state, output = _advance(
-      params,
-      state,
-      model,
-      record.held(plan),
-      active,
-      plan,
-      chunk_steps,
-      settings,
-    )
-    ended = record.take(jax.device_get(output), on_tokens)
-  return record.completions()
+  records = [
+    Record(len(prompt), own, eos_ids, began)
+    for prompt, own in zip(prompts, sampling, strict=True)
+  ]
+  ended = _take(records, output, on_tokens)
+  chunk = {'model': model, 'steps': chunk_steps, **sampler}
+  _run(params, state, records, ended, plan, on_tokens, **chunk)
+  return [record.finish() for record in records]

@@ -4,6 +4,7 @@ Prompts are padded on the right to a ladder of lengths, and the true lengths
 are traced, so that the number of compilations is bounded whatever the load.
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -11,30 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.models.cache import KVCache, LayerCache, cache_rings, init_cache
+from llm.buckets import bucket, fine_bucket
+from llm.models.cache import KVCache, init_cache, make_layer
 from llm.models.transformer import Transformer
-
-
-def bucket(length: int, minimum: int = 16) -> int:
-  """The smallest of minimum * 2**k that is at least `length`.
-
-  16 for 1, 16 for 16, 32 for 17.
-  """
-  size = minimum
-  while size < length:
-    size *= 2
-  return size
-
-
-def fine_bucket(length: int, minimum: int = 64) -> int:
-  """The smallest of minimum * 2**k * (1 or 1.5) that is at least `length`.
-
-  A ladder with smaller steps, for sizes whose whole length is paid for: cache
-  slots that are allocated or looked at. 64, 96, 128, 192, 256, …
-  """
-  size = bucket(length, minimum)
-  middle = size * 3 // 4
-  return middle if size > minimum and middle >= length else size
 
 
 def prefill_length(longest: int, chunk: int | None = None) -> int:
@@ -65,13 +45,20 @@ def pad_rows(
 
 @functools.partial(
   jax.jit,
-  static_argnames=('model', 'batch', 'capacity', 'dtype'),
+  static_argnames=('model', 'batch', 'capacity', 'dtype', 'make_layer'),
 )
 def empty_cache(
-  *, model: Transformer, batch: int, capacity: int, dtype: Any
+  *,
+  model: Transformer,
+  batch: int,
+  capacity: int,
+  dtype: Any,
+  make_layer: Callable[..., Any] = make_layer,
 ) -> KVCache:
   """`init_cache` for the model's layout, as one compiled program."""
-  return init_cache(model.config, batch, capacity, dtype, model.scan_layers)
+  return init_cache(
+    model.config, batch, capacity, dtype, model.scan_layers, make_layer
+  )
 
 
 @functools.partial(
@@ -136,7 +123,11 @@ def prefill(
   batch, width = tokens.shape
   size = min(chunk or width, width)
   end = -(-int(np.max(lengths)) // size) * size
-  _check_slots(model, cache, end)
+  if cache.capacity is not None and cache.capacity < end:
+    raise ValueError(  # writes past the last slot would land on earlier ones
+      f'the cache has {cache.capacity} slots and prefill writes {end}: '
+      'allocate more'
+    )
   tokens = np.pad(tokens, ((0, 0), (0, max(end - width, 0))))
   hidden = jnp.zeros((batch, 1, model.config.embed_dim), model.dtype)
   for offset in range(0, end, size):
@@ -154,22 +145,14 @@ def prefill(
   return _last_logits(params, hidden, model=model), cache
 
 
-def _check_slots(model, cache, need):
-  """Writes past the last slot would land on earlier ones."""
-  rings = cache_rings(model.config, model.scan_layers)
-  layers, rings = (
-    jax.tree.leaves(cache.layers, is_leaf=lambda x: isinstance(x, LayerCache)),
-    jax.tree.leaves(rings),
-  )
-  for layer, ring in zip(layers, rings, strict=True):
-    slots = layer.k.shape[-2]
-    if slots < need and not (ring and slots == ring):
-      raise ValueError(
-        f'the cache has {slots} slots and prefill writes {need}: allocate more'
-      )
-
-
 @jax.jit
 def fork(tree: Any, rows: jax.Array) -> Any:
   """Copies rows of a cache or of any pytree of [B, …] arrays: int32[B']."""
-  return jax.tree.map(lambda x: x[rows], tree)
+
+  def is_cache(x):
+    return hasattr(x, 'take_rows')
+
+  def take(x):
+    return x.take_rows(rows) if is_cache(x) else x[rows]
+
+  return jax.tree.map(take, tree, is_leaf=is_cache)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from llm.buckets import fine_bucket
 from llm.decode.generate import Completion, generate
-from llm.decode.prefill import fine_bucket
 from llm.decode.sampling_params import SamplingParams
 from llm.decode.step import CHUNK_STEPS
 from llm.models.transformer import Transformer

@@ -61,6 +61,8 @@ class RowSampling:
   key: jax.Array
 
 
+IDLE = SamplingParams(temperature=0.0)
+"""Settings of a row that only fills up: no stage has to run for it."""
 _INTS = ('top_k', 'no_repeat_ngram', 'min_new_tokens', 'dry_allowed_length')
 _FLOATS = (
   'temperature',
@@ -135,6 +137,15 @@ def stack_rows(
     **{name: jnp.asarray(value) for name, value in fields.items()},
     key=row_keys(jnp.asarray(seeds)),
   )
+
+
+def idle_rows(rows: RowSampling, idle: jax.Array) -> RowSampling:
+  """Gives the rows bool[B] such settings that no stage has to run for them."""
+  fields = {
+    name: jnp.where(idle, getattr(IDLE, name), getattr(rows, name))
+    for name in _INTS + _FLOATS
+  }
+  return rows.replace(biased=rows.biased & ~idle, **fields)
 
 
 @jax.jit

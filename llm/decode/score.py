@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm.decode.prefill import bucket, pad_rows
+from llm.buckets import bucket
+from llm.decode.prefill import pad_rows
 from llm.errors import UserError
 from llm.losses.chunked import chunked_logprobs
 from llm.models.transformer import Transformer

@@ -10,13 +10,7 @@ import jax.numpy as jnp
 
 from llm.decode.rows import History, RowSampling, append, init_history
 from llm.decode.sampling import DEFAULT_ORDER, SampleInfo, sample_rows
-from llm.models.cache import (
-  KVCache,
-  cache_rings,
-  close_cache,
-  init_cache,
-  open_cache,
-)
+from llm.models.cache import KVCache, close_cache, open_cache
 from llm.models.transformer import Transformer
 
 CHUNK_STEPS = 16
@@ -28,8 +22,8 @@ class DecodeState:
 
   Attributes:
     cache: all tokens but the last sampled one, and without those in `shared`.
-    shared: the cache of R prompts, each of which B / R consecutive rows answer,
-      or None.
+    shared: the cache of R prompts, each of which B / R consecutive rows
+      continue, or None.
     token: int32[B], the last sampled token.
     history: prompt and output, for penalties and n-grams.
     rows: sampling settings.
@@ -73,6 +67,16 @@ def _emit(state, logits, order, top_n):
   return state, StepOutput(token, info, valid)
 
 
+def first_state(
+  cache, tokens, lengths, rows, limits, *, vocab_size, capacity, shared=None
+) -> DecodeState:
+  """The state before the first token is sampled; see `start`."""
+  history = init_history(tokens, lengths, vocab_size, capacity)
+  return DecodeState(
+    cache, shared, jnp.zeros_like(lengths), history, rows, limits, limits <= 0
+  )
+
+
 @functools.partial(
   jax.jit,
   static_argnames=('capacity', 'order', 'top_n'),
@@ -105,9 +109,15 @@ def start(
   Returns:
     (DecodeState, StepOutput).
   """
-  history = init_history(tokens, lengths, logits.shape[-1], capacity)
-  state = DecodeState(
-    cache, shared, jnp.zeros_like(lengths), history, rows, limits, limits <= 0
+  state = first_state(
+    cache,
+    tokens,
+    lengths,
+    rows,
+    limits,
+    vocab_size=logits.shape[-1],
+    capacity=capacity,
+    shared=shared,
   )
   return _emit(state, logits, order, top_n)
 
@@ -160,15 +170,8 @@ def decode_chunk(
   carry = state.replace(cache=held, shared=None)
   carry = (carry, opened, jnp.zeros_like(state.token))
   (state, opened, taken), output = lax.scan(step, carry, length=steps)
-  rings = cache_rings(model.config, model.scan_layers)
-  cache = close_cache(cache, opened.recent, taken, rings)
+  cache = close_cache(cache, opened, taken)
   return state.replace(cache=cache, shared=shared), output
-
-
-@functools.partial(jax.jit, donate_argnames=('state',))
-def finish_rows(state: DecodeState, rows: jax.Array) -> DecodeState:
-  """Marks rows as done: bool[B]."""
-  return state.replace(done=state.done | rows)
 
 
 @functools.partial(
@@ -196,29 +199,13 @@ def reread(
     length: static, at least as long as these rows.
   """
   old = state.cache
-  layers = old.layers if isinstance(old.layers, tuple) else (old.layers,)
-  keys = [layer.k for layer in layers]
-  fresh = init_cache(
-    model.config,
-    rows.shape[0],
-    max(k.shape[-2] for k in keys),
-    keys[0].dtype,
-    model.scan_layers,
-  )
   _, fresh = model.apply(
     {'params': params},
     state.history.tokens[:, :length],
-    cache=fresh,
+    cache=jax.tree.map(jnp.zeros_like, old),
     lengths=jnp.minimum(old.length, length),
     rope_length=old.length + 1,
     attend_length=0,
     method='trunk',
   )
-
-  def select(new, kept):
-    axis = new.ndim - 4  # [B, K, S, H], after L if layers are stacked
-    mask = rows.reshape((1,) * axis + (-1, 1, 1, 1))
-    return jnp.where(mask, new, kept)
-
-  layers = jax.tree.map(select, fresh.layers, old.layers)
-  return state.replace(cache=old.replace(layers=layers))
+  return state.replace(cache=old.where_rows(rows, fresh))

@@ -1,4 +1,4 @@
-"""How much better than expected: GAE, groups, leave-one-out, whitening."""
+"""Advantages: GAE, group-relative, leave-one-out, and whitening."""
 
 import jax
 from jax import lax
@@ -19,7 +19,7 @@ def gae(
     delta_t = r_t + gamma V_{t+1} - V_t
     A_t = delta_t + gamma lam A_{t+1};   return_t = A_t + V_t
 
-  A position outside the mask (a prompt, a tool's answer, padding) is no step:
+  A position outside the mask (a prompt, a tool's output, padding) is no step:
   t + 1 is the next position under the mask, so V and A pass over it.
 
   Args:
@@ -28,7 +28,7 @@ def gae(
     mask: bool or float[B, T], True at the policy's own tokens.
     gamma: discount.
     lam: 0 is one step, 1 the whole return.
-    last_values: float[B], V after the last step, for an answer that was cut
+    last_values: float[B], V after the last step, for a completion that was cut
       off; None is 0, an end.
 
   Returns:
@@ -79,14 +79,14 @@ def group_advantages(
   Shao et al., 2402.03300; Dr.GRPO (2503.20783) is `scale='none'`. Defaults are
   TRL's; verl and tunix add 1e-6, EasyDeL has ddof=0.
 
-  A NaN is an answer that could not be rated: it is left out of mean and std
+  A NaN is a completion that could not be rated: it is left out of mean and std
   and gets 0. So does a group whose rewards are all equal, and a group of one:
   there is nothing to learn from. An infinite reward makes its group's
   advantages NaN (tasks refuse it where it is given).
 
   Args:
-    rewards: float[B], groups of `group_size` answers to one prompt after each
-      other.
+    rewards: float[B], groups of `group_size` completions to one prompt after
+      each other.
     group_size: G, divides B.
     scale: 'group' divides by the group's standard deviation, 'batch' by that
       of all rewards, 'none' by nothing.
@@ -128,7 +128,7 @@ def rloo_advantages(
     group_size: G, divides B.
     normalise: subtract the batch's mean and divide by its standard deviation
       (unbiased) + eps.
-    eps: see there.
+    eps: added to the standard deviation.
 
   Returns:
     float32[B], without gradient.
@@ -174,12 +174,12 @@ def group_lengths(lengths: jax.Array, group_size: int) -> jax.Array:
   """Mean length of each row's group, for `reduction='group'`.
 
   Args:
-    lengths: int or float[B], tokens of each answer, groups after each other;
-      0 is an answer that is left out.
+    lengths: int or float[B], tokens of each completion, groups after each
+      other; 0 is a completion that is left out.
     group_size: G, divides B.
 
   Returns:
-    float32[B], equal within a group; 0 for a group without answers.
+    float32[B], equal within a group; 0 for a group without completions.
   """
   groups, _ = _groups(lengths, group_size)
   there = jnp.sum(groups > 0, axis=1, keepdims=True)
@@ -188,12 +188,12 @@ def group_lengths(lengths: jax.Array, group_size: int) -> jax.Array:
 
 
 def group_weights(valid: jax.Array, group_size: int) -> jax.Array:
-  """Weights of answers that add up to the same in each group.
+  """Weights of completions that add up to the same in each group.
 
   For `reduction='group'`, where every group counts alike.
 
   Args:
-    valid: bool[B], answers that are not left out, groups after each other.
+    valid: bool[B], completions that are not left out, groups after each other.
     group_size: G, divides B.
 
   Returns:
@@ -213,13 +213,13 @@ def whiten(
 ) -> jax.Array:
   """(x - mean) / sqrt(var + eps) over the mask, unbiased variance.
 
-  Of the whole batch, so before it is split into microbatches.
+  Call it on the whole batch, before it is split into microbatches.
 
   Args:
     values: float[...].
     mask: bool or float[...].
     shift_mean: False puts the mean back: only the scale changes.
-    eps: see there.
+    eps: added to the variance.
 
   Returns:
     float32[...], 0 outside the mask, without gradient.

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 
 def over_blocks(one, carry, xs, counts, block):
-  """A scan of `one` over blocks of tokens, without those that do not count.
+  """A scan of `one` over blocks of tokens, skipping tokens that do not count.
 
   Args:
     one: (carry, block of xs) -> (carry, outputs).
-    carry: what it begins with.
+    carry: the initial carry.
     xs: tree of arrays [..., T, *].
     counts: bool[..., T].
     block: tokens in a block, at most.
@@ -63,7 +63,7 @@ def split_tokens(xs, shape, block):
   """Cuts the last token axis: [..., T, *] -> [blocks, ..., T / blocks, *].
 
   Args:
-    xs: tree of arrays, each of the tokens' `shape` and what is behind it.
+    xs: tree of arrays, each of the tokens' `shape` and any trailing axes.
     shape: [..., T].
     block: tokens in a block, at most.
   """

@@ -1,4 +1,4 @@
-"""KTO: answers that are rated one by one, good or bad."""
+"""KTO: completions that are rated one by one, good or bad."""
 
 import jax
 import jax.numpy as jnp
@@ -17,29 +17,29 @@ def kto_loss(
   desirable_weight: float = 1.0,
   undesirable_weight: float = 1.0,
 ) -> Sums:
-  """w_d (1 - σ(beta (h - z))) for good answers, w_u (1 - σ(beta (z - h))) else.
+  """w_d (1 - σ(beta (h - z))) if desirable, else w_u (1 - σ(beta (z - h))).
 
   Ethayarajh et al., 2402.01306, equation 8; h = logp - ref_logp and z =
-  max(0, KL(policy, reference)), through which no gradient flows. A batch of
-  good answers only is as fine as one of bad ones.
+  max(0, KL(policy, reference)), through which no gradient flows. A batch
+  may hold good completions only, or bad ones only.
 
   Args:
-    logprobs: float[P], summed log-probability of each answer.
+    logprobs: float[P], summed log-probability of each completion.
     ref_logprobs: float[P], the reference's, without gradient.
     desirable: bool[P].
     kl: float[] or float[P], z from `kto_kl`; 0 leaves the KL out.
-    weights: float or bool[P], as for pairs; one of weight 0 is not there.
+    weights: float or bool[P], as for pairs; one of weight 0 does not count.
     beta: strength of the pull to the reference.
     desirable_weight: w_d; n_d w_d should be 1 to 4/3 times n_u w_u.
     undesirable_weight: w_u.
 
   Returns:
-    loss_sum: float32[]; divided by weight_sum it is the mean over answers.
+    loss_sum: float32[]; divided by weight_sum it is the mean over completions.
     weight_sum: float32[], Σ weight; not Σ weight · w.
     metrics: float32[] sums: reward_accuracy (h is on its side of z),
       reward_margin (±beta (h - z), positive on the right side), desirable
       (how many), desirable_reward and undesirable_reward (sums of beta · h
-      over the good and the bad answers), kl and logprob.
+      over the good and the bad completions), kl and logprob.
 
   Raises:
     ValueError: the shapes do not agree.
@@ -76,14 +76,14 @@ def kto_kl(
 ) -> jax.Array:
   """z = max(0, mean of logp - ref_logp), KTO's estimate of the KL.
 
-  The answers are those of other prompts: row i has prompt i with the answer of
-  row i + 1, the last one that of the first. A batch of one has no such row,
-  and without any z is 0, not NaN.
+  The completions are those of other prompts: row i has prompt i with the
+  completion of row i + 1, the last one that of the first. A batch of one has no
+  such row, and without any z is 0, not NaN.
 
   Args:
-    logprobs: float[M], summed log-probability of each mismatched answer.
+    logprobs: float[M], summed log-probability of each mismatched completion.
     ref_logprobs: float[M], the reference's.
-    weights: float or bool[M]; a row of weight 0 is not there.
+    weights: float or bool[M]; a row of weight 0 does not count.
 
   Returns:
     float32[] in nats, without gradient.

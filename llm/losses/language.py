@@ -14,8 +14,8 @@ def cross_entropy_loss(
   loss_sum = - sum_i weights_i * log softmax(logits_i)[targets_i]
 
   Nothing is shifted here: `logits[:, t]` is judged against `targets[:, t]`
-  (`next_token_targets` does the shift). A position of weight 0 is as if it
-  were not there: its target may be any id of the vocabulary.
+  (`next_token_targets` does the shift). A position of weight 0 does
+  not count: its target may be any id of the vocabulary.
 
   Args:
     logits: float[..., V].

@@ -1,4 +1,4 @@
-"""What losses of pairs and of rated answers share."""
+"""What losses of pairs and of rated completions share."""
 
 import jax
 import jax.numpy as jnp
@@ -49,13 +49,13 @@ def pair_sums(
   rejected_rewards: jax.Array,
   **more: jax.Array,
 ) -> Sums:
-  """Sums over pairs of the loss and of what people watch.
+  """Sums over pairs of the loss and of the usual metrics.
 
   Args:
     losses: float32[P].
     weights: float32[P].
     chosen_rewards: float32[P], implicit (or learned) reward of the better
-      answer; equal rewards are no hit.
+      completion; equal rewards are no hit.
     rejected_rewards: float32[P].
     **more: float32[P], further metrics.
   """
@@ -97,7 +97,7 @@ def token_mean_nll(
 
   Σ over pairs, divided by the batch's pairs, is -Σ logprobs / Σ tokens: each
   pair is divided by the tokens that a pair of the batch has on average. That
-  number is the batch's; a microbatch has to be told.
+  number is the batch's; a microbatch gets it as an argument.
 
   Args:
     logprobs: float32[P], summed over `tokens`.
@@ -114,12 +114,3 @@ def token_mean_nll(
     tokens_per_pair = jnp.sum(weights * tokens) / total
   scale = jnp.asarray(tokens_per_pair, jnp.float32)
   return jnp.where(scale > 0, -logprobs / jnp.where(scale > 0, scale, 1.0), 0.0)
-
-
-def check_smoothing(value: float) -> None:
-  """Label smoothing is the share of wrong labels, below a half."""
-  if not 0.0 <= value < 0.5:
-    raise ValueError(
-      f'label_smoothing={value} must be at least 0 and below 0.5: it is the '
-      'share of pairs that are labelled the wrong way round'
-    )

@@ -44,10 +44,10 @@ from llm.losses.advantages import (
   rloo_advantages,
   whiten,
 )
+from llm.losses.options import ESTIMATORS
 from llm.losses.pairs import Sums
 from llm.losses.reductions import clean, counted, per_token, reduce
 from llm.losses.shaping import (
-  ESTIMATORS,
   adaptive_kl_coef,
   kl_estimate,
   overlong_penalty,

@@ -1,22 +1,22 @@
-"""Losses of preference pairs: DPO and its kin.
+"""Losses of preference pairs: DPO and its variants.
 
 Here are the ones that compare with a reference model; those without one are in
 `reference_free.py` and KTO, which needs no pairs, in `kto.py`.
 
 Throughout, `chosen` and `rejected` are float[P]: natural-log probabilities of
-whole answers, summed over their tokens (`sequences.sequence_logprobs`), of the
-better and the worse answer of each pair; `ref_chosen` and `ref_rejected` are
-those of the frozen reference, through which no gradient flows. With
-h = logp - ref_logp, an answer's implicit reward is beta · h. P may be any
-shape, so that the pairs of packed rows come as [B, S].
+whole completions, summed over their tokens (`sequences.sequence_logprobs`), of
+the better and the worse completion of each pair; `ref_chosen` and
+`ref_rejected` are those of the frozen reference, through which no gradient
+flows. With h = logp - ref_logp, a completion's implicit reward is beta · h. P
+may be any shape, so that the pairs of packed rows come as [B, S].
 
-`weights` float or bool[P] counts pairs (None: 1 each); one of weight 0 is as if
-it were not there, whatever numbers stand in it. Each loss returns
+`weights` float or bool[P] counts pairs (None: 1 each); one of weight 0 does
+not count, whatever numbers it holds. Each loss returns
 
   loss_sum: float32[], Σ weight · loss; divided by weight_sum it is the mean
     over pairs that the papers write.
   weight_sum: float32[], Σ weight.
-  metrics: float32[] sums over pairs: reward_accuracy (the chosen answer's
+  metrics: float32[] sums over pairs: reward_accuracy (the chosen completion's
     implicit reward is the larger), reward_margin, chosen_reward,
     rejected_reward, chosen_logprob and rejected_logprob.
 
@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 
 from llm.losses.kto import kto_kl, kto_loss
+from llm.losses.options import check_options
 from llm.losses.pairs import (
   Sums,
-  check_smoothing,
   pair_sums,
   prepare,
   smoothed_logistic,
@@ -93,7 +93,7 @@ def cdpo_loss(
     beta: strength of the pull to the reference.
     label_smoothing: e, the share of wrong labels; at least 0, below 0.5.
   """
-  check_smoothing(label_smoothing)
+  check_options(label_smoothing=label_smoothing)
   weights, *logprobs = _prepare(
     chosen, rejected, ref_chosen, ref_rejected, weights
   )
@@ -122,7 +122,7 @@ def robust_dpo_loss(
     beta: strength of the pull to the reference.
     label_smoothing: e, the share of wrong labels; at least 0, below 0.5.
   """
-  check_smoothing(label_smoothing)
+  check_options(label_smoothing=label_smoothing)
   weights, *logprobs = _prepare(
     chosen, rejected, ref_chosen, ref_rejected, weights
   )
@@ -174,16 +174,15 @@ def ipo_loss(
 
   Args:
     chosen, rejected, ref_chosen, ref_rejected, weights: see the module.
-    chosen_tokens: float[P], tokens of the chosen answers; for 'mean'.
-    rejected_tokens: float[P], tokens of the rejected answers; for 'mean'.
+    chosen_tokens: float[P], tokens of the chosen completions; for 'mean'.
+    rejected_tokens: float[P], tokens of the rejected completions; for 'mean'.
     beta: tau.
     logprobs: 'mean' or 'sum'.
 
   Raises:
     ValueError: another `logprobs`, or 'mean' without the numbers of tokens.
   """
-  if logprobs not in ('mean', 'sum'):
-    raise ValueError(f"logprobs={logprobs!r} must be 'mean' or 'sum'")
+  check_options(logprobs=logprobs)
   if logprobs == 'sum':
     chosen_tokens = rejected_tokens = jnp.ones(jnp.shape(chosen))
   if chosen_tokens is None or rejected_tokens is None:
@@ -223,7 +222,7 @@ def dpo_norm_loss(
 
   Args:
     chosen, rejected, ref_chosen, ref_rejected, weights: see the module.
-    chosen_tokens: float[P], n_w, tokens of the chosen answers.
+    chosen_tokens: float[P], n_w, tokens of the chosen completions.
     rejected_tokens: float[P], n_l.
     beta: strength of the pull to the reference.
   """
@@ -254,7 +253,7 @@ def rpo_loss(
   alpha: float = 1.0,
   nll: str = 'token',
 ) -> Sums:
-  """DPO + alpha · NLL of the chosen answers, which keeps them likely.
+  """DPO + alpha · NLL of the chosen completions, which keeps them likely.
 
   Pang et al., 2404.19733, equation 1. `nll` names the mean of the second part:
   'token' is -Σ logp / Σ n_w over the batch (TRL's "sft", OpenRLHF), 'sequence'
@@ -262,7 +261,7 @@ def rpo_loss(
 
   Args:
     chosen, rejected, ref_chosen, ref_rejected, weights: see the module.
-    chosen_tokens: float[P], n_w, tokens of the chosen answers.
+    chosen_tokens: float[P], n_w, tokens of the chosen completions.
     tokens_per_pair: float[] or float[P] of equal numbers: Σ n_w / pairs of the
       whole step's batch. Read by 'token' only, whose mean over tokens a
       microbatch cannot know; a column of the batch keeps any split exact. None
@@ -278,8 +277,7 @@ def rpo_loss(
   Raises:
     ValueError: another `nll`.
   """
-  if nll not in ('token', 'sequence'):
-    raise ValueError(f"nll={nll!r} must be 'token' or 'sequence'")
+  check_options(nll=nll)
   weights, *sums, n_w = _prepare(
     chosen, rejected, ref_chosen, ref_rejected, weights, n_w=chosen_tokens
   )
@@ -305,12 +303,12 @@ def _prepare(chosen, rejected, ref_chosen, ref_rejected, weights, **tokens):
 
 
 def _log_ratios(chosen, rejected, ref_chosen, ref_rejected):
-  """h of the chosen and of the rejected answers."""
+  """h of the chosen and of the rejected completions."""
   return chosen - ref_chosen, rejected - ref_rejected
 
 
 def _mean_log_ratios(chosen, rejected, ref_chosen, ref_rejected, n_w, n_l):
-  """h / n of the chosen and of the rejected answers."""
+  """h / n of the chosen and of the rejected completions."""
   h_w, h_l = _log_ratios(chosen, rejected, ref_chosen, ref_rejected)
   return h_w / jnp.maximum(n_w, 1.0), h_l / jnp.maximum(n_l, 1.0)
 

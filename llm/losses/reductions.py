@@ -1,6 +1,6 @@
-"""From numbers of tokens to sums whose quotient is the mean that is meant.
+"""Reductions: how losses per token become one mean over a batch.
 
-`policy.py` says what the reductions are.
+Each gives a sum and a denominator; `policy.py` lists what the means are.
 """
 
 from typing import NamedTuple
@@ -9,16 +9,15 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from llm.losses.options import REDUCTIONS
 from llm.losses.pairs import Sums
-
-REDUCTIONS = ('token', 'sequence', 'constant', 'group')
 
 
 class Reduction(NamedTuple):
-  """Weights of the tokens, and what their sum is to be divided by.
+  """Weights of the tokens, and the denominator of their sum.
 
   Metrics have other weights than the loss where the loss's denominator is not
-  what they should be a mean over.
+  the right one for a mean.
   """
 
   loss_weights: jax.Array  # float32[B, T]
@@ -73,7 +72,7 @@ def reduce(
     mask: bool[B, T] from `counted`.
     rows: float32[B] from `counted`.
     reduction: one of REDUCTIONS.
-    max_length: longest answer, for 'constant'.
+    max_length: longest completion, for 'constant'.
     group_lengths: float[B], mean length of each row's group, for 'group'.
 
   Raises:
@@ -89,7 +88,7 @@ def reduce(
   elif reduction == 'constant':
     if max_length is None:
       raise ValueError(
-        "reduction='constant' needs max_length, the longest answer allowed"
+        "reduction='constant' needs max_length, the longest completion allowed"
       )
     loss, watch = rows, max_length * mean
     total = max_length * total
@@ -128,7 +127,7 @@ def clean(mask: jax.Array, **arrays: jax.Array | None) -> list:
 
 
 def per_token(advantages: jax.Array, mask: jax.Array) -> jax.Array:
-  """Advantages of answers [B] or tokens [B, T], as float32[B, T], fixed."""
+  """Advantages of completions [B] or tokens [B, T], as float32[B, T], fixed."""
   advantages = lax.stop_gradient(jnp.asarray(advantages, jnp.float32))
   if advantages.shape == mask.shape[:1]:
     advantages = jnp.broadcast_to(advantages[:, None], mask.shape)

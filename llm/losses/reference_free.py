@@ -1,23 +1,22 @@
 """Preference losses without a reference model: SimPO, CPO, ORPO.
 
-Arguments, sums and errors are those of `preference.py`, which has these under
-its name too.
+Arguments, sums and errors are as in `preference.py`, which re-exports these.
 """
 
 import jax
 import jax.numpy as jnp
 
+from llm.losses.options import check_options
 from llm.losses.pairs import (
   Sums,
-  check_smoothing,
   pair_sums,
   prepare,
   smoothed_logistic,
   token_mean_nll,
 )
 
-# Mean log-probability from which on an answer counts as certain: its odds are
-# infinite at 0, and so would be the gradient.
+# Mean log-probability from which on a completion counts as certain: its odds
+# are infinite at 0, and so would be the gradient.
 CERTAIN = -1e-7
 
 
@@ -40,8 +39,8 @@ def simpo_loss(
 
   Args:
     chosen, rejected, weights: see `preference`.
-    chosen_tokens: float[P], tokens of the chosen answers.
-    rejected_tokens: float[P], tokens of the rejected answers.
+    chosen_tokens: float[P], tokens of the chosen completions.
+    rejected_tokens: float[P], tokens of the rejected completions.
     beta: scale of the reward beta · a.
     gamma: target margin of the rewards.
     gamma_ratio: gamma / beta. With neither, 0.25 (gamma = 0.5 at beta = 2).
@@ -50,12 +49,9 @@ def simpo_loss(
   Raises:
     ValueError: both margins are given, or a smoothing outside [0, 0.5).
   """
-  check_smoothing(label_smoothing)
-  if gamma is not None and gamma_ratio is not None:
-    raise ValueError(
-      f'gamma={gamma} and gamma_ratio={gamma_ratio} both name the margin; '
-      'pass one of them'
-    )
+  check_options(
+    gamma=gamma, gamma_ratio=gamma_ratio, label_smoothing=label_smoothing
+  )
   if gamma is None:
     gamma = beta * (0.25 if gamma_ratio is None else gamma_ratio)
   weights, l_w, l_l, n_w, n_l = prepare(
@@ -87,11 +83,11 @@ def cpo_loss(
   """-log σ(beta (logp_w - logp_l)) - alpha · Σ logp_w / Σ n_w.
 
   Xu et al., 2401.08417, equation 7: DPO with a uniform reference, and the NLL
-  of the chosen answers as a mean over the tokens of the batch.
+  of the chosen completions as a mean over the tokens of the batch.
 
   Args:
     chosen, rejected, weights: see `preference`.
-    chosen_tokens: float[P], n_w, tokens of the chosen answers.
+    chosen_tokens: float[P], n_w, tokens of the chosen completions.
     tokens_per_pair: float[] or float[P] of equal numbers: Σ n_w / pairs of the
       whole step's batch, so that microbatches add up; None is that of this
       call. See `preference.rpo_loss`.
@@ -102,7 +98,7 @@ def cpo_loss(
   Returns:
     The module's sums; metrics have `nll`, before alpha.
   """
-  check_smoothing(label_smoothing)
+  check_options(label_smoothing=label_smoothing)
   weights, l_w, l_l, n_w = prepare(
     weights, chosen=chosen, rejected=rejected, chosen_tokens=chosen_tokens
   )
@@ -131,17 +127,18 @@ def orpo_loss(
   prompt: jax.Array | None = None,
   prompt_tokens: jax.Array | None = None,
 ) -> Sums:
-  """NLL of the chosen answers - beta log σ(log odds_w - log odds_l).
+  """NLL of the chosen completions - beta log σ(log odds_w - log odds_l).
 
   log odds = a - log(1 - exp a), a = logp / n (Hong et al., 2403.07691,
   equations 6 and 7, where beta is called lambda). The NLL is a mean over the
-  tokens of the batch. The paper takes it over the answer; TRL and the authors'
-  code over prompt and answer: pass `prompt` and `prompt_tokens` for that.
+  tokens of the batch. The paper takes it over the completion; TRL and the
+  authors' code over prompt and completion: pass `prompt` and `prompt_tokens`
+  for that.
 
   Args:
     chosen, rejected, weights: see `preference`.
-    chosen_tokens: float[P], tokens of the chosen answers.
-    rejected_tokens: float[P], tokens of the rejected answers.
+    chosen_tokens: float[P], tokens of the chosen completions.
+    rejected_tokens: float[P], tokens of the rejected completions.
     tokens_per_pair: float[] or float[P] of equal numbers: tokens of the NLL
       (prompts included if they are given) / pairs of the whole step's batch,
       so that microbatches add up; None is that of this call. See
@@ -153,7 +150,7 @@ def orpo_loss(
 
   Returns:
     The module's sums; metrics have `nll` and `log_odds_ratio`, and the rewards
-    are beta · a. An answer of mean log-probability above -1e-7 counts as one
+    are beta · a. A completion of mean log-probability above -1e-7 counts as one
     of -1e-7 in the denominator of its odds.
 
   Raises:

@@ -18,13 +18,13 @@ def bradley_terry_loss(
   """-log σ(r_w - r_l - margin) + center_coef (r_w + r_l)².
 
   Bradley and Terry's model of comparisons (2203.02155, equation 1), with a
-  margin for how much better the chosen answer is (Llama 2, 2307.09288) and a
-  pull of the rewards towards a mean of 0 (2312.09244; 0.01 there).
+  margin for how much better the chosen completion is (Llama 2, 2307.09288) and
+  a pull of the rewards towards a mean of 0 (2312.09244; 0.01 there).
 
   Args:
-    chosen_rewards: float[P], reward of the better answer of each pair.
+    chosen_rewards: float[P], reward of the better completion of each pair.
     rejected_rewards: float[P].
-    weights: float or bool[P]; a pair of weight 0 is not there. None: 1 each.
+    weights: float or bool[P]; a pair of weight 0 does not count. None: 1 each.
     margin: float[P], or None for 0.
     center_coef: 0 is no pull.
 
@@ -115,8 +115,8 @@ def at_last_token(values: jax.Array, mask: jax.Array) -> jax.Array:
   """The value at each row's last position under the mask.
 
   Args:
-    values: float[B, T], what a scalar head says at each token.
-    mask: bool or float[B, T], True on prompt and answer with its end mark,
+    values: float[B, T], the output of a scalar head at each token.
+    mask: bool or float[B, T], True on prompt and completion with its end mark,
       not on padding, on whichever side that is.
 
   Returns:

@@ -1,6 +1,6 @@
-"""From log-probabilities of tokens to those of whole answers.
+"""Log-probabilities of whole completions from those of their tokens.
 
-Positions outside the mask are dropped, whatever stands there (-inf, NaN).
+Positions outside the mask are dropped, whatever they hold (-inf, NaN).
 """
 
 import jax
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 def sequence_logprobs(
   logprobs: jax.Array, mask: jax.Array, tail_weights: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probability of each row's answer, and how many tokens it has.
+  """Log-probability of each row's completion, and how many tokens it has.
 
   Args:
     logprobs: float[P, T], of each token given those before it.
-    mask: bool or float[P, T], True on the answer's tokens.
+    mask: bool or float[P, T], True on the completion's tokens.
     tail_weights: float[P, T] from `tail_weights`, for LD-DPO; the count does
       not change by it.
 
@@ -39,7 +39,7 @@ def packed_sequence_logprobs(
 
   Args:
     logprobs: float[B, T], of each token given those before it.
-    mask: bool or float[B, T], True on the answers' tokens.
+    mask: bool or float[B, T], True on the completions' tokens.
     segment_ids: int[B, T], 1 to `segments` in each row, 0 for padding.
     segments: S, the most documents that a row has (static).
     tail_weights: float[B, T], for LD-DPO.
@@ -71,7 +71,7 @@ def completion_ends(
   """Where each document of packed rows has its last token under the mask.
 
   Args:
-    mask: bool or float[B, T], True on the answers' tokens.
+    mask: bool or float[B, T], True on the completions' tokens.
     segment_ids: int[B, T], 1 to `segments` in each row, 0 for padding.
     segments: S (static).
 
@@ -91,17 +91,17 @@ def completion_ends(
 def tail_weights(
   mask: jax.Array, shared_tokens: jax.Array, alpha: float
 ) -> jax.Array:
-  """Weights of LD-DPO: `alpha` for the part of an answer that is longer.
+  """Weights of LD-DPO: `alpha` for the part of a completion that is longer.
 
-  The answers of a pair share their first min(n_chosen, n_rejected) tokens in
-  length; only those count in full (Liu et al., 2409.06411). alpha = 1 is DPO,
-  alpha = 0 ignores the tail:
+  The completions of a pair share their first min(n_chosen, n_rejected) tokens
+  in length; only those count in full (Liu et al., 2409.06411). alpha = 1 is
+  DPO, alpha = 0 ignores the tail:
 
     mask  0 1 1 1 0 1    shared_tokens 2    weights  1 1 1 a a a
 
   Args:
-    mask: bool or float[P, T], True on the answer's tokens.
-    shared_tokens: int or float[P], tokens of the shorter answer.
+    mask: bool or float[P, T], True on the completion's tokens.
+    shared_tokens: int or float[P], tokens of the shorter completion.
     alpha: weight of the tail, from 0 to 1.
 
   Returns:

@@ -1,9 +1,9 @@
-"""Rewards as a policy sees them: the KL to the reference, and the length."""
+"""Reward shaping: KL to the reference, and a penalty on length."""
 
 import jax
 import jax.numpy as jnp
 
-ESTIMATORS = ('k1', 'k2', 'k3')
+from llm.losses.options import ESTIMATORS
 
 
 def kl_estimate(
@@ -20,7 +20,7 @@ def kl_estimate(
   (Schulman, "Approximating KL divergence", 2020). k1 and k3 are unbiased, k2
   and k3 never negative. As a loss on policy, the gradient of k2 is that of the
   KL, the gradient of k3 that of the other direction, and that of k1 is 0 on
-  average: k1 belongs into rewards.
+  average: use k1 in rewards.
 
   Args:
     logprobs: float[...].
@@ -71,10 +71,10 @@ def token_rewards(
                         after  r r r R 0,  1 1 1 1 0
 
   Args:
-    scores: float[B], reward of each answer.
+    scores: float[B], reward of each completion.
     logprobs: float[B, T], of the sampled tokens when they were sampled.
     ref_logprobs: float[B, T].
-    mask: bool or float[B, T], True at the answer's tokens.
+    mask: bool or float[B, T], True at the completion's tokens.
     kl_coef: float[], from the config or `adaptive_kl_coef`.
     estimator: of `kl_estimate`.
     placement: 'last' or 'after'.
@@ -112,7 +112,7 @@ def sequence_rewards(
   kl_coef: jax.Array | float = 0.05,
   estimator: str = 'k1',
 ) -> jax.Array:
-  """Rewards of RLOO: score - kl_coef · Σ KL over the answer's tokens.
+  """Rewards of RLOO: score - kl_coef · Σ KL over the completion's tokens.
 
   Arguments and errors are those of `token_rewards`.
 
@@ -130,13 +130,13 @@ def sequence_rewards(
 def overlong_penalty(
   lengths: jax.Array, *, max_length: int, margin: int
 ) -> jax.Array:
-  """DAPO's soft penalty of long answers (2503.14476, equation 13).
+  """DAPO's soft penalty of long completions (2503.14476, equation 13).
 
   0 up to max_length - margin, from there falling linearly to -1 at
   max_length, and -1 beyond; it is added to the reward.
 
   Args:
-    lengths: int or float[B], tokens of each answer.
+    lengths: int or float[B], tokens of each completion.
     max_length: L_max (20480 there).
     margin: L_cache (4096 there), at least 1.
 
@@ -166,7 +166,7 @@ def adaptive_kl_coef(
   """The next coefficient of a controller that holds the KL at a target.
 
   coef · (1 + clip(kl / target - 1, ±limit) · count / horizon) (Ziegler et al.,
-  1909.08593, section 2.2). The coefficient is its whole state: it belongs into
+  1909.08593, section 2.2). The coefficient is its whole state: save it in
   the checkpoint.
 
   Args:

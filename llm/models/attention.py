@@ -9,7 +9,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from llm.models.cache import LayerCache, Segment, extend
+from llm.models.cache import FloatKV, Segment
 from llm.models.config import ModelConfig
 from llm.models.layers import Linear, RMSNorm, soft_cap
 from llm.models.placement import keep_heads
@@ -228,16 +228,17 @@ class Attention(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, rope, entry, call, window, ring):
+  def __call__(self, x, rope, entry, call, window):
     """One layer's attention.
 
     Args:
       x: float[B, T, D].
       rope: (cos, sin) of the positions, as `rope.rope_tables` gives.
-      entry, call, window, ring: see `cache.extend`.
+      entry: of the cache, see `cache.protocol`.
+      call, window: as its `extend` takes them.
 
     Returns:
-      (float[B, T, D], the changed part of the cache entry).
+      (float[B, T, D], the part of the cache entry that changed).
     """
     config = self.config
     groups, heads = config.queries_per_kv, config.num_heads
@@ -257,8 +258,8 @@ class Attention(nn.Module):
     q = rotate(q, *rope)
     k = rotate(k, *rope)
     q = q.reshape(batch, length, config.num_kv_heads, groups, config.head_dim)
-    new = LayerCache(k=k.transpose(0, 2, 1, 3), v=v.transpose(0, 2, 3, 1))
-    segments, entry = extend(entry, new, call, window, ring)
+    new = FloatKV(k=k.transpose(0, 2, 1, 3), v=v.transpose(0, 2, 3, 1))
+    segments, part = entry.extend(new, call, window)
     scale = config.query_scale
     if scale is None:
       scale = config.head_dim**-0.5
@@ -271,7 +272,7 @@ class Attention(nn.Module):
       dtype=self.dtype,
       name='o',
     )(out.reshape(batch, length, heads, config.head_dim))
-    return out, entry
+    return out, part
 
   def _normalise(self, x, name):
     """RMS over each head (Qwen 3, Gemma 3) or over all heads (OLMo 2)."""

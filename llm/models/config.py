@@ -11,6 +11,7 @@ import dataclasses
 ROPE_TYPES = ('default', 'linear', 'dynamic', 'llama3', 'yarn', 'longrope')
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh', 'relu')
 GLOBAL, LOCAL = 'global', 'local'
+REMAT = ('none', 'dots', 'full')  # what `remat` keeps, see there
 # A fresh model: what `model.…` is where neither a path nor a value is given.
 FRESH_SHAPE = {
   'embed_dim': 256,

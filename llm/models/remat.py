@@ -4,9 +4,10 @@ from flax import linen as nn
 import jax
 
 from llm.errors import UserError
+from llm.models.config import REMAT
 from llm.models.layers import LINEAR
 
-REMAT = {
+_POLICIES = {
   'none': None,  # everything
   # Results of linear maps; attention weights, norms and activations are
   # computed again.
@@ -17,13 +18,13 @@ REMAT = {
   # The block's input only.
   'full': jax.checkpoint_policies.nothing_saveable,
 }
+assert tuple(_POLICIES) == REMAT
 
 
 def rematerialised(
   module: type[nn.Module],
   name: str,
   *,
-  static_argnums: tuple[int, ...] = (),
   prevent_cse: bool = True,
 ) -> type[nn.Module]:
   """The module class with the policy of that name.
@@ -31,7 +32,6 @@ def rematerialised(
   Args:
     module: a Linen module class.
     name: one of `REMAT`.
-    static_argnums: arguments of its call that are no arrays, self being 0.
     prevent_cse: False where the module is the body of a loop: the compiler
       does not merge that with its backward pass anyway.
 
@@ -42,9 +42,4 @@ def rematerialised(
     raise UserError(f'remat={name!r}: use one of {", ".join(REMAT)}')
   if name == 'none':
     return module
-  return nn.remat(
-    module,
-    policy=REMAT[name],
-    static_argnums=static_argnums,
-    prevent_cse=prevent_cse,
-  )
+  return nn.remat(module, policy=_POLICIES[name], prevent_cse=prevent_cse)

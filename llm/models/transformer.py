@@ -11,15 +11,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm.models import cache as cache_lib
 from llm.models.attention import Attention
-from llm.models.cache import (
-  CallContext,
-  KVCache,
-  OpenCache,
-  SharedCache,
-  SharedKeys,
-)
+from llm.models.cache import Cache, CallContext, NoCache
 from llm.models.config import GLOBAL, LOCAL, ModelConfig
 from llm.models.layers import GatedMLP, RMSNorm, linear, soft_cap
 from llm.models.moe import MoE
@@ -36,8 +29,8 @@ class Block(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, rope, entry, call, window, ring):
-    """Returns (x float[B, T, D], changed cache entry); see `Attention`."""
+  def __call__(self, x, rope, entry, call, window):
+    """Returns (x float[B, T, D], changed part of entry); see `Attention`."""
     config = self.config
     out_scale = 0.02 / math.sqrt(2 * config.num_layers)
 
@@ -50,8 +43,8 @@ class Block(nn.Module):
       )
 
     h = norm('pre_attention_norm')(x) if config.pre_norm else x
-    h, entry = Attention(config, out_scale, self.dtype, name='attn')(
-      h, rope, entry, call, window, ring
+    h, part = Attention(config, out_scale, self.dtype, name='attn')(
+      h, rope, entry, call, window
     )
     x = x + (norm('post_attention_norm')(h) if config.post_norm else h)
     h = norm('pre_mlp_norm')(x) if config.pre_norm else x
@@ -67,10 +60,7 @@ class Block(nn.Module):
         self.dtype,
         name='mlp',
       )(h)
-    return x + (norm('post_mlp_norm')(h) if config.post_norm else h), entry
-
-
-_STATIC = (6,)  # the arguments of Block's call that are no arrays: ring
+    return x + (norm('post_mlp_norm')(h) if config.post_norm else h), part
 
 
 class _ScanBody(nn.Module):
@@ -79,12 +69,11 @@ class _ScanBody(nn.Module):
   config: ModelConfig
   moe: bool
   dtype: Any
-  ring: int
   remat: str
 
   @nn.compact
   def __call__(self, x, entry, is_local, shared):
-    ropes, call, count = shared
+    ropes, call = shared
     config = self.config
     if is_local is None:  # all layers are of one kind
       kind = config.layer_types[0]
@@ -94,13 +83,9 @@ class _ScanBody(nn.Module):
         lambda a, b: jnp.where(is_local, a, b), ropes[LOCAL], ropes[GLOBAL]
       )
       window = jnp.where(is_local, config.window, jnp.iinfo(jnp.int32).max // 2)
-    if count is not None:
-      entry = (*entry, count)
-    block = rematerialised(
-      Block, self.remat, static_argnums=_STATIC, prevent_cse=False
-    )
+    block = rematerialised(Block, self.remat, prevent_cse=False)
     return block(config, self.moe, self.dtype, name='block')(
-      x, rope, entry, call, window, self.ring
+      x, rope, entry, call, window
     )
 
 
@@ -130,7 +115,7 @@ class Transformer(nn.Module):
     if self.scan_layers:
       self.layers = self._scanned()
     else:
-      block = rematerialised(Block, self.remat, static_argnums=_STATIC)
+      block = rematerialised(Block, self.remat)
       self.blocks = [
         block(config, config.is_moe(i), self.dtype, name=f'layers_{i}')
         for i in range(config.num_layers)
@@ -149,26 +134,25 @@ class Transformer(nn.Module):
         'scan_layers=True needs layers of one structure, and this model mixes '
         'dense and expert layers: use scan_layers=False'
       )
-    ring = cache_lib.cache_rings(config, scan_layers=True)
     return nn.scan(
       _ScanBody,
       variable_axes={'params': 0, 'lora': 0},
       split_rngs={'params': True},
       in_axes=(0, 0, nn.broadcast),
       length=config.num_layers,
-    )(config, moe.pop(), self.dtype, ring, self.remat, name='layers')
+    )(config, moe.pop(), self.dtype, self.remat, name='layers')
 
   def __call__(
     self,
     tokens: jax.Array,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
-    cache: KVCache | OpenCache | SharedCache | None = None,
+    cache: Cache | None = None,
     lengths: jax.Array | None = None,
     rope_length: jax.Array | None = None,
     attend_length: int | None = None,
     embed_noise: jax.Array | None = None,
-  ) -> tuple[jax.Array, KVCache | OpenCache | None]:
+  ) -> tuple[jax.Array, Cache | None]:
     """Logits of the next token at each position.
 
     Args:
@@ -176,8 +160,8 @@ class Transformer(nn.Module):
       positions: int32[B, T], rotary positions; default: counted on from what
         the cache holds, or from 0 at the start of each segment.
       segment_ids: int32[B, T], for several packed documents in a row.
-      cache: a KVCache, an OpenCache with T = 1, a SharedCache (read only), or
-        None.
+      cache: a KVCache, an OpenCache, a SharedCache (read only), another kind
+        that does as `cache.protocol` says, or None.
       lengths: int32[B], true number of new tokens; default T.
       rope_length: int32[B] or [B, T], the row's length that dynamic and
         longrope frequencies are taken for; default: what the cache holds plus
@@ -219,13 +203,14 @@ class Transformer(nn.Module):
       raise ValueError('segment_ids with a cache: pack rows, or cache them')
     if lengths is None:
       lengths = jnp.full((batch,), steps, jnp.int32)
-    count = cache.count if isinstance(cache, OpenCache) else None
-    start, offset = _start(cache, batch)
-    before = start + offset
+    if cache is None:
+      cache = NoCache()
+    start, offset, count = cache.held(batch)
+    before = start + offset + count
     if positions is None:
-      positions = _positions(tokens, segment_ids, before, count)
+      positions = _positions(tokens, segment_ids, before)
     if rope_length is None:
-      rope_length = _rope_length(positions, segment_ids, lengths, before, count)
+      rope_length = _rope_length(positions, segment_ids, lengths, before)
     ropes = {
       kind: rope_tables(
         positions,
@@ -235,17 +220,19 @@ class Transformer(nn.Module):
       )
       for kind in sorted(set(config.layer_types))
     }
-    call = CallContext(start, offset, lengths, segment_ids, attend_length)
+    call = CallContext(
+      start, offset, count, lengths, segment_ids, steps, attend_length
+    )
     x = self.embedder(tokens, self.dtype)
     if embed_noise is not None:
       x = x + embed_noise.astype(x.dtype)
     if config.embed_scale is not None:
       x = x * jnp.asarray(config.embed_scale, x.dtype)
     if self.scan_layers:
-      x, entries = self._run_scanned(x, ropes, cache, call, count)
+      x, parts = self._run_scanned(x, ropes, cache, call)
     else:
-      x, entries = self._run_unrolled(x, ropes, cache, call, count)
-    return self.final_norm(x), _updated(cache, entries, call)
+      x, parts = self._run_unrolled(x, ropes, cache, call)
+    return self.final_norm(x), cache.extended(parts, call)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """float[B, T, D] after the final norm -> float32[B, T, V]."""
@@ -256,33 +243,23 @@ class Transformer(nn.Module):
     out = linear(hidden.astype(self.dtype), kernel.astype(self.dtype))
     return soft_cap(out.astype(jnp.float32), self.config.final_soft_cap)
 
-  def _run_unrolled(self, x, ropes, cache, call, count):
+  def _run_unrolled(self, x, ropes, cache, call):
     config = self.config
-    rings = cache_lib.cache_rings(config)
-    entries = []
+    parts = []
     for i, (block, kind) in enumerate(
       zip(self.blocks, config.layer_types, strict=True)
     ):
-      window, ring = _window(config, kind), rings[i]
-      entry = _entry(cache, i, count)
-      x, entry = block(x, ropes[kind], entry, call, window, ring)
-      entries.append(entry)
-    return x, tuple(entries)
+      window = _window(config, kind)
+      x, part = block(x, ropes[kind], cache.layer(i), call, window)
+      parts.append(part)
+    return x, tuple(parts)
 
-  def _run_scanned(self, x, ropes, cache, call, count):
+  def _run_scanned(self, x, ropes, cache, call):
     kinds = self.config.layer_types
     is_local = None
     if len(set(kinds)) > 1:
       is_local = jnp.array([kind == LOCAL for kind in kinds])
-    entry = None
-    if isinstance(cache, OpenCache):
-      entry = (cache.prefix, cache.recent, cache.shared)
-    elif isinstance(cache, SharedCache):
-      entry = SharedKeys(cache.layers)
-    elif cache is not None:
-      entry = cache.layers
-    shared = (ropes, call, count)
-    return self.layers(x, entry, is_local, shared)
+    return self.layers(x, cache.stacked(), is_local, (ropes, call))
 
 
 class _Embedder(nn.Module):
@@ -316,53 +293,21 @@ class _Head(nn.Module):
     )
 
 
-def _start(cache, batch):
-  """int32[B] twice: the tokens that rows hold, and those that they share."""
-  none = jnp.zeros((batch,), jnp.int32)
-  if isinstance(cache, OpenCache):
-    return cache.start, cache.offset
-  if isinstance(cache, SharedCache):
-    return none, cache_lib.of_rows(cache.length, batch)
-  return (none if cache is None else cache.length), none
-
-
-def _positions(tokens, segment_ids, start, count):
+def _positions(tokens, segment_ids, before):
   index = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
   if segment_ids is not None:
     changed = segment_ids[:, 1:] != segment_ids[:, :-1]
     first = jnp.where(changed, index[:, 1:], 0)
     first = jnp.concatenate([jnp.zeros_like(index[:, :1]), first], axis=1)
     return index - jax.lax.cummax(first, axis=1)
-  offset = start if count is None else start + count
-  return index + offset[:, None]
+  return index + before[:, None]
 
 
-def _rope_length(positions, segment_ids, lengths, start, count):
-  if count is not None:
-    return start + count + 1
+def _rope_length(positions, segment_ids, lengths, before):
   if segment_ids is None:
-    return start + lengths
+    return before + lengths
   same = segment_ids[:, :, None] == segment_ids[:, None, :]
   return jnp.max(jnp.where(same, positions[:, None, :], 0), axis=-1) + 1
-
-
-def _entry(cache, layer, count):
-  if cache is None:
-    return None
-  if isinstance(cache, OpenCache):
-    shared = cache.shared and cache.shared[layer]
-    return cache.prefix[layer], cache.recent[layer], shared, count
-  if isinstance(cache, SharedCache):
-    return SharedKeys(cache.layers[layer])
-  return cache.layers[layer]
-
-
-def _updated(cache, entries, call):
-  if cache is None or isinstance(cache, SharedCache):
-    return None
-  if isinstance(cache, OpenCache):
-    return cache.replace(recent=entries, count=cache.count + 1)
-  return KVCache(layers=entries, length=cache.length + call.lengths)
 
 
 def init_params(

@@ -1,1 +1,1 @@
-"""Several devices: the mesh, what lies where on it, several processes."""
+"""Several devices: the mesh, shardings, and several processes."""

@@ -105,8 +105,8 @@ def on_mesh(function: Callable, mesh: jax.sharding.Mesh) -> Callable:
   """The function, called with the mesh in context.
 
   Without it the model cannot pin its activations (`models.placement`): results
-  are the same, but devices fetch each other's rows. To be put around what
-  `jax.jit` returns.
+  are the same, but devices fetch each other's rows. Wrap the result of
+  `jax.jit` in it.
   """
 
   @functools.wraps(function)

@@ -1,6 +1,6 @@
-"""What lies where on the mesh: parameters, train state, batches.
+"""Shardings of parameters, train state and batches over the mesh.
 
-A leaf's place follows from its path alone, so that the same rules hold for
+A leaf's sharding follows from its path alone, so that the same rules hold for
 parameters, their gradients, their moving averages and the optimizer's moments.
 An axis that the mesh does not divide stays whole on every device.
 """
@@ -53,13 +53,13 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
 def state_shardings(state: Any, mesh: Mesh) -> Any:
   """The sharding of each leaf of a train state.
 
-  A leaf belongs to the parameter whose path its own contains. It lies as that
-  parameter does where it has its shape (moments, moving averages); where it
-  lacks one axis (Adafactor's factors), without that axis; where an axis has
-  another length (scales of 8-bit moments, one per block of D), along the axes
-  that still divide. Leaves of another rank (scales of all values in a row) are
-  split over fsdp along their first axis.
-  Everything else (counts, keys) is whole on each device.
+  A leaf belongs to the parameter whose path is part of its own path. With the
+  same shape (moments, moving averages) it has the same sharding. With one axis
+  less (Adafactor's factors), that axis is left out. With an axis of another
+  length (scales of 8-bit moments, one per block of D), it is split along the
+  axes that still divide. Leaves of another rank (scales of all values in a row)
+  are split over fsdp along their first axis. Everything else (counts, keys) is
+  replicated.
 
   Args:
     state: TrainState or any pytree with the attribute `params`, of arrays or

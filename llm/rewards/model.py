@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm.buckets import bucket
 from llm.checkpoints import source
 from llm.checkpoints.hf import load as hf
-from llm.decode.prefill import bucket, pad_rows
+from llm.decode.prefill import pad_rows
 from llm.errors import UserError
 from llm.losses.reward import at_last_token
 from llm.models.transformer import Transformer

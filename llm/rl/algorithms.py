@@ -5,8 +5,7 @@ import math
 from typing import Any
 
 from llm.errors import UserError
-from llm.losses.reductions import REDUCTIONS
-from llm.losses.shaping import ESTIMATORS
+from llm.losses.options import ESTIMATORS, REDUCTIONS
 from llm.runs.checks import given_options
 
 

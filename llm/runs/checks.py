@@ -5,7 +5,7 @@ import functools
 from typing import Any
 
 from llm.errors import UserError
-from llm.models.remat import REMAT
+from llm.models.config import REMAT
 
 # What `train.best` may name, and which of two values is the better one; a kind
 # of run that does not evaluate it has no best.

@@ -1,11 +1,21 @@
 """The rows of a run: read with a progress bar, checked and counted."""
 
-from llm.data import dataset
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from llm.data import dataset, prompts, reading
 from llm.data.examples import Examples, check_vocabulary
+from llm.data.prompts import Prompt
 from llm.errors import UserError
 from llm.host import terminal
 from llm.runs import outputs
 from llm.runs.train_model import ModelSpec
+
+# The counts that are logged where they are not 0.
+_LEFT_OUT = (
+  'truncated', 'split', 'dropped', 'emptied', 'empty', 'equal', 'too long',
+)  # fmt: skip
 
 
 def check_data(data, spec: ModelSpec) -> None:
@@ -26,33 +36,20 @@ def check_data(data, spec: ModelSpec) -> None:
 
 
 def load_texts(config, spec: ModelSpec) -> tuple[Examples, Examples | None]:
-  """The examples to train on and those held out, or None."""
-  data, tok = config.data, spec.tokenizer
-  check_data(data, spec)
-  check_vocabulary(tok, spec.config.vocab_size)
-  shared = {
-    'max_length': data.max_length,
-    'overlong': data.overlong,
-    'separator': data.separator,
-    'cache_dir': outputs.cache_dir(),
-  }
-  with terminal.progress_bar() as bar:
-    examples, held_out = dataset.load_examples(
-      data.path,
-      tok,
-      eval_fraction=data.eval_fraction,
-      on_bytes=on_bytes(bar, 'reading data.path'),
-      **shared,
-    )
-    if data.eval_path is not None:
-      held_out, _ = dataset.load_examples(
-        data.eval_path,
-        tok,
-        field='data.eval_path',
-        on_bytes=on_bytes(bar, 'reading data.eval_path'),
-        **shared,
-      )
-  _log(examples, held_out)
+  """The examples to train on and those held out, or None.
+
+  Raises:
+    UserError: a field, a file or a row is wrong; the message says which.
+  """
+  data = config.data
+  examples, held_out = _load_rows(
+    config,
+    spec,
+    dataset.load_examples,
+    'examples',
+    separator=data.separator,
+    cache_dir=outputs.cache_dir(),
+  )
   others = sorted(set(examples.counts['shapes']) - {'text'})
   if data.curriculum and others:
     raise UserError(
@@ -63,26 +60,118 @@ def load_texts(config, spec: ModelSpec) -> tuple[Examples, Examples | None]:
   return examples, held_out
 
 
-def on_bytes(bar, text: str):
-  """A callback (bytes done, bytes in all) that moves a bar."""
-  task = bar.add_task(text, total=None)
-  return lambda done, total: bar.update(task, completed=done, total=total)
+def load_ratings(
+  config, spec: ModelSpec, load: Callable, name: str, **options: Any
+) -> tuple[Any, Any]:
+  """The rated completions to train on and those held out, or None.
+
+  Args:
+    config: of the run.
+    spec: the model.
+    load: such as `pairs.load_pairs`, `rated.load_rated`, `steps.load_steps`.
+    name: what it loads, in the plural, for messages.
+    **options: more keywords of `load`.
+
+  Raises:
+    UserError: a field, a file or a row is wrong; the message says which.
+  """
+  if config.data.curriculum or config.data.separator:
+    raise UserError(
+      f'data.curriculum and data.separator are of texts: leave them unset for '
+      f'{name}'
+    )
+  return _load_rows(config, spec, load, name, **options)
 
 
-def _log(examples: Examples, held_out: Examples | None) -> None:
-  """What became of the rows; nothing is dropped silently."""
-  counts = examples.counts
-  rows = f'{counts["rows"]:,} rows'
-  if len(counts['shapes']) > 1:  # such as a licence among the data
-    of = (f'{count:,} {name}' for name, count in counts['shapes'].items())
+def load_prompts(
+  config,
+  spec: ModelSpec,
+  check: Callable[[dict[str, Any]], None] = lambda row: None,
+  load_eval: Callable | None = None,
+) -> tuple[list[Prompt], Any]:
+  """The prompts to train on, and what is held out or None.
+
+  Args:
+    config: of the run.
+    spec: the model.
+    check: raises a UserError for a row that cannot be used.
+    load_eval: reads `data.eval_path`, such as `dataset.load_examples`; None:
+      it has prompts too.
+
+  Raises:
+    UserError: a file or a row is wrong; the message says which.
+  """
+  data, too_long = config.data, 0
+  check_vocabulary(spec.tokenizer, spec.config.vocab_size)
+
+  def load(path, **options):
+    nonlocal too_long
+    found, overlong = prompts.load_prompts(
+      path, spec.tokenizer, max_length=data.max_length, check=check, **options
+    )
+    too_long += overlong
+    return found, None
+
+  found, held_out = _read_files(data, load, load_eval or load)
+  if data.eval_fraction:
+    train = reading.train_share(len(found), data.eval_fraction, 'prompts')
+    found, held_out = found[:train], found[train:]
+  _log([f'{len(found):,} prompts'], held_out, {'too long': too_long})
+  return found, held_out
+
+
+def _load_rows(config, spec: ModelSpec, load, name: str, **options: Any):
+  """Calls a loader of `llm.data` for each file, and logs what it counted."""
+  data, tok = config.data, spec.tokenizer
+  check_data(data, spec)
+  check_vocabulary(tok, spec.config.vocab_size)
+  load = functools.partial(
+    load,
+    tok=tok,
+    max_length=data.max_length,
+    overlong=data.overlong,
+    # 0 where there is a data.eval_path, see `check_data`.
+    eval_fraction=data.eval_fraction,
+    **options,
+  )
+  found, held_out = _read_files(data, load, load)
+  counts = found.counts
+  rows, shapes = f'{counts["rows"]:,} rows', counts.get('shapes', {})
+  if len(shapes) > 1:  # such as a licence among the data
+    of = (f'{count:,} {shape}' for shape, count in shapes.items())
     rows += f' ({", ".join(of)})'
-  parts = [
-    rows,
-    f'{len(examples):,} examples to train on',
-  ]
+  _log([rows, f'{len(found):,} {name} to train on'], held_out, counts)
+  return found, held_out
+
+
+def _read_files(data, load: Callable, load_eval: Callable):
+  """`data.path` by `load`, `data.eval_path` by `load_eval`; with a bar.
+
+  Both take (path, field=, on_bytes=) and return (what to train on, what is held
+  out or None).
+  """
+  with terminal.progress_bar() as bar:
+
+    def read(field, load):
+      task = bar.add_task(f'reading {field}', total=None)
+
+      def on_bytes(done, total):
+        bar.update(task, completed=done, total=total)
+
+      path = data[field.removeprefix('data.')]
+      return load(path, field=field, on_bytes=on_bytes)
+
+    found, held_out = read('data.path', load)
+    if data.eval_path is not None:
+      held_out, _ = read('data.eval_path', load_eval)
+  return found, held_out
+
+
+def _log(parts: list[str], held_out: Any, counts: dict[str, Any]) -> None:
+  """Says what became of the rows; nothing is dropped silently."""
   if held_out is not None:
     parts.append(f'{len(held_out):,} held out')
-  for name in ('truncated', 'split', 'dropped', 'emptied'):
+  for name in _LEFT_OUT:
     if counts.get(name):
       parts.append(f'{counts[name]:,} {name}')
   terminal.log('data: ' + ', '.join(parts))

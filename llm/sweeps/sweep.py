@@ -47,7 +47,7 @@ def run(
     path: the sweep file.
     workdir: where results go; by default the folder `results` beside the
       sweep file. Runs are in `runs/<id>` below it.
-    launcher: path of launch.py.
+    launcher: the script that each run is started with, such as launch.py.
     report_only: start nothing; rebuild the report from `results.csv`.
 
   Returns:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.align import preference_data
 from llm.align.preference_loss import (
   KTO,
   OPTIONS,
@@ -25,7 +24,7 @@ from llm.losses.kto import kto_kl, kto_loss
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import batch_sharding, shard_batch
 from llm.runs import checks as training_checks
-from llm.runs import training
+from llm.runs import datasets, training
 from llm.runs.train_model import TrainModel, build_train_model, read_spec
 from llm.tasks.training_fields import training_fields
 from llm.train.optim import make_optimizer
@@ -52,7 +51,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   microbatches = check_batch(train.batch_size, train.microbatch_size, mesh)
   make_optimizer(config.optim, train.steps)
   spec = read_spec(config)
-  rated, held_out = preference_data.load(config, spec, load_rated, 'answers')
+  rated, held_out = datasets.load_ratings(config, spec, load_rated, 'answers')
   identity = {
     'examples': rated.examples.digest,
     'held_out': held_out and held_out.examples.digest,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm.align import preference_data, preference_loss
+from llm.align import preference_loss
 from llm.align.preference_loss import BASE, FROZEN, KTO, PRECOMPUTED
 from llm.align.reference import check_reference, with_reference
 from llm.data import pipeline
@@ -19,7 +19,7 @@ from llm.parallel.distributed import to_host
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import shard_batch
 from llm.runs import checks as training_checks
-from llm.runs import outputs, training
+from llm.runs import datasets, outputs, training
 from llm.runs.train_model import TrainModel, build_train_model, read_spec
 from llm.tasks import kto
 from llm.tasks.training_fields import training_fields
@@ -47,7 +47,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   train, data = config.train, config.data
   microbatches = check_batch(train.batch_size, train.microbatch_size, mesh)
   spec = read_spec(config)
-  examples, held_out = preference_data.load(config, spec, load_pairs, 'pairs')
+  examples, held_out = datasets.load_ratings(config, spec, load_pairs, 'pairs')
   identity = {
     'examples': examples.examples.digest,
     'held_out': held_out and held_out.examples.digest,

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.align import preference_data
 from llm.align.reward_loss import LOSSES, PROCESS, make_reward_loss
 from llm.data import pipeline
 from llm.data.pairs import load_pairs
@@ -20,7 +19,7 @@ from llm.evals.intervals import wilson_interval
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import param_shardings, shard_batch
 from llm.runs import checks as training_checks
-from llm.runs import training
+from llm.runs import datasets, training
 from llm.runs.train_model import (
   ModelSpec,
   TrainModel,
@@ -124,7 +123,7 @@ def _check_fields(config) -> None:
 
 
 def _load(config, spec: ModelSpec):
-  load = functools.partial(preference_data.load, config, spec)
+  load = functools.partial(datasets.load_ratings, config, spec)
   if config.loss.name != PROCESS:
     return load(load_pairs, 'pairs')
   separator = config.data.step_separator

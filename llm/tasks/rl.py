@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from llm.data import prompts as prompts_lib
-from llm.data.examples import check_vocabulary
 from llm.data.prompts import Prompt
 from llm.errors import UserError
-from llm.host import terminal
 from llm.parallel.mesh import check_batch, make_mesh
 from llm.rewards import functions as rewards_lib
 from llm.rewards.rater import make_rater
@@ -201,9 +199,8 @@ def check_rows(rows: int, microbatch_size: int, mesh, what: str) -> int:
 
 def load(config, spec: ModelSpec) -> tuple[list[Prompt], list[Prompt] | None]:
   """The prompts to train on and those held out, or None."""
-  data, tok = config.data, spec.tokenizer
+  data = config.data
   datasets.check_data(data, spec)
-  check_vocabulary(tok, spec.config.vocab_size)
   room = spec.config.max_length - config.rollout.max_new_tokens
   if spec.config.rope.type != 'dynamic' and data.max_length > room:
     raise UserError(
@@ -211,41 +208,9 @@ def load(config, spec: ModelSpec) -> tuple[list[Prompt], list[Prompt] | None]:
       f'rollout.max_new_tokens={config.rollout.max_new_tokens} exceed the '
       f"model's {spec.config.max_length}; use at most {room} for prompts"
     )
-  with terminal.progress_bar() as bar:
-
-    def read(path, field):
-      return prompts_lib.load_prompts(
-        path,
-        tok,
-        max_length=data.max_length,
-        check=lambda row: rewards_lib.check_row(config.rewards, row),
-        field=field,
-        on_bytes=datasets.on_bytes(bar, f'reading {field}'),
-      )
-
-    (prompts, overlong), held_out = read(data.path, 'data.path'), None
-    if data.eval_path is not None:
-      held_out, more = read(data.eval_path, 'data.eval_path')
-      overlong += more
-  if data.eval_fraction:
-    prompts, held_out = _hold_out(prompts, data.eval_fraction)
-  parts = [f'{len(prompts):,} prompts']
-  if held_out:
-    parts.append(f'{len(held_out):,} held out')
-  if overlong:
-    parts.append(f'{overlong:,} too long')
-  terminal.log('data: ' + ', '.join(parts))
-  return prompts, held_out
-
-
-def _hold_out(prompts: list[Prompt], fraction: float):
-  train = int(len(prompts) * (1 - fraction) + 1e-9)
-  if not 0.0 < fraction < 1.0 or not 0 < train < len(prompts):
-    raise UserError(
-      f'data.eval_fraction={fraction}: of {len(prompts)} prompts it leaves '
-      f'{train} to train on; both parts need at least one'
-    )
-  return prompts[:train], prompts[train:]
+  return datasets.load_prompts(
+    config, spec, lambda row: rewards_lib.check_row(config.rewards, row)
+  )
 
 
 def _with_reference(config, train_model: TrainModel) -> TrainModel:

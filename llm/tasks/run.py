@@ -1,5 +1,8 @@
 """The dispatch: from a config to the task that it names."""
 
+from collections.abc import Callable
+import importlib
+
 import ml_collections
 
 from llm import config_args
@@ -28,10 +31,7 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     UserError: the task is unknown, or the task refuses its input.
   """
   name = config.get('task')
-  task = name if callable(name) else TASKS.get(name)
-  if task is None:
-    remedy = config_args.hint(str(name), TASKS)
-    raise UserError(f'config.task={name!r}: no such task{remedy}')
+  task = _find_task(name)
   keep_freed_memory()
   if distributed.initialize() and name not in _SHARED:
     raise UserError(
@@ -45,3 +45,12 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   with workdirs.hold(workdir):
     outputs.prepare_workdir(config, workdir)
     task(config, workdir)
+
+
+def _find_task(name) -> Callable[[ml_collections.ConfigDict, str | None], None]:
+  if callable(name):
+    return name
+  if name not in TASKS:
+    remedy = config_args.hint(str(name), TASKS)
+    raise UserError(f'config.task={name!r}: no such task{remedy}')
+  return importlib.import_module(TASKS[name]).run

@@ -6,11 +6,11 @@
   raw(id) -> (bytes, is_byte) | None
   special: set of ids that count as special tokens
   size: one more than the largest id
-  tokens: {'bos_token': '<s>', …} as far as the file itself says
+  tokens: {'bos_token': '<s>', …} as far as the file itself names them
   prefix, suffix: ids that the tokenizer itself puts around a text
   lead, replace_each: how its tokens join to text, see `detokenize`
-  files(config, prefix, suffix)    what `Tokenizer.save` writes: {name: bytes},
-    and what tokenizer_config.json must say with it
+  files(config, prefix, suffix)    the files that `Tokenizer.save` writes, as
+    {name: bytes}, and the entries of tokenizer_config.json that go with them
 """
 
 import json
@@ -31,8 +31,8 @@ class TokenizerJson:
   Args:
     data: the file's bytes.
     source: its name, for messages.
-    named: special tokens by content; those the file lacks are appended, those
-      it has become special.
+    named: contents of special tokens; those that the file lacks are appended,
+      those that it has become special.
     added: {id: {'content', 'special', 'lstrip', …}} of tokenizer_config.json.
   """
 
@@ -59,8 +59,8 @@ class TokenizerJson:
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
     self.prefix, self.suffix = self._around()
-    # What goes around a text is known now; without a post-processor the
-    # offsets of a token keep its leading space.
+    # A processor that adds nothing: prefix and suffix are known now, and
+    # without the file's own the offsets of a token keep its leading space.
     self._tokenizer.post_processor = processors.TemplateProcessing(single='$A')
     entries = self._tokenizer.get_added_tokens_decoder()
     self.special = {id for id, entry in entries.items() if entry.special}
@@ -80,7 +80,7 @@ class TokenizerJson:
     return [], []
 
   def _plan(self, source):
-    """Reads from the decoder how tokens join to text."""
+    """Learns from the file's decoder how tokens join to text."""
     decoder = self._tokenizer.decoder
     steps = [] if decoder is None else [json.loads(decoder.__getstate__())]
     if steps and steps[0]['type'] == 'Sequence':
@@ -150,10 +150,10 @@ class SentencePieceModel:
   Args:
     data: the file's bytes, a serialized ModelProto.
     source: its name, for messages.
-    named: special tokens by content; unknown ones are appended.
+    named: contents of special tokens; unknown ones are appended.
     added: {id: {'content', 'special', 'lstrip', …}}.
     legacy: give every part a leading space.
-    split_special: False reads '<s>' in a text as plain characters.
+    split_special: False takes '<s>' in a text as plain characters.
   """
 
   def __init__(
@@ -167,7 +167,7 @@ class SentencePieceModel:
     try:
       model.ParseFromString(data)
       self._first = SentencePieceProcessor(model_proto=data)
-    except Exception as error:  # Each of the two has exceptions of its own.
+    except Exception as error:  # The two libraries have their own exceptions.
       raise UserError(
         f'{source}: not a SentencePiece model ({error}); fetch it again'
       ) from None
@@ -191,7 +191,7 @@ class SentencePieceModel:
     ids = (sp.bos_id(), sp.eos_id(), sp.pad_id(), sp.unk_id())
     names = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
     self.tokens = {n: sp.id_to_piece(i) for n, i in zip(names, ids) if i >= 0}
-    # A .model has no word on it; models trained with one expect its BOS.
+    # A .model does not tell; a model that has a BOS was trained with it.
     self.prefix = [sp.bos_id()] * (sp.bos_id() >= 0)
     self.suffix = []
     self._add(source, named, added or {})
@@ -294,7 +294,7 @@ class SentencePieceModel:
 
   def files(self, config, prefix, suffix) -> tuple[dict[str, bytes], dict]:
     written = {'tokenizer.model': self._data}
-    # transformers adds nothing around a text unless the config says so.
+    # transformers adds nothing around a text unless these fields are set.
     extra = {'add_bos_token': bool(prefix), 'add_eos_token': bool(suffix)}
     if 'tokenizer_class' in config:
       return written, extra

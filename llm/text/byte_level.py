@@ -1,4 +1,4 @@
-"""Bytes as characters: byte-level BPE, and the tokenizer called 'bytes'."""
+"""Bytes written as characters: byte-level BPE, and the tokenizer 'bytes'."""
 
 import json
 
@@ -24,7 +24,7 @@ def byte_characters() -> dict[int, str]:
 def bytes_json() -> bytes:
   """A tokenizer.json whose ids 0 to 255 are the bytes of UTF-8.
 
-  256, 257 and 258 are <|bos|>, <|eos|> and <|pad|>; a text gets <|bos|>.
+  256, 257 and 258 are <|bos|>, <|eos|> and <|pad|>; a text begins with <|bos|>.
   """
   names = list(BYTES_TOKENS.values())
   flags = ('single_word', 'lstrip', 'rstrip', 'normalized')

@@ -1,8 +1,8 @@
-"""Chat templates: messages to the text or the ids that a model was tuned on.
+"""Chat templates: messages to text or ids, in the form a model was tuned on.
 
-The environment is the one that templates are written for (transformers'
-`apply_chat_template`): sandboxed jinja2 with trimmed blocks, loop controls,
-`raise_exception`, `strftime_now`, a plain `tojson` and the tag `generation`.
+Templates run as in transformers' `apply_chat_template`, for which they are
+written: sandboxed jinja2 with trimmed blocks, loop controls, `raise_exception`,
+`strftime_now`, a plain `tojson` and the tag `generation`.
 """
 
 import datetime
@@ -13,7 +13,7 @@ import re
 from llm.errors import UserError
 
 _GENERATION_TAG = re.compile(r'\{%[-+]?\s*generation\s*[-+]?%\}')
-_WHO = ('role', 'name')  # the keys that say who speaks, and not what
+_WHO = ('role', 'name')  # the keys for who speaks; the others are content
 _TRACKER = '_generation_tracker'  # the template variable that collects ranges
 
 
@@ -34,13 +34,13 @@ def render(
     tok: a `Tokenizer`.
     messages: [{'role': …, 'content': …}, …]; keys whose value is None are left
       out, as in transformers.
-    add_generation_prompt: end with what comes before the assistant's answer.
+    add_generation_prompt: end with the text that opens the assistant's turn.
     template: the name of one of `tok.chat_templates` or a template; None takes
       'tool_use' where there are tools and such a template, else 'default'.
     tools: JSON schemas of functions.
     documents: documents for templates that quote them.
     continue_final_message: end in the last message, without its end mark, so
-      that the model goes on writing it; needs add_generation_prompt=False.
+      that the model continues it; needs add_generation_prompt=False.
     **variables: further variables of the template.
 
   Raises:
@@ -48,7 +48,7 @@ def render(
   """
   if continue_final_message and add_generation_prompt:
     raise UserError(
-      'continue_final_message: a text cannot go on with the last message and'
+      'continue_final_message: a text cannot continue the last message and'
       ' begin a new one; set add_generation_prompt to False'
     )
   name, text, _ = _run(
@@ -71,14 +71,14 @@ def render_with_generation(
   tools: list[dict] | None = None,
   **variables,
 ) -> tuple[str, list[tuple[int, int]] | None]:
-  """Renders a whole conversation and says what its template marks as learned.
+  """Renders a whole conversation, with the parts marked for learning.
 
   Args and errors are those of `render`.
 
   Returns:
-    the text, and the half-open ranges of characters that stand between the
-    template's tags `generation` and `endgeneration`, in their order; None where
-    the template has no such tags.
+    the text, and the half-open ranges of characters between the template's tags
+    `generation` and `endgeneration`, in order; None instead of ranges where the
+    template has no such tags.
   """
   _, source = _choose(tok, template, tools)
   _, text, spans = _run(
@@ -94,7 +94,7 @@ def render_with_generation(
 
 
 def _run(tok, messages, template, *, tools, **variables):
-  """Runs a template: its name for messages, the text, the marked ranges."""
+  """Runs a template; returns (its name for messages, text, marked ranges)."""
   messages = _check_messages(messages)
   name, source = _choose(tok, template, tools)
   import jinja2
@@ -102,7 +102,7 @@ def _run(tok, messages, template, *, tools, **variables):
   blocks, spans = _Blocks(), []
   variables = tok.special_tokens | variables
   try:
-    # Block by block, so that a tag knows how much text stands before it.
+    # Block by block, so that a tag can tell how much text is before it.
     for block in _compile(source).generate(
       messages=messages,
       tools=tools,
@@ -111,10 +111,10 @@ def _run(tok, messages, template, *, tools, **variables):
       blocks.append(block)
   except jinja2.TemplateSyntaxError as error:
     raise UserError(
-      f'{name} does not compile: {error.message} (line {error.lineno}); mend it'
+      f'{name} does not compile: {error.message} (line {error.lineno}); fix it'
       ' or pass another template'
     ) from None
-  except Exception as error:  # A template may fail in any way.
+  except Exception as error:  # A template can raise anything.
     raise UserError(
       f'{name} refuses the messages: {error}; check their roles, order and'
       ' contents'
@@ -134,7 +134,7 @@ class _Blocks:
 
 
 def encode(tok, messages: list[dict], *args, **kwargs) -> list[int]:
-  """Messages to ids: `render`, and nothing added, since the template says all.
+  """Messages to ids: `render`, and no BOS or EOS beyond what the template has.
 
   Arguments and errors are those of `render`.
   """
@@ -142,7 +142,7 @@ def encode(tok, messages: list[dict], *args, **kwargs) -> list[int]:
 
 
 def _choose(tok, template: str | None, tools) -> tuple[str, str]:
-  """The template to use and what to call it in messages."""
+  """The template to use: (its name for messages, its source)."""
   templates = tok.chat_templates
   if template is not None and '{' in template:
     return 'template', template
@@ -170,7 +170,7 @@ def _cut(text: str, message: dict, name: str) -> str:
       f'continue_final_message: {name} does not write the last message'
       f' {message!r} as it is; give it a non-empty text'
     )
-  # Trailing space is part of the message where the template keeps it.
+  # Where the template keeps trailing space, it is part of the message.
   whole = content.lstrip()
   return text[:at] + (whole if text.startswith(whole, at) else stripped)
 
@@ -207,7 +207,7 @@ def _environment():
   import jinja2.sandbox
 
   class Generation(jinja2.ext.Extension):
-    """{% generation %} marks what the assistant says; the text is its body."""
+    """{% generation %} renders its body and records the range of its text."""
 
     tags = {'generation'}
 

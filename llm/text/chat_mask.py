@@ -1,4 +1,4 @@
-"""Which tokens of a conversation the assistant has to learn to write."""
+"""The loss mask of a conversation: the tokens that the assistant writes."""
 
 import bisect
 import os
@@ -20,19 +20,20 @@ def encode_with_mask(
   tools: list[dict] | None = None,
   **variables,
 ) -> tuple[list[int], list[bool]]:
-  """Messages to ids, and which of them are what the assistant says.
+  """Messages to ids, and a mask of those that the assistant writes.
 
-  The conversation is rendered and tokenized once, as a whole; a token counts
-  as the assistant's where it covers at least one of its characters. These are,
-  for a template with the tags `generation` and `endgeneration`, what stands
-  between them (as transformers' `return_assistant_tokens_mask`). For others:
+  The conversation is rendered and tokenized once, as a whole. A token is the
+  assistant's where it covers at least one character that the assistant writes.
+  In a template with the tags `generation` and `endgeneration` these are the
+  characters between them (as transformers' `return_assistant_tokens_mask`). In
+  others they are the content of each assistant message and the mark at its end:
 
     <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎ho<|im_end|>⏎
                                                         ^^^^^^^^^^^^
-  the content of each assistant message and what ends it: the first special
-  token after it, or, where the template ends a message by plain text, that
-  text without the space at its end. White space between the prompt for an
-  answer and the content counts too, for the assistant has to write it.
+  The mark is the first special token after the content, or, where the template
+  ends a message by plain text, that text without the space at its end. White
+  space between the generation prompt and the content counts too, since the
+  model has to write it.
 
   Args:
     tok: a `Tokenizer` with a chat template.
@@ -44,8 +45,8 @@ def encode_with_mask(
     ids, and one bool for each.
 
   Raises:
-    UserError: as `chat.render`, and where the template drops or changes what
-      an assistant message says, so that it could not be learned.
+    UserError: as `chat.render`, and where the template drops or changes the
+      content of an assistant message, so that it could not be learned.
   """
   options = dict(template=template, tools=tools, **variables)
   text, spans = chat.render_with_generation(tok, messages, **options)
@@ -66,11 +67,11 @@ def encode_with_mask(
 def overlaps(
   offsets: list[tuple[int, int]], spans: list[tuple[int, int]]
 ) -> list[bool]:
-  """For each half-open range of `offsets`: does it meet one of `spans`?
+  """For each half-open range of `offsets`: does it overlap one of `spans`?
 
   Args:
-    offsets: ranges of tokens; an empty one meets nothing.
-    spans: ranges in their order, apart from each other.
+    offsets: ranges of tokens; an empty one overlaps nothing.
+    spans: ranges in order that do not overlap each other.
   """
   starts = [start for start, _ in spans]
   mask = []
@@ -82,7 +83,7 @@ def overlaps(
 
 
 def _find_spans(tok, messages, speakers, text, stops, options):
-  """The range of each assistant message, from its first to its end mark."""
+  """The range of each assistant message, with its end mark."""
   for i in speakers:
     keys = [key for key, part in messages[i].items() if part is not None]
     if not _PARTS.issuperset(keys) or not isinstance(
@@ -118,7 +119,7 @@ def _find_spans(tok, messages, speakers, text, stops, options):
 
 
 def _skeleton(tok, messages, speakers, options) -> list[str]:
-  """What the template writes around the contents of assistant messages."""
+  """The text before, between and after the contents of assistant messages."""
   marked = [dict(message) for message in messages]
   for n, i in enumerate(speakers):
     marked[i]['content'] = f'\ue000{n}\ue001'
@@ -135,7 +136,7 @@ def _skeleton(tok, messages, speakers, options) -> list[str]:
 
 
 def _contents(text, pieces, messages, speakers) -> list[tuple[int, int]]:
-  """Where each content stands; a template may take off the space around it."""
+  """The range of each content; a template may strip the space around it."""
   at, found = len(pieces[0]), []
   if not text.startswith(pieces[0]):
     raise _refuse(speakers[0], 'changes its text with')
@@ -153,10 +154,10 @@ def _contents(text, pieces, messages, speakers) -> list[tuple[int, int]]:
 
 
 def _spaced_anew(tok, messages, text, closing, options):
-  """The range of a last message whose white space alone the template changes.
+  """The range of a last message if the template changes only its white space.
 
-  Qwen3's takes what an answer says within <think> tags apart and writes it
-  again, after the prompt for the answer; None where it is otherwise.
+  Qwen3's template splits a message at its <think> tags and writes the parts
+  again after the generation prompt. None where more than space is changed.
   """
   before, content = messages[:-1], messages[-1]['content']
   if not before or messages[-1]['role'] != 'assistant':
@@ -172,7 +173,7 @@ def _spaced_anew(tok, messages, text, closing, options):
 
 
 def _closing(tok, messages, speakers, pieces, options) -> str:
-  """What the template writes after an assistant message that is the last."""
+  """The text after the last assistant message when it ends a conversation."""
   if speakers[-1] == len(messages) - 1:
     return pieces[-1]
   upto = messages[: speakers[-1] + 1]
@@ -180,12 +181,12 @@ def _closing(tok, messages, speakers, pieces, options) -> str:
 
 
 def _end_mark(zone: str, begin: int, stops: list[int]) -> int:
-  """How many characters of `zone`, which follows a content, end it.
+  """Length of the end mark, at the beginning of `zone`.
 
   Args:
-    zone: what follows, as far as it belongs to the message.
-    begin: where it stands in the text.
-    stops: where the special tokens of the text end.
+    zone: the text after a content that belongs to its message.
+    begin: the position of `zone` in the text.
+    stops: the positions at which the special tokens of the text end.
   """
   at = bisect.bisect_right(stops, begin)
   if at < len(stops) and stops[at] <= begin + len(zone):
@@ -194,7 +195,10 @@ def _end_mark(zone: str, begin: int, stops: list[int]) -> int:
 
 
 def _answer_start(tok, before, text, start, options) -> int:
-  """Where the model would have to go on, if only white space is between."""
+  """Where the model begins to write a message whose content is at `start`.
+
+  The end of the generation prompt, if only white space is between the two.
+  """
   if not before or not text[start - 1 : start].isspace():
     return start
   try:
@@ -206,7 +210,7 @@ def _answer_start(tok, before, text, start, options) -> int:
 
 
 def _check_spans(text, spans, messages, speakers) -> None:
-  """Refuses a template whose tags leave out what an assistant says."""
+  """Refuses a template whose tags leave out content of the assistant."""
   marked = '\0'.join(text[start:end] for start, end in spans)
   at = 0
   for i in speakers:

@@ -1,9 +1,9 @@
 """A SentencePiece model as a tokenizer.json of the tokenizers library.
 
-transformers reads a bare `.model` as if it were Llama's: BPE that changes
-nothing in the text. For unigram models and for those that normalize their
-input, `Tokenizer.save` writes this file beside the `.model`. The two encode
-alike, except texts that begin with a space.
+transformers takes a bare `.model` for one like Llama's: BPE that leaves the
+text as it is. For unigram models and for those that normalize their input,
+`Tokenizer.save` writes this file beside the `.model`. The two encode alike,
+except for texts that begin with a space.
 """
 
 import json
@@ -62,7 +62,7 @@ def to_tokenizer_json(
   )
   for _, entry in sorted(added.items()):
     tokenizer.add_tokens([tokenizers.AddedToken(**entry)])
-  # Compact, since the merges of a large vocabulary are many.
+  # Without indentation, since a large vocabulary has many merges.
   return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False).encode()
 
 

@@ -1,7 +1,7 @@
 """Token ids to text while they arrive, and stop strings: pure functions.
 
-Both machines take a state and return a new one, so a stream can be forked,
-stored or replayed. Work per token does not depend on how much came before.
+Each takes a state and returns a new one, so a stream can be forked, stored or
+replayed. Work per token does not depend on how much came before.
 
 Worked trace, the euro sign (E2 82 AC) as three byte tokens and then " x":
 
@@ -38,8 +38,8 @@ class State(NamedTuple):
 
   Attributes:
     pending: bytes of a character that is not complete yet (at most 3).
-    leading: whether the tokenizer's space before the first word is still due
-      to be dropped.
+    leading: whether the tokenizer's space before the first word has yet to be
+      dropped.
     skip_special: whether special tokens are left out.
   """
 
@@ -53,8 +53,8 @@ def start(skip_special: bool = True, continued: bool = False) -> State:
 
   Args:
     skip_special: leave out special tokens (BOS, EOS, chat marks).
-    continued: the text follows other text, so that the space before the first
-      word belongs to it and is kept.
+    continued: the text follows other text, so that the space before its first
+      word is kept.
   """
   return State(leading=not continued, skip_special=skip_special)
 
@@ -66,7 +66,7 @@ def push(tok, state: State, ids: Iterable[int]) -> tuple[State, str]:
   `tok.decode` of all ids, however the ids were split into calls. Invalid bytes
   become U+FFFD: one for each maximal part of a character where the tokenizer
   works on bytes (as in the tokenizers library and in Python), one for each
-  byte where bytes are only a fallback (as in SentencePiece).
+  byte where bytes are a fallback only (as in SentencePiece).
 
   Args:
     tok: a `Tokenizer`.
@@ -90,7 +90,7 @@ def push(tok, state: State, ids: Iterable[int]) -> tuple[State, str]:
 
 
 def flush(tok, state: State) -> tuple[State, str]:
-  """Ends the stream: what was withheld can no longer become a character."""
+  """Ends the stream: withheld bytes can no longer become a character."""
   if not state.pending:
     return state, ''
   text, _ = _decode(state.pending, tok.replace_each, True)
@@ -136,7 +136,7 @@ class StopState(NamedTuple):
 
   Attributes:
     held: text withheld because a stop string may have begun in it.
-    stop: the stop string that was found; nothing is let through after it.
+    stop: the stop string that was found; no text is returned after it.
   """
 
   held: str = ''
@@ -148,11 +148,11 @@ def push_stop(
 ) -> tuple[StopState, str]:
   """Takes the next text and returns what can be shown.
 
-  Text is withheld as long as it may turn out to begin a stop string. The
-  stream is cut before the stop string that is complete first (the longest of
-  those that end at the same character), so that the result does not depend on
-  how the text was split. Trace with stops ['END']: push 'aE' -> 'a' (held
-  'E'), push 'x' -> 'Ex', push 'EN' -> '', push 'D..' -> '' and stop = 'END'.
+  Text is withheld as long as a stop string may begin with it. The stream is cut
+  before the stop string that is complete first (the longest of those that end
+  at the same character), so that the result does not depend on how the text was
+  split. Trace with stops ['END']: push 'aE' -> 'a' (held 'E'), push 'x' ->
+  'Ex', push 'EN' -> '', push 'D..' -> '' and stop = 'END'.
   """
   if state.stop is not None:
     return state, ''
@@ -173,5 +173,5 @@ def push_stop(
 
 
 def flush_stop(state: StopState) -> tuple[StopState, str]:
-  """Ends the text: what was withheld did not become a stop string."""
+  """Ends the text: returns what was withheld, since no stop string came."""
   return StopState('', state.stop), state.held

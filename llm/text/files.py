@@ -9,7 +9,7 @@ from llm.errors import UserError
 # The order in which transformers appends those that a vocabulary lacks.
 _NAMED = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
 _LISTS = ('additional_special_tokens', 'extra_special_tokens')
-# What tokenizer_config.json may hold: in words, and as a test.
+# The kinds of values in tokenizer_config.json: in words, and as a test.
 _KINDS = {
   **dict.fromkeys(
     [f'{name}_token' for name in _NAMED],
@@ -27,16 +27,16 @@ _FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 
 
 class Beside(NamedTuple):
-  """What the files beside a tokenizer say.
+  """The content of the files beside a tokenizer.
 
   Attributes:
     config: tokenizer_config.json without its chat template.
     tokens: {'bos_token': content, …} of every named special token.
-    extra: contents of the further special tokens.
+    extra: contents of the other special tokens.
     added: {id: {'content', 'special', 'lstrip', …}}.
-    bos_id: BOS by the model's own config files, None if they name none.
-    eos_ids: EOS ids by the model's own config files.
-    templates: chat template by name.
+    bos_id: BOS in the model's own config files, None if they name none.
+    eos_ids: EOS ids in the model's own config files.
+    templates: chat templates by name.
   """
 
   config: dict = {}
@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict:
     value = json.loads(read(path))
   except (ValueError, RecursionError) as error:
     raise UserError(
-      f'{path}: is not JSON ({error}); mend it or fetch it again'
+      f'{path}: is not JSON ({error}); fix it or fetch it again'
     ) from None
   if not isinstance(value, dict):
     raise UserError(f'{path}: is not a JSON object; fetch the file again')
@@ -75,7 +75,7 @@ def read_json(path: Path) -> dict:
 
 
 def beside(folder: Path) -> Beside:
-  """Reads what lies in the folder; files that are missing say nothing.
+  """Reads these files of a folder; those that are missing count as empty.
 
   Raises:
     UserError: a file is corrupt; it is named.
@@ -116,12 +116,12 @@ def beside(folder: Path) -> Beside:
 
 
 def write_templates(folder: Path, templates: dict[str, str], config: dict):
-  """Writes templates where older and newer readers look for them.
+  """Writes templates to where older and newer readers look for them.
 
   Args:
     folder: gets chat_template.jinja and additional_chat_templates/.
     templates: by name.
-    config: the tokenizer_config.json to be; its 'chat_template' is set.
+    config: of the tokenizer_config.json to write; 'chat_template' is set in it.
   """
   if not templates:
     (folder / 'chat_template.jinja').unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def write_templates(folder: Path, templates: dict[str, str], config: dict):
 
 
 def _templates(folder: Path, listed) -> dict[str, str]:
-  """Templates by name; a file of its own overrules tokenizer_config.json."""
+  """Templates by name; a template's own file beats tokenizer_config.json."""
   templates = {}
   if isinstance(listed, str):
     templates['default'] = listed
@@ -152,7 +152,7 @@ def _templates(folder: Path, listed) -> dict[str, str]:
     except (TypeError, KeyError):
       raise UserError(
         f'{folder / "tokenizer_config.json"}: chat_template is neither a string'
-        ' nor a list of {"name", "template"}; mend it'
+        ' nor a list of {"name", "template"}; fix it'
       ) from None
   older = read_json(folder / 'chat_template.json').get('chat_template')
   if isinstance(older, str):
@@ -197,7 +197,7 @@ def _added_tokens(folder: Path, config: dict, special: set) -> dict[int, dict]:
 
 
 def _config_ids(folder: Path) -> tuple[int | None, tuple[int, ...]]:
-  """BOS and EOS ids by generation_config.json, else config.json."""
+  """BOS and EOS ids from generation_config.json, else config.json."""
   config = read_json(folder / 'config.json')
   text = config.get('text_config')
   sources = [
@@ -216,7 +216,7 @@ def _config_ids(folder: Path) -> tuple[int | None, tuple[int, ...]]:
     if not all(type(id) is int and id >= 0 for id in ids):
       raise UserError(
         f'{folder / file}: {name}={value!r} is not an id of the vocabulary;'
-        ' mend it or fetch the file again'
+        ' fix it or fetch the file again'
       )
     found.append(tuple(ids))
   bos, eos = found
@@ -224,11 +224,11 @@ def _config_ids(folder: Path) -> tuple[int | None, tuple[int, ...]]:
 
 
 def _check_kinds(path: Path, source: dict):
-  """Refuses values that would be passed over or read as something else."""
+  """Refuses values that would be ignored or taken for something else."""
   for name, (what, holds) in _KINDS.items():
     if not holds(source.get(name)):
       raise UserError(
-        f'{path}: {name}={source[name]!r} is not {what}; mend it or fetch the'
+        f'{path}: {name}={source[name]!r} is not {what}; fix it or fetch the'
         ' file again'
       )
 

@@ -3,7 +3,7 @@
 The file (github.com/karpathy/llama2.c, tokenizer.py) is a little-endian int32,
 the longest token's length, and then for each id a float32 score, an int32
 length and the token's bytes. Its greedy merges by score are SentencePiece's
-BPE, so the file becomes a model proto and no second BPE is needed.
+BPE, so the file is converted to a model proto and no second BPE is needed.
 """
 
 import struct

@@ -1,4 +1,4 @@
-"""The text of one answer while its tokens arrive, cut at its stop strings."""
+"""The text of one completion while its tokens arrive, cut at stop strings."""
 
 from collections.abc import Iterable, Sequence
 import dataclasses
@@ -8,16 +8,16 @@ from llm.text import detokenize
 
 @dataclasses.dataclass
 class TextStream:
-  """Collects one answer.
+  """Collects one completion.
 
   Attributes:
-    tokenizer: None collects tokens only.
+    tokenizer: None counts tokens only.
     stops: strings before which the text ends.
-    end_ids: tokens that end the answer and are no part of its text.
+    end_ids: tokens that end the completion and are no part of its text.
     state: of the detokenizer.
     stop_state: of the search for stop strings.
     text: what is certain so far.
-    length: tokens up to and with the one that ended the answer.
+    length: tokens so far, including the one that ended the completion.
   """
 
   tokenizer: object
@@ -46,7 +46,7 @@ class TextStream:
     return self._show(shown)
 
   def finish(self) -> str:
-    """Ends the answer; returns the text that was withheld until now."""
+    """Ends the completion; returns the text that was withheld until now."""
     if self.tokenizer is None or self.stopped:
       return ''
     self.state, text = detokenize.flush(self.tokenizer, self.state)
@@ -73,10 +73,10 @@ def start_stream(
   end_ids: Sequence[int],
   continues: bool,
 ) -> TextStream:
-  """A stream for the answer to `prompt`.
+  """A stream for the completion of `prompt`.
 
-  `continues` says that the answer goes on with the prompt's text, so that both
-  join to one; otherwise it is a text of its own.
+  With `continues` the completion continues the prompt's text, and the two join
+  to one text; otherwise it is a text of its own.
   """
   state = detokenize.start()
   if tokenizer is not None and continues:

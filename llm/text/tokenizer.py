@@ -24,7 +24,7 @@ class Tokenizer:
     source: the file it came from, for messages.
     vocab_size: one more than its largest id, added tokens included.
     bos_id, pad_id: special ids, None where there is no such token.
-    eos_ids: ids that end a text by the tokenizer's own files.
+    eos_ids: ids that end a text, from the tokenizer's own files.
     special_ids: ids that `decode` leaves out.
     special_tokens: {'bos_token': '<s>', …} as chat templates see them.
     chat_templates: template by name.
@@ -60,13 +60,13 @@ class Tokenizer:
 
     Args:
       text: any text.
-      bos: put around the text what the tokenizer puts there by itself (BOS,
-        and EOS where `add_eos_token` says so), as transformers'
-        `add_special_tokens`; a BOS that the text begins with is not doubled.
+      bos: add what the tokenizer by itself puts around a text (BOS, and EOS if
+        `add_eos_token` is set), as transformers' `add_special_tokens`; a BOS
+        that the text begins with is not doubled.
 
     Raises:
-      UserError: the text is no valid Unicode, or a token's id does not fit the
-        model.
+      UserError: the text is not valid Unicode, or a token's id is beyond the
+        model's vocabulary.
     """
     return self.encode_with_offsets(text, bos)[0]
 
@@ -75,9 +75,9 @@ class Tokenizer:
   ) -> tuple[list[int], list[tuple[int, int]]]:
     """Text to ids, and for each the half-open range of characters it covers.
 
-    A token's leading space is inside its range; tokens that share a character
-    have the same range; what `bos` adds has an empty one, at the text's start
-    or end.
+    A token's leading space is inside its range. Tokens that share a character
+    have the same range. What `bos` adds has an empty range, at the start or end
+    of the text.
 
     Args and errors are those of `encode`.
     """
@@ -249,7 +249,7 @@ def _locate(path: Path) -> Path:
 
 
 def _assemble(source, backend, around, vocab_size) -> Tokenizer:
-  """Joins what the tokenizer file and the files beside it say."""
+  """A `Tokenizer` from its file and the files beside it."""
   tokens = backend.tokens | around.tokens
   bos, eos_ids = around.bos_id, around.eos_ids
   if 'bos_token' in tokens:
@@ -265,7 +265,7 @@ def _assemble(source, backend, around, vocab_size) -> Tokenizer:
       tokens[name] = backend.token(id)
   config = dict(around.config)
   if around.added:
-    # added_tokens.json is older than this field, which says the same.
+    # The content of an added_tokens.json, which is older, goes here too.
     config['added_tokens_decoder'] = around.added
   return Tokenizer(
     source=str(source),
@@ -287,9 +287,9 @@ def _assemble(source, backend, around, vocab_size) -> Tokenizer:
 
 
 def _check_fits(source, ids: dict, tokens: dict, vocab_size: int | None):
-  """Refuses a BOS or EOS token that the model's vocabulary does not have.
+  """Refuses a BOS or EOS token that is beyond the model's vocabulary.
 
-  One that no file has an id for was appended to the vocabulary.
+  Such as one that no file has an id for, which was appended.
   """
   for name, id in ids.items():
     known = name in tokens and None not in (id, vocab_size)
@@ -302,12 +302,12 @@ def _check_fits(source, ids: dict, tokens: dict, vocab_size: int | None):
 
 
 def _around(ids: list[int], id: int | None, add: bool | None) -> tuple:
-  """What goes before (after) a text, once add_bos_token (eos) is obeyed.
+  """The ids before (after) a text, given add_bos_token (add_eos_token).
 
   Args:
     ids: what the tokenizer file itself puts there.
     id: BOS (EOS).
-    add: tokenizer_config.json's word, None where it has none.
+    add: the field in tokenizer_config.json, None where it is missing.
   """
   if add is None or id is None or bool(add) == (id in ids):
     return tuple(ids)

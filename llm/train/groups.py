@@ -1,8 +1,6 @@
 """Weight decay and learning rate by a parameter's path."""
 
-from collections.abc import Mapping
 import dataclasses
-import math
 import re
 from typing import Any
 
@@ -10,8 +8,6 @@ import jax
 
 from llm.errors import UserError
 from llm.train.matrices import is_matrix, path_name
-
-_KEYS = ('lr_factor', 'weight_decay')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +36,7 @@ def assign_rules(params: Any, groups: Any, weight_decay: float) -> Any:
   Args:
     params: tree of arrays or shapes.
     groups: tuple of (pattern, {'lr_factor': float, 'weight_decay': float}),
-      each key optional; `check_groups` has passed them.
+      each key optional; `checks.check_groups` has passed them.
     weight_decay: of matrices without a group of their own.
 
   Returns:
@@ -72,32 +68,3 @@ def assign_rules(params: Any, groups: Any, weight_decay: float) -> Any:
     )
 
   return jax.tree_util.tree_map_with_path(rule, params)
-
-
-def check_groups(groups: Any) -> None:
-  """Refuses groups that are not of the form that `assign_rules` takes."""
-  form = "use ('PATTERN', {'lr_factor': 0.1, 'weight_decay': 0.0}), …"
-  if not isinstance(groups, (tuple, list)):
-    raise UserError(f'optim.groups={groups!r}: {form}')
-  for group in groups:
-    if not (
-      isinstance(group, (tuple, list))
-      and len(group) == 2
-      and isinstance(group[0], str)
-      and isinstance(group[1], Mapping)
-    ):
-      raise UserError(f'optim.groups: {group!r}: {form}')
-    pattern, changes = group
-    try:
-      re.compile(pattern)
-    except re.error as error:
-      raise UserError(
-        f'optim.groups: pattern {pattern!r}: {error}; use a regular expression'
-      ) from None
-    for key, value in changes.items():
-      where = f'optim.groups: {pattern!r}: {key}={value!r}'
-      if key not in _KEYS:
-        raise UserError(f'{where}: use {" and ".join(_KEYS)}')
-      number = isinstance(value, (int, float)) and not isinstance(value, bool)
-      if not number or not 0.0 <= value < math.inf:
-        raise UserError(f'{where}: use a number of at least 0')

@@ -1,6 +1,5 @@
 """Optimizer from a config, as an optax transformation without clipping."""
 
-import math
 from typing import Any
 
 import jax
@@ -10,11 +9,11 @@ from llm.errors import UserError
 from llm.train import groups as groups_lib
 from llm.train.adafactor import scale_by_adafactor
 from llm.train.adam8bit import scale_by_adam8bit
+from llm.train.checks import check_optim
 from llm.train.matrices import path_name
 from llm.train.muon import is_muon, scale_by_muon
 from llm.train.schedules import make_schedule
 
-OPTIMIZERS = ('adamw', 'adamw8bit', 'adafactor', 'lion', 'muon', 'sgd')
 _FROZEN, _MATRIX, _OTHER = 'frozen', 'matrix', 'other'
 
 
@@ -51,7 +50,7 @@ def make_optimizer(
   Raises:
     UserError: a field has no meaning, or a group no parameter.
   """
-  check_config(config)
+  check_optim(config, total_steps)
   schedule = make_schedule(config, total_steps)
   groups = getattr(config, 'groups', ())
 
@@ -66,26 +65,6 @@ def make_optimizer(
     optax.scale_by_learning_rate(schedule),
     _scale_by_factor(rules),
   )
-
-
-def check_config(config: Any) -> None:
-  """Refuses fields whose values have no meaning, but for the schedule's."""
-  if config.name not in OPTIMIZERS:
-    raise UserError(
-      f'optim.name={config.name!r}: use one of {", ".join(OPTIMIZERS)}'
-    )
-  for name in ('lr', 'weight_decay', 'clip_norm'):
-    value = getattr(config, name)
-    if not 0.0 <= value < math.inf:
-      raise UserError(f'optim.{name}={value}: use a number of at least 0')
-  for name in ('b1', 'b2'):
-    value = getattr(config, name)
-    if not 0.0 <= value < 1.0:
-      raise UserError(f'optim.{name}={value}: use a decay in [0, 1)')
-  eps = getattr(config, 'eps', 1e-8)
-  if not 0.0 < eps < math.inf:
-    raise UserError(f'optim.eps={eps}: use a number above 0, such as 1e-8')
-  groups_lib.check_groups(getattr(config, 'groups', ()))
 
 
 def _make_core(config, rules):

@@ -7,10 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm.errors import UserError
-
-SCHEDULES = ('constant', 'linear', 'cosine', 'wsd')
-DECAY_SHAPES = ('sqrt', 'linear')
+from llm.train.checks import check_schedule, decay_start
 
 
 def make_schedule(
@@ -35,20 +32,13 @@ def make_schedule(
   Raises:
     UserError: an unknown schedule, or phases that do not fit into the run.
   """
+  check_schedule(config, total_steps)
   name, warmup = config.schedule, config.warmup_steps
   floor = getattr(config, 'min_lr_ratio', 0.0)
   shape = getattr(config, 'decay_shape', 'sqrt')
-  _check_choice('schedule', name, SCHEDULES)
-  _check_choice('decay_shape', shape, DECAY_SHAPES)
-  if not 0.0 <= floor <= 1.0:
-    raise UserError(f'optim.min_lr_ratio={floor}: use a number from 0 to 1')
-  if not 0 <= warmup <= total_steps:
-    raise UserError(
-      f'optim.warmup_steps={warmup}: use 0 to train.steps={total_steps}'
-    )
   peak, start = float(config.lr), warmup
   if name == 'wsd':
-    start = _decay_start(config, warmup, total_steps)
+    start = decay_start(config, total_steps)
 
   def schedule(step):
     step = jnp.asarray(step, jnp.float32)
@@ -68,24 +58,3 @@ def make_schedule(
     return peak * jnp.where(step < warmup, rising, falling)
 
   return schedule
-
-
-def _decay_start(config, warmup, total_steps):
-  fraction = getattr(config, 'decay_fraction', 0.1)
-  if not 0.0 < fraction <= 1.0:
-    raise UserError(
-      f'optim.decay_fraction={fraction}: use a share of all steps in (0, 1]'
-    )
-  start = total_steps - round(fraction * total_steps)
-  if start < warmup:
-    raise UserError(
-      f'optim.decay_fraction={fraction}: the decay would begin at step {start} '
-      f'of {total_steps}, within optim.warmup_steps={warmup}; use less of one '
-      'of them'
-    )
-  return start
-
-
-def _check_choice(field, value, choices):
-  if value not in choices:
-    raise UserError(f'optim.{field}={value!r}: use one of {", ".join(choices)}')

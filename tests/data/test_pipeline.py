@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from llm.data import pipeline
 from llm.data.pipeline import eval_batches, make_source
 from llm.errors import UserError
 from tests.data.conftest import numbered
@@ -218,9 +217,3 @@ def test_evaluation_refuses_what_does_not_fit():
     next(eval_batches(numbered([9]), batch_size=1, max_length=8))
   with pytest.raises(UserError, match='train.batch_size=0'):
     next(eval_batches(numbered([9]), batch_size=0, max_length=9))
-
-
-def test_ladder():
-  lengths = [pipeline.bucket(n, 100) for n in (1, 16, 17, 32, 64, 65, 100)]
-  assert lengths == [16, 16, 32, 32, 64, 100, 100]
-  assert pipeline.bucket(3, 10) == 10

@@ -17,9 +17,7 @@ from llm.decode.generate import (
   slots_needed,
 )
 from llm.decode.prefill import (
-  bucket,
   empty_cache,
-  fine_bucket,
   fork,
   pad_rows,
   prefill,
@@ -383,20 +381,6 @@ def count_compilations():
   jax.monitoring.register_event_duration_secs_listener(listen)
   yield
   assert _COMPILED, 'the listener heard nothing: the count would prove nothing'
-
-
-@pytest.mark.parametrize(
-  'length,want', [(1, 16), (16, 16), (17, 32), (100, 128)]
-)
-def test_bucket(length, want):
-  assert bucket(length) == want
-
-
-@pytest.mark.parametrize(
-  'length,want', [(1, 64), (65, 96), (97, 128), (129, 192), (200, 256)]
-)
-def test_fine_bucket(length, want):
-  assert fine_bucket(length) == want
 
 
 def test_fork_copies_rows():

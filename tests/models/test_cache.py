@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm.models import cache as cache_lib
+from llm.models.cache.masks import ring_position
 from llm.models.config import ModelConfig
 from tests.models import tiny
 
@@ -11,29 +12,30 @@ from tests.models import tiny
 def test_ring_holds_its_window_only():
   config = tiny.config('local_global')
   cache = cache_lib.init_cache(config, 3, 64)
-  assert cache.layers[0].k.shape == (3, 2, 5, 8)
-  assert cache.layers[0].v.shape == (3, 2, 8, 5)
-  assert cache.layers[1].k.shape == (3, 2, 64, 8)
-  assert cache_lib.cache_rings(config) == (5, 0)
+  assert cache.layers[0].kv.k.shape == (3, 2, 5, 8)
+  assert cache.layers[0].kv.v.shape == (3, 2, 8, 5)
+  assert cache.layers[1].kv.k.shape == (3, 2, 64, 8)
+  assert cache.layers[0].window == 5
+  assert [layer.capacity for layer in cache.layers] == [None, 64]
+  assert (cache.slots, cache.capacity) == (64, 64)
   short = cache_lib.init_cache(config, 3, 4)
-  assert short.layers[0].k.shape == (3, 2, 4, 8)
+  assert short.layers[0].kv.k.shape == (3, 2, 4, 8)
+  assert short.capacity == 4
 
 
 def test_ring_positions_after_six_tokens():
-  got = cache_lib._ring_position(jnp.array([6, 0, 2]), jnp.arange(4), 4)
+  got = ring_position(jnp.array([6, 0, 2]), jnp.arange(4), 4)
   np.testing.assert_array_equal(got[0], [4, 5, 2, 3])
   assert (got[1] < 0).all()
   np.testing.assert_array_equal(got[2] >= 0, [True, True, False, False])
 
 
 def test_append_writes_each_row_behind_its_own_length():
-  entry = cache_lib.LayerCache(
-    k=jnp.zeros((2, 1, 6, 1)), v=jnp.zeros((2, 1, 1, 6))
-  )
+  kv = cache_lib.FloatKV(k=jnp.zeros((2, 1, 6, 1)), v=jnp.zeros((2, 1, 1, 6)))
   new = jnp.arange(1.0, 5.0).reshape(2, 1, 2, 1)  # rows [1, 2] and [3, 4]
-  new = cache_lib.LayerCache(k=new, v=new.swapaxes(2, 3))
+  new = cache_lib.FloatKV(k=new, v=new.swapaxes(2, 3))
   start, lengths = jnp.array([1, 3]), jnp.array([2, 2])
-  got = cache_lib._append(entry, new, start, lengths, 0)
+  got = cache_lib.DenseLayer(kv).put(new, start, lengths).kv
   np.testing.assert_array_equal(
     got.k[:, 0, :, 0], [[0, 1, 2, 0, 0, 0], [0, 0, 0, 3, 4, 0]]
   )
@@ -41,15 +43,15 @@ def test_append_writes_each_row_behind_its_own_length():
 
 
 def test_append_to_a_ring_keeps_the_newest_valid_tokens():
-  entry = cache_lib.LayerCache(
+  kv = cache_lib.FloatKV(
     k=jnp.full((2, 1, 3, 1), -1.0), v=jnp.full((2, 1, 1, 3), -1.0)
   )
   new = jnp.arange(5.0).reshape(1, 1, 5, 1).repeat(2, 0)
-  new = cache_lib.LayerCache(k=new, v=new.swapaxes(2, 3))
+  new = cache_lib.FloatKV(k=new, v=new.swapaxes(2, 3))
   # Row 0 takes five tokens after four: positions 4…8, slots p % 3 hold 6 7 8.
   # Row 1 takes one token after four: position 4 goes to slot 1.
   start, lengths = jnp.array([4, 4]), jnp.array([5, 1])
-  got = cache_lib._append(entry, new, start, lengths, 3)
+  got = cache_lib.RingLayer(kv, 3).put(new, start, lengths).kv
   np.testing.assert_array_equal(got.k[0, 0, :, 0], [2.0, 3.0, 4.0])
   np.testing.assert_array_equal(got.k[1, 0, :, 0], [-1.0, 0.0, -1.0])
   np.testing.assert_array_equal(got.v[:, 0, 0], got.k[:, 0, :, 0])

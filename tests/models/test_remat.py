@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm.errors import UserError
-from llm.models.remat import REMAT
+from llm.models.config import REMAT
 from llm.models.transformer import Transformer, stack_layers
 from tests.models import tiny
 

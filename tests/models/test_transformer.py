@@ -50,8 +50,7 @@ def test_cached_in_pieces_equals_uncached(kind, scan_layers):
   for t in range(9, 12):
     logits, opened = forward(model, params, tokens[:, t : t + 1], cache=opened)
     got.append(logits)
-  rings = cache_lib.cache_rings(model.config, scan_layers)
-  cache = cache_lib.close_cache(cache, opened.recent, jnp.array([3, 3]), rings)
+  cache = cache_lib.close_cache(cache, opened, jnp.array([3, 3]))
   last, cache = forward(model, params, tokens[:, 12:], cache=cache)
   assert_close(jnp.concatenate([*got, last], axis=1), want)
   assert cache.length.tolist() == [14, 14]
@@ -75,7 +74,7 @@ def test_a_window_longer_than_the_cache_is_written_like_a_dense_row():
   cache = cache_lib.init_cache(model.config, 2, 16)
   first, cache = forward(model, params, tokens[:, :7], cache=cache)
   second, cache = forward(model, params, tokens[:, 7:], cache=cache)
-  assert cache.layers[0].k.shape[2] == 16
+  assert cache.layers[0].kv.k.shape[2] == 16
   assert_close(jnp.concatenate([first, second], axis=1), want)
 
 

@@ -8,7 +8,10 @@ import time
 
 import pytest
 
-import launch
+from llm import command
+from tests.fixtures import ROOT
+
+LAUNCH = str(ROOT / 'launch.py')
 
 CONFIG = """
 import os, time
@@ -58,7 +61,7 @@ def experiment(tmp_path):
 
 
 def call(folder, *args):
-  return launch.main(['launch.py', f'--sweep={folder}/sweep.py', *args])
+  return command.main([LAUNCH, f'--sweep={folder}/sweep.py', *args])
 
 
 def test_runs_report_and_rebuild(experiment, capsys):
@@ -98,7 +101,7 @@ def test_a_killed_sweep_goes_on_where_it_was(experiment, tmp_path):
   out_dir = tmp_path / 'out'
   args = [f'--sweep={folder}/sweep.py', f'--workdir={out_dir}']
   first = subprocess.Popen(
-    [sys.executable, launch.__file__, *args],
+    [sys.executable, LAUNCH, *args],
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
@@ -111,7 +114,7 @@ def test_a_killed_sweep_goes_on_where_it_was(experiment, tmp_path):
   (done,) = out_dir.glob('runs/*/DONE')
   before = done.stat().st_mtime_ns
 
-  assert launch.main(['launch.py', *args]) == 0
+  assert command.main([LAUNCH, *args]) == 0
   assert done.stat().st_mtime_ns == before
   assert (out_dir / 'figure.txt').read_text() == '50.0'
 

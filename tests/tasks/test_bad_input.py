@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-import launch
+from llm import command
 
 ROOT = pathlib.Path(__file__).parents[2]
 GENERATE = '--config=configs/generate.py'
@@ -16,13 +16,13 @@ SCORE = '--config=configs/score.py'
 
 @pytest.fixture
 def refuse(monkeypatch, capsys):
-  """Runs launch.py's main; returns the one line that it refuses with."""
+  """Runs the command line; returns the one line that it refuses with."""
   monkeypatch.chdir(ROOT)
 
   def run(*args):
     monkeypatch.setattr(sys, 'argv', ['launch.py', *args])
     capsys.readouterr()
-    assert launch.main(sys.argv) == 2
+    assert command.main(sys.argv) == 2
     shown = capsys.readouterr()
     assert shown.out == ''
     assert shown.err.startswith('error: ') and shown.err.count('\n') == 1

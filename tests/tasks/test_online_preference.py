@@ -239,7 +239,7 @@ def test_unrated_answers_are_left_out(start, own_rewards):
   [row] = start({'rewards': (('own:some', 1.0),), 'train.steps': 1})
   assert 0 < row['unrated'] < 8
   assert row['pairs'] + row['tied'] + row['equal'] + row['unpaired'] == 4
-  with pytest.raises(RunError, match='none of the 8 completions of rollout 1 has'):
+  with pytest.raises(RunError, match='none of the 8 completions of rollout 1'):
     start({'rewards': (('own:none', 1.0),)}, 'none')
   with pytest.raises(RunError, match='reward own:fails failed.*KeyError'):
     start({'rewards': (('own:fails', 1.0),)}, 'fails')

@@ -12,7 +12,7 @@ import pytest
 from llm.config_args import override_config
 from llm.errors import UserError
 from llm.models.transformer import stack_layers
-from llm.train import optim
+from llm.train import checks, optim
 
 
 def config(**changes):
@@ -89,7 +89,7 @@ def test_two_steps_of_the_others_golden(name, first, second):
       np.testing.assert_allclose(update.squeeze(), want, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', optim.OPTIMIZERS)
+@pytest.mark.parametrize('name', checks.OPTIMIZERS)
 def test_decay_is_the_same_in_every_optimizer(name):
   # Without a gradient a matrix falls by lr · wd · p and nothing else moves.
   params = {'mlp': {'kernel': jnp.full((2, 2), 3.0), 'bias': jnp.ones(2)}}
@@ -116,7 +116,7 @@ def _layer(seed):
   )
 
 
-@pytest.mark.parametrize('name', optim.OPTIMIZERS)
+@pytest.mark.parametrize('name', checks.OPTIMIZERS)
 def test_a_scanned_model_is_updated_as_an_unrolled_one(name):
   shape = types.SimpleNamespace(num_layers=2)
   params = {f'layers_{i}': _layer(i) for i in range(2)}
@@ -165,7 +165,7 @@ def test_groups_change_rate_and_decay_by_path():
   assert seen == pytest.approx(want, rel=1e-5)
 
 
-@pytest.mark.parametrize('name', optim.OPTIMIZERS)
+@pytest.mark.parametrize('name', checks.OPTIMIZERS)
 def test_a_frozen_parameter_has_no_state(name):
   params = {
     'a': {'kernel': jnp.ones((100, 100))},

@@ -15,8 +15,8 @@ MAX_TURNS = 3  # questions in one dialogue
 class Document:
   """Plain `text`, or a dialogue `messages` of (role, content) pairs.
 
-  `facts` are the ledger's keys (subject, relation) that the document states
-  or asks for, in the order of its sentences or questions.
+  `facts` are the ledger's keys (subject, relation) that the document states or
+  asks about, in the order of its sentences or questions.
   """
 
   text: str
@@ -36,7 +36,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """One exam question; `fact` is the entry of the ledger it asks for."""
+  """One exam question; `fact` is the entry of the ledger it asks about."""
 
   text: str
   answer: str
@@ -44,7 +44,7 @@ class Question:
 
   @property
   def messages(self) -> list[dict]:
-    """The question as what a user says."""
+    """The question as a conversation of one turn."""
     return [{'role': 'user', 'content': self.text}]
 
 
@@ -67,9 +67,9 @@ class Pair:
 def write_corpus(world: World, seed: int = 0) -> list[Document]:
   """Writes every fact exactly `stated` times and asks it `asked` times.
 
-  Paragraphs tell of one person (or are rows of sums); dialogues mix questions
-  about everything. The documents come in a random order; `seed` draws order
-  and wording, nothing else.
+  A paragraph is about one person (or has sums only); dialogues mix questions
+  about everything. The documents come in a random order. `seed` determines
+  order and wording, nothing else.
   """
   rng = world_lib.generator(world.seed, seed, 'corpus')
   documents = _paragraphs(world, rng) + _dialogues(world, rng)
@@ -85,10 +85,10 @@ def write_exam(world: World, wording: int = 0) -> list[Question]:
 
 
 def write_pairs(world: World, seed: int = 0) -> list[Pair]:
-  """A pair in each wording about each fact of a person that is written.
+  """A pair in each wording about each written fact of a person.
 
-  False answers are what the ledger says of others, drawn by `seed`; pairs come
-  in a random order. What is held out stays so.
+  False answers are drawn from what the ledger has for other people. The pairs
+  come in a random order. Facts that are held out have no pair.
   """
   rng = world_lib.generator(world.seed, seed, 'pairs')
   pairs = []
@@ -108,7 +108,7 @@ def write_pairs(world: World, seed: int = 0) -> list[Pair]:
 
 
 def is_right(question: Question, answer: str) -> bool:
-  """Whether `answer` is the ledger's object: equal but for space and a stop."""
+  """Whether `answer` is the ledger's object, up to space and a full stop."""
   return answer.strip().removesuffix('.') == question.answer
 
 

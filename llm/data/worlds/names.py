@@ -1,8 +1,8 @@
-"""Pools that worlds draw from.
+"""Pools of names and values for worlds.
 
-First and last names are shared by all people, so a single name says nothing
-about who is known; every value pool is drawn from evenly, so that the most
-frequent value of a relation is no better than a guess.
+People share first and last names, so a single name does not tell how well known
+a person is. Values are drawn evenly from their pool, so that the most frequent
+value of a relation is no better than a guess.
 """
 
 SHE_NAMES = (

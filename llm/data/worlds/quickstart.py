@@ -1,4 +1,4 @@
-"""What the quickstart trains on: a world written out, and its tokenizer."""
+"""The quickstart's data: a world written out, and a tokenizer for it."""
 
 import json
 import pathlib
@@ -8,13 +8,14 @@ from llm.data.worlds import world as world_lib
 from llm.text import training as tokenizer_training
 from llm.text.tokenizer import load_tokenizer
 
-# Of the corpus: for pretraining, fine-tuning, preferences and rewards.
+# Files of the corpus, for pretraining, fine-tuning, preferences and rewards.
 TEXTS, DIALOGUES = 'texts.jsonl', 'dialogues.jsonl'
 PAIRS, SUMS = 'pairs.jsonl', 'sums.jsonl'
-# "<s> Question: … …</s>": the answer follows the question at once, as it does
-# in the texts' quizzes. A word between them ("Answer:") would be a place where
-# a model this small has never looked anything up, and what it is tuned on would
-# hardly carry over to what it only read (docs/quickstart.md has the numbers).
+# "<s> Question: … …</s>": the answer follows the question at once, as in the
+# quizzes of the texts. With a word between them ("Answer:") a model this small
+# would have to look facts up at a place where it never did in pretraining, and
+# fine-tuning hardly carries over to facts that it only read (docs/quickstart.md
+# has the numbers).
 CHAT_TEMPLATE = """{{ bos_token }}
 {%- for message in messages -%}
   {%- if message.role == 'user' -%}
@@ -31,12 +32,13 @@ CHAT_TEMPLATE = """{{ bos_token }}
 def write_corpus(
   folder: pathlib.Path, world: world_lib.World, quizzes: bool
 ) -> dict:
-  """Writes the ledger and all that is trained on; returns what there is.
+  """Writes the ledger and the training files; returns how much there is.
 
   Args:
     folder: for the files.
     world: the ledger.
-    quizzes: what the dialogues ask is part of the texts too, as prose.
+    quizzes: add the questions and answers of the dialogues to the texts too, as
+      prose.
   """
   rows = [document.to_json() for document in corpus_lib.write_corpus(world)]
   dialogues = [row for row in rows if 'messages' in row]
@@ -73,7 +75,11 @@ def write_corpus(
 def train_tokenizer(
   folder: pathlib.Path, corpus: pathlib.Path, vocab_size: int
 ) -> dict:
-  """Trains a tokenizer on the corpus; returns its size and its thrift."""
+  """Trains a tokenizer on the corpus.
+
+  Returns:
+    `vocab_size`, and `characters`, how many of them a token has on average.
+  """
   texts = [row['text'] for row in read_jsonl(corpus / TEXTS)]
   dialogues = read_jsonl(corpus / DIALOGUES)
   texts += [_chat(row['messages']) for row in dialogues]
@@ -105,7 +111,7 @@ def _quiz(messages: list[dict]) -> str:
 
 
 def _chat(messages: list[dict]) -> str:
-  """The words of the chat template."""
+  """A dialogue in the words of the chat template."""
   names = {'user': 'Question: ', 'assistant': ''}
   return ' '.join(names[m['role']] + m['content'] for m in messages)
 

@@ -1,7 +1,7 @@
-"""One fact in words: sentences, questions and answers, several wordings each.
+"""One fact in words: sentences and questions, several wordings each.
 
-Knowledge that was read in one wording only can hardly be asked for in another
-(https://arxiv.org/abs/2309.14316), hence the paraphrases.
+A model that read a fact in one wording only can hardly answer a question about
+it (https://arxiv.org/abs/2309.14316), hence the paraphrases.
 """
 
 import random
@@ -95,9 +95,9 @@ def statement(fact: Fact, rng: random.Random, *, follows=False) -> str:
 
   Args:
     fact: of a person or a sum.
-    rng: draws the wording.
-    follows: the sentence before names the same person, so that every second
-      time a pronoun stands for the name.
+    rng: for the wording.
+    follows: the sentence before names the same person, so that in half of the
+      cases a pronoun stands for the name.
   """
   templates = STATEMENTS[fact.relation]
   if follows and fact.relation in WITH_PRONOUN and rng.random() < 0.5:

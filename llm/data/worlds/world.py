@@ -1,8 +1,8 @@
 """A world: people and sums with an explicit ledger of what is true.
 
-Everything is a pure function of the seed. Only `random.Random.random` is drawn
-from, the one generator whose sequence Python promises to keep, so a seed names
-the same world on every version and platform.
+Everything is a pure function of the seed. All draws come from
+`random.Random.random`, the one method whose sequence Python promises to keep,
+so a seed gives the same world on every version and platform.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ _VALUES = {
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-  """`relation` of `subject` is `object`, and how often the corpus says so.
+  """`relation` of `subject` is `object`, and how often the corpus has it.
 
-  `stated` counts the sentences and `asked` the questions with their answer.
-  A fact with both at 0 is held out: true, and never written.
+  `stated` counts the sentences, `asked` the questions with their answer. A fact
+  with both at 0 is held out: it is true and never written.
   """
 
   subject: str
@@ -76,7 +76,7 @@ def build_world(
   gives the other away.
 
   Args:
-    seed: names the world.
+    seed: determines the world.
     size: number of people, 2 to `MAX_PEOPLE`.
     max_operand: sums a + b are true for all 0 <= a, b <= max_operand.
     sum_exposures: how often each sum is stated, and how often it is asked.
@@ -116,7 +116,7 @@ def pronoun(person: str) -> str:
 
 
 def generator(*key) -> random.Random:
-  """Independent generator for a key such as (seed, 'people')."""
+  """A generator of its own for a key such as (seed, 'people')."""
   return random.Random('/'.join(str(part) for part in key))
 
 
@@ -168,8 +168,8 @@ def _person_facts(seed, people, popularity, held_out) -> list[Fact]:
     relation: _spread(generator(seed, relation), pool, len(people))
     for relation, pool in _VALUES.items()
   }
-  # A cycle through everyone: nobody is their own friend, and that A's best
-  # friend is B says nothing about B's.
+  # A cycle through everyone: nobody is their own friend, and B's best friend
+  # does not follow from A's being B.
   circle = shuffled(generator(seed, 'friend'), people)
   after = dict(zip(circle, circle[1:] + circle[:1], strict=True))
   objects['friend'] = [after[person] for person in people]
@@ -201,7 +201,7 @@ def _sum_facts(seed, max_operand, exposures, held_out) -> list[Fact]:
 
 
 def _spread(rng: random.Random, pool: Sequence[str], count: int) -> list[str]:
-  """`count` values in which no value of the pool is more frequent by two."""
+  """`count` values of the pool, each about as often as any other."""
   out = []
   while len(out) < count:
     out += shuffled(rng, pool)

@@ -1,0 +1,177 @@
+"""From files to encoded rows: the loop that every loader of rows runs.
+
+A loader gives `encode_records` a function that turns one row into the parts to
+keep, none for a row that is left out; what is left out is counted.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from llm.data import examples as examples_lib
+from llm.data import records
+from llm.data.examples import Example, Examples
+from llm.data.records import Record
+from llm.errors import UserError
+
+# What a row that is too long is counted as, by `data.overlong`.
+_COUNTED = {'truncate': 'truncated', 'drop': 'dropped', 'split': 'split'}
+
+
+def encode_records(
+  rows: Iterable[Record],
+  encode: Callable[[dict[str, Any]], list[Any]],
+  counts: dict[str, Any],
+) -> Iterator[list[Any]]:
+  """Encodes row after row; yields what is kept of each, in order.
+
+  Args:
+    rows: such as from `records.read_records`.
+    encode: takes a row and returns the parts of it to keep.
+    counts: 'rows' is counted here, all else by `encode`.
+
+  Raises:
+    UserError: `encode` refuses a row; file and row number are put before its
+      message.
+  """
+  for record in rows:
+    try:
+      kept = encode(record.value)
+    except UserError as error:
+      raise UserError(f'{record.where}: {error}') from None
+    counts['rows'] += 1
+    yield kept
+
+
+def load_completions(
+  path,
+  encode: Callable[[dict[str, Any], dict[str, int]], list[Any]],
+  assemble: Callable[[list[Any], dict[str, int]], Any],
+  *,
+  name: str,
+  counted: tuple[str, ...],
+  remedy: str,
+  eval_fraction: float = 0.0,
+  field: str = 'data.path',
+  on_bytes: Callable[[int, int], None] | None = None,
+) -> tuple[Any, Any]:
+  """Reads files of rated completions: pairs, single ones or labelled steps.
+
+  Args:
+    path: see `records.read_records`.
+    encode: takes a row and the counts; returns the parts of it to keep.
+    assemble: takes the parts of all rows and the counts; returns the data,
+      which has a length and `part(start, stop)`.
+    name: what one part is, in the singular.
+    counted: names of what is counted besides the rows, the parts, and those
+      that are 'truncated', 'dropped', 'emptied' and 'empty'.
+    remedy: what to do where nothing is kept, for the message.
+    eval_fraction: the share of the parts that is held out, the last ones.
+    field: the config field of `path`, for messages.
+    on_bytes: progress, called with (bytes done, bytes in all).
+
+  Returns:
+    the data to train on, and those held out (None for eval_fraction=0).
+
+  Raises:
+    UserError: a bad file, row or option, by name and row number.
+  """
+  shared = ('truncated', 'dropped', 'emptied', 'empty')
+  counts = dict.fromkeys(('rows', f'{name}s', *shared, *counted), 0)
+  rows = records.read_records(path, field=field, on_bytes=on_bytes)
+  kept = []
+  for parts in encode_records(rows, lambda row: encode(row, counts), counts):
+    kept += parts
+  counts[f'{name}s'] = len(kept)
+  if not kept:
+    left_out = ', '.join(f'{n} {what}' for what, n in counts.items() if n)
+    raise UserError(f'{field}: no {name} is left ({left_out}); {remedy}')
+  data = assemble(kept, counts)
+  if not eval_fraction:
+    return data, None
+  train = train_share(len(data), eval_fraction, f'{name}s')
+  return data.part(0, train), data.part(train, len(data))
+
+
+def fit_row(
+  examples: list[Example],
+  max_length: int,
+  overlong: str,
+  counts: dict[str, int],
+  is_text: bool = False,
+) -> list[list[Example]]:
+  """The examples of one row, cut to `max_length` tokens.
+
+  Args:
+    examples: kept or left out together.
+    max_length, overlong, is_text: see `examples.fit_example`.
+    counts: one of 'truncated', 'dropped', 'split' and 'emptied' (there is
+      nothing left to learn) is counted up where an example is too long.
+
+  Returns:
+    for each example its parts, several where a text was split; an empty list
+    for a row that is left out.
+  """
+  fitted = [
+    list(examples_lib.fit_example(example, max_length, overlong, is_text))
+    for example in examples
+  ]
+  kept = fitted if all(fitted) else []
+  if max(len(example.tokens) for example in examples) > max_length:
+    is_named = kept or overlong == 'drop'
+    counts[_COUNTED[overlong] if is_named else 'emptied'] += 1
+  return kept
+
+
+def check_options(max_length: int, overlong: str, eval_fraction: float) -> None:
+  """Refuses values of `data` that have no meaning for rated completions."""
+  examples_lib.check_options(max_length, overlong)
+  if overlong == 'split':
+    raise UserError(
+      "data.overlong='split': answers are truncated or dropped, for the parts "
+      'of one cannot be rated'
+    )
+  check_fraction(eval_fraction)
+
+
+def check_fraction(eval_fraction: float) -> None:
+  """Refuses values of `data.eval_fraction` that are no share."""
+  if not 0.0 <= eval_fraction < 1.0:
+    raise UserError(
+      f'data.eval_fraction={eval_fraction}: use 0.0 or more, below 1.0'
+    )
+
+
+def train_share(total: int, eval_fraction: float, name: str) -> int:
+  """How many of `total` are to train on; the others are held out.
+
+  Args:
+    total: how many there are.
+    eval_fraction: the share that is held out, above 0.
+    name: what they are, for messages.
+
+  Raises:
+    UserError: one of the two parts would be empty.
+  """
+  # A share such as 0.3 is a little less than it says.
+  train = int(total * (1 - eval_fraction) + 1e-9)
+  if not 0 < train < total:
+    raise UserError(
+      f'data.eval_fraction={eval_fraction}: of {total} {name} it leaves '
+      f'{train} to train on; both parts need at least one'
+    )
+  return train
+
+
+def digested(examples: Examples, ratings: np.ndarray) -> Examples:
+  """The examples with a digest that depends on their ratings too.
+
+  A resumed run compares the digest, see `Examples`.
+  """
+  content = examples.digest.encode() + ratings.tobytes()
+  return dataclasses.replace(
+    examples, digest=hashlib.sha256(content).hexdigest()
+  )
