@@ -177,19 +177,21 @@ def target_devices(target: str) -> list[Any]:
     UserError: the kind or the count is unknown, the compiler is not installed,
       or the environment was not set.
   """
-  kind, _, count = target.partition(':')
+  kind, colon, count = target.partition(':')
   if kind not in GPUS and kind not in TPUS:
     raise UserError(
       f'target {target!r}: known are {", ".join([*GPUS, *TPUS])}, each alone '
       'or with a number of devices, such as v5e:4'
     )
-  if count and not (count.isdecimal() and int(count) > 0):
+  if colon and not (count.isdecimal() and int(count) > 0):
     raise UserError(
       f'target {target!r}: after the colon comes a number of devices, such as '
       f'{kind}:8'
     )
   size = int(count or 1)
-  return _gpus(target, kind, size) if kind in GPUS else _tpus(target, kind, size)
+  return (
+    _gpus(target, kind, size) if kind in GPUS else _tpus(target, kind, size)
+  )
 
 
 def _tpus(target, kind, size):

@@ -99,7 +99,9 @@ def _parse(line):
   close = _closing(rest, len(opcode))
   inside, text = rest[len(opcode) + 1 : close], rest[close + 1 :]
   buffers = tuple(
-    Buffer(dtype, tuple(int(n) for n in shape.split(',') if n), 'S(1)' in layout)
+    Buffer(
+      dtype, tuple(int(n) for n in shape.split(',') if n), 'S(1)' in layout
+    )
     for dtype, shape, layout in re.findall(
       r'\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?', kind
     )
@@ -279,7 +281,9 @@ class Program:
   def _moved(self, one, here, origin):
     """Elements of a result that hold an argument's numbers once more."""
     if one.opcode in _MOVES:
-      largest = max((here[name] for name in one.operands), key=lambda x: x.bytes)
+      largest = max(
+        (here[name] for name in one.operands), key=lambda x: x.bytes
+      )
       return {k: v for k, v in origin[largest.name].items() if k == 0}
     if one.opcode != 'fusion':
       return {}

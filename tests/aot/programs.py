@@ -10,8 +10,8 @@ import math
 import pathlib
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 import numpy as np
 
 from llm.align import preference_loss, supervised_loss
