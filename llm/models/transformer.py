@@ -21,11 +21,11 @@ from llm.models.cache import (
   SharedKeys,
 )
 from llm.models.config import GLOBAL, LOCAL, ModelConfig
-from llm.models.layers import GatedMLP, RMSNorm, linear, soft_cap
+from llm.models.layers import GatedMLP, RMSNorm, soft_cap
 from llm.models.moe import MoE
-from llm.models.placement import fetch_rows, keep_rows
 from llm.models.remat import rematerialised
 from llm.models.rope import inverse_frequencies, rope_tables
+from llm.models.weights import linear, parameter, table_rows
 
 
 class Block(nn.Module):
@@ -250,10 +250,10 @@ class Transformer(nn.Module):
   def logits(self, hidden: jax.Array) -> jax.Array:
     """float[B, T, D] after the final norm -> float32[B, T, V]."""
     if self.config.tie_embeddings:
-      kernel = self.embedder.embedding
+      weight = self.embedder.embedding
     else:
-      kernel = self.lm_head.kernel
-    out = linear(hidden.astype(self.dtype), kernel.astype(self.dtype))
+      weight = self.lm_head.kernel
+    out = linear(hidden.astype(self.dtype), weight)
     return soft_cap(out.astype(jnp.float32), self.config.final_soft_cap)
 
   def _run_unrolled(self, x, ropes, cache, call, count):
@@ -292,14 +292,11 @@ class _Embedder(nn.Module):
   embed_dim: int
 
   def setup(self):
-    self.embedding = self.param(
-      'embedding',
-      nn.initializers.normal(0.02),
-      (self.vocab_size, self.embed_dim),
-    )
+    shape = self.vocab_size, self.embed_dim
+    self.embedding = parameter(self, 'embedding', 0.02, shape)
 
   def __call__(self, tokens, dtype):
-    return keep_rows(fetch_rows(self.embedding)[tokens].astype(dtype))
+    return table_rows(self.embedding, tokens, dtype)
 
 
 class _Head(nn.Module):
@@ -309,11 +306,8 @@ class _Head(nn.Module):
   embed_dim: int
 
   def setup(self):
-    self.kernel = self.param(
-      'kernel',
-      nn.initializers.normal(0.02),
-      (self.vocab_size, self.embed_dim),
-    )
+    shape = self.vocab_size, self.embed_dim
+    self.kernel = parameter(self, 'kernel', 0.02, shape)
 
 
 def _start(cache, batch):
@@ -363,6 +357,13 @@ def _updated(cache, entries, call):
   if isinstance(cache, OpenCache):
     return cache.replace(recent=entries, count=cache.count + 1)
   return KVCache(layers=entries, length=cache.length + call.lengths)
+
+
+def output_weight(params: Any, config: ModelConfig) -> Any:
+  """The weight [V, D] that gives the logits, a float array or packed."""
+  if config.tie_embeddings:
+    return params['embedder']['embedding']
+  return params['lm_head']['kernel']
 
 
 def init_params(
