@@ -3,10 +3,10 @@
 from typing import Any
 
 from llm.align.teacher import Teacher
-from llm.decode.score import output_table
 from llm.losses.distill import chunked_generalized_jsd_loss
 from llm.losses.language import next_token_targets
-from llm.models.transformer import Transformer
+from llm.models.transformer import Transformer, output_weight
+from llm.models.weights import sliced
 from llm.runs.train_model import TrainModel
 from llm.train.step import LossFn
 
@@ -36,9 +36,9 @@ def make_distill_loss(
     )
     return chunked_generalized_jsd_loss(
       _hidden(student_model, variables, batch),
-      output_table(variables['params'], student_model)[:shared],
+      _output_rows(student_model, variables['params'], shared),
       _hidden(teacher.model, {'params': frozen['teacher']}, batch),
-      output_table(frozen['teacher'], teacher.model)[:shared],
+      _output_rows(teacher.model, frozen['teacher'], shared),
       weights,
       beta=loss.beta,
       temperature=loss.temperature,
@@ -58,3 +58,8 @@ def _hidden(model: Transformer, variables, batch):
     method='trunk',
   )
   return hidden
+
+
+def _output_rows(model: Transformer, params, count: int):
+  """The output weight's rows of the first `count` tokens."""
+  return sliced(output_weight(params, model.config), slice(count))

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.decode.score import output_table
 from llm.errors import UserError
 from llm.losses import preference
 from llm.losses.chunked import chunked_logprobs
 from llm.losses.language import next_token_targets
 from llm.losses.sequences import packed_sequence_logprobs
+from llm.models.transformer import output_weight
 from llm.runs.checks import given_options
 from llm.runs.train_model import TrainModel
 from llm.train.step import LossFn
@@ -152,7 +152,7 @@ def score_completions(
   )
   logprobs = chunked_logprobs(
     hidden,
-    output_table(variables['params'], model),
+    output_weight(variables['params'], model.config),
     targets,
     counts=inside if prompts else completion,
     cap=model.config.final_soft_cap,

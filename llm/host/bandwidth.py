@@ -16,7 +16,7 @@ def measure_bandwidth(budget_s: float = 0.1) -> float:
   to nothing, as decoding does. The best of the passes that fit into `budget_s`
   counts, and at least one does.
   """
-  on_cpu = jax.default_backend() == 'cpu'
+  on_cpu = jax.devices()[0].platform == 'cpu'
   rows = (256 if on_cpu else 512) * 256  # of 4 KiB
   buffer = jnp.ones((rows, 1024), jnp.float32)
   read = jax.jit(lambda x: jnp.max(x, axis=1))

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm.decode.score import output_table
 from llm.losses import policy
 from llm.losses.chunked import chunked_logprobs, chunked_logprobs_and_entropy
 from llm.models.cache import SharedCache, init_cache
+from llm.models.transformer import output_weight
 from llm.rl.algorithms import ALGORITHMS, settings
 from llm.runs.train_model import TrainModel
 from llm.train.step import LossFn
@@ -42,7 +42,7 @@ def completion_scores(
   hidden = _hidden(train_model, variables, batch, rows_of_a_prompt)
   logprobs = chunked_logprobs(
     hidden,
-    output_table(variables['params'], train_model.model),
+    output_weight(variables['params'], train_model.model.config),
     batch['targets'],
     counts=batch['mask'],
     cap=train_model.model.config.final_soft_cap,
@@ -93,7 +93,7 @@ def make_rl_loss(
     mask = batch['mask']
     logprobs, entropy = chunked_logprobs_and_entropy(
       hidden,
-      output_table(variables['params'], train_model.model),
+      output_weight(variables['params'], train_model.model.config),
       batch['targets'],
       counts=mask,
       cap=train_model.model.config.final_soft_cap,
