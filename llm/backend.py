@@ -34,6 +34,7 @@ import functools
 from typing import Any
 
 import jax
+from jax._src import dispatch
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 import jax.numpy as jnp
@@ -210,6 +211,9 @@ def _program(choice: _Choice, backend: Backend) -> Any:
 
 _by_backend_p = Primitive('by_backend')
 _by_backend_p.multiple_results = True
+# cuDNN's attention must know the devices while it is lowered. JAX passes them on
+# where it sees such an equation, and this one may hold it.
+dispatch.prim_requires_devices_during_lowering.add(_by_backend_p)
 
 
 def _bind(choice, leaves, jaxpr):
