@@ -54,6 +54,8 @@ class Backend:
       which leaves out the keys behind it; None: all queries at once.
     keep_weights: the weights of attention are kept for the backward pass, where
       there are few queries; else they are computed again.
+    merges_products: products of one array with several others are made one, for
+      which the others are first copied into one array.
     keep_rope_tables: cosines and sines are computed once, and not again in each
       loop that rotates.
     fused_attention: a name of `llm.models.fused.ATTENTION`, or None.
@@ -64,6 +66,7 @@ class Backend:
   values_first: int = 0
   causal_block: int | None = None
   keep_weights: bool = False
+  merges_products: bool = False
   keep_rope_tables: bool = False
   fused_attention: str | None = None
 
@@ -96,7 +99,12 @@ CPU = Backend(
   # Computed again for every head, they take four times as long as rotating.
   keep_rope_tables=True,
 )
-GPU = Backend(fused_attention='cudnn')
+GPU = Backend(
+  fused_attention='cudnn',
+  # XLA's dot merger, of products whose operands are small. Seen in the compiled
+  # decode step of a 1B model: all keys of the cache were copied at each step.
+  merges_products=True,
+)
 TPU = Backend(fused_attention='pallas')
 OTHER = Backend()
 # By JAX's names of platforms.

@@ -236,11 +236,9 @@ def _softmax_product_fwd(settings, q, ks, vs, masks):
   shape = q.shape
   scores, slopes = [], []
   for k, mask in zip(ks, masks, strict=True):
-    own = q
-    if scores:
-      # XLA:GPU would make one product of those with the same queries, and for
-      # it one array of all keys.
-      own = lax.optimization_barrier(q)
+    # Behind a barrier the same queries are another array.
+    apart = scores and backend.merges_products
+    own = lax.optimization_barrier(q) if apart else q
     s = backend.product('btkgh,bksh->bkgts', _joined(own, k), k) * scale
     s = soft_cap(s, cap)
     slopes.append(None if cap is None else 1.0 - jnp.square(s / cap))
