@@ -93,6 +93,7 @@ GPUS = {
   ),
 }
 _GPUS_OF_A_HOST = 8
+_CUDA, _CUDNN = (12, 8), (9, 10)  # the versions that programs are compiled for
 
 # Devices -> the topology of a slice. v5e and v6e are a plane of chips; v5p and
 # tpu7x are a block of them, and a chip of tpu7x is two devices.
@@ -168,7 +169,8 @@ def target_devices(target: str) -> list[Any]:
 
   Shardings over them on `jax.ShapeDtypeStruct`s make `jit(f).lower(…)` take
   the target's platform: `SingleDeviceSharding(devices[0])`, or a
-  `NamedSharding` of `make_mesh(config.mesh, devices)`.
+  `NamedSharding` of `make_mesh(config.mesh, devices)`. For GPUs JAX is told,
+  for the rest of the process, that there is a cuDNN.
 
   Args:
     target: KIND or KIND:COUNT, such as `h100` or `v5e:4`.
@@ -223,9 +225,13 @@ def _gpus(target, kind, size):
   )
   _check_environment(target, 'XLA_FLAGS', '--xla_gpu_cuda_data_dir=')
   import jax
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
   from jax.experimental import topologies
 
   jax.devices()  # the plugins of all platforms are found on the way
+  # JAX loads cuDNN to ask for its version before it traces cuDNN's attention.
+  # With this answer a program is the one that the device would run.
+  cudnn.check_cudnn_version = lambda: _CUDNN[0] * 10_000 + _CUDNN[1] * 100
   description = topologies.get_topology_desc(
     platform='cuda',
     topology_name='',
@@ -238,11 +244,12 @@ def _gpus(target, kind, size):
 def gpu_config(gpu: Gpu) -> str:
   """XLA's GpuTargetConfigProto of a GPU, in text form."""
   major, minor = gpu.capability
+  (cuda, cuda_minor), (cudnn, cudnn_minor) = _CUDA, _CUDNN
   return f"""
     platform_name: "CUDA"
     device_description_str: "{gpu.name}"
-    runtime_version {{ major: 12 minor: 8 }}
-    dnn_version_info {{ major: 9 minor: 10 }}
+    runtime_version {{ major: {cuda} minor: {cuda_minor} }}
+    dnn_version_info {{ major: {cudnn} minor: {cudnn_minor} }}
     gpu_device_info {{
       cuda_compute_capability {{
         major: {major} minor: {minor} feature_extension: {gpu.features}
