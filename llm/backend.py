@@ -219,8 +219,8 @@ def _program(choice: _Choice, backend: Backend) -> Any:
 
 _by_backend_p = Primitive('by_backend')
 _by_backend_p.multiple_results = True
-# cuDNN's attention must know the devices while it is lowered. JAX passes them on
-# where it sees such an equation, and this one may hold it.
+# cuDNN's attention must know the devices while it is lowered. JAX passes them
+# on where it sees such an equation, and this one may hold it.
 dispatch.prim_requires_devices_during_lowering.add(_by_backend_p)
 
 
