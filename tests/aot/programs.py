@@ -59,20 +59,22 @@ class Shape:
 
 
 SHAPES = {
+  # One layer, as wide as those of a real model: smaller ones would fit into the
+  # memory on a TPU's core, and copies there are none.
   'small': Shape(
     ModelConfig(
-      vocab_size=8192,
-      embed_dim=512,
-      hidden_dim=1536,
-      num_layers=2,
-      num_heads=8,
-      num_kv_heads=4,
+      vocab_size=16_384,
+      embed_dim=2048,
+      hidden_dim=4096,
+      num_layers=1,
+      num_heads=32,
+      num_kv_heads=8,
       head_dim=64,
       max_length=2048,
       tie_embeddings=True,
     ),
     rows=8,
-    slots=512,
+    slots=1024,
     prompt=256,
   ),
   # The shape of Llama 3.2 1B.

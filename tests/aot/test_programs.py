@@ -4,6 +4,9 @@ import pytest
 
 from .conftest import LARGE, SMALL
 
+# Of cuDNN and of Pallas.
+KERNELS = {'h100': '__cudnn$fmha', 'v5e': 'tpu_custom_call'}
+
 of_every_program = pytest.mark.parametrize(
   'key', SMALL + LARGE, ids=lambda key: '-'.join(key)
 )
@@ -23,6 +26,14 @@ def test_no_buffer_holds_a_weight_or_a_cache_once_more(reports, key):
   for label, before, after, opcode in reports[key]['moved']:
     narrower = before.startswith('f32') and after.startswith('bf16')
     assert cast and narrower, (label, before, after, opcode)
+
+
+@of_every_program
+def test_prompts_are_attended_to_by_a_fused_kernel(reports, key):
+  kernel = KERNELS[key[2].partition(':')[0]]
+  found = any(name.startswith(kernel) for name in reports[key]['kernels'])
+  # A decode step has one query a row, and those of a group share a prompt.
+  assert found == (key[0] != 'decode')
 
 
 @pytest.mark.parametrize('target', ['h100', 'v5e'])
