@@ -35,7 +35,7 @@ from typing import Any
 
 import jax
 from jax._src import dispatch
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 import jax.numpy as jnp
 
@@ -219,8 +219,8 @@ def _program(choice: _Choice, backend: Backend) -> Any:
 
 _by_backend_p = Primitive('by_backend')
 _by_backend_p.multiple_results = True
-# cuDNN's attention must know the devices while it is lowered. JAX passes them
-# on where it sees such an equation, and this one may hold it.
+# cuDNN's attention must know the devices while it is lowered. JAX tells them to
+# programs that have such an equation, and this one may become it.
 dispatch.prim_requires_devices_during_lowering.add(_by_backend_p)
 
 
@@ -260,9 +260,10 @@ batching.primitive_batchers[_by_backend_p] = _batched
 
 def _lowering(backend: Backend) -> Callable[..., Any]:
   def lower(ctx, *leaves, choice, cpu):
-    del cpu
-    run = lambda *leaves: jax.tree.leaves(_program(choice, backend)(*leaves))
-    return mlir.lower_fun(run)(ctx, *leaves)
+    jaxpr = cpu
+    if backend is not CPU:
+      jaxpr = _program(choice, backend).trace(*ctx.avals_in).jaxpr
+    return mlir.lower_fun(jaxpr_as_fun(jaxpr))(ctx, *leaves)
 
   return lower
 
