@@ -14,7 +14,7 @@ docs/alignment.md.
 
 from ml_collections import config_dict
 
-from llm.align.distill_data import MAX_NEW_TOKENS, TEMPERATURE
+from llm.align.checks import MAX_NEW_TOKENS, TEMPERATURE
 from llm.config_args import parse_arg
 from llm.tasks.training_fields import training_fields
 

@@ -78,16 +78,16 @@ def _speed_table(rows) -> str:
     for system, name in NAMES.items():
       group = _group(rows, batch, f'{system}.decode_tokens_per_s')
       if group:
-        share, _ = report.mean_interval(
-          [row[f'{system}.bandwidth_share'] for row in group]
-        )
+        known = _group(group, batch, f'{system}.bandwidth_share')
+        shares = [row[f'{system}.bandwidth_share'] for row in known]
+        mean = f'{report.mean_interval(shares)[0]:.0%}' if shares else 'unknown'
         lines.append(
           [
             str(batch),
             name,
             readme.mean(group, f'{system}.prefill_tokens_per_s', 0),
             readme.mean(group, f'{system}.decode_tokens_per_s', 1),
-            f'{share:.0%}',
+            mean,
           ]
         )
   header = (

@@ -232,7 +232,7 @@ def _time_per_token(model, params, after_prompt, held: int, bounded: bool):
   slots in use or at all that are allocated.
   """
   state = jax.block_until_ready(fork(after_prompt, np.zeros((1,), np.int32)))
-  capacity = state.cache.layers[0].k.shape[2]
+  capacity = state.cache.capacity
   began = time.perf_counter()
   for chunk in range(_CHUNKS):
     attend = fine_bucket(held + chunk * CHUNK_STEPS)

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from llm.checkpoints import source
+from llm.checkpoints.opened import Source
+from llm.checkpoints.source import open_checkpoint, to_dtype
 from llm.errors import UserError, without_field
 from llm.host import terminal
 from llm.models.config import ModelConfig
@@ -20,13 +21,13 @@ class Teacher:
   """A teacher without its weights.
 
   Attributes:
-    path: where they are.
-    weights: a fingerprint of them.
+    source: the opened checkpoint.
+    weights: a fingerprint of its files.
     model: the Transformer; it is frozen, so nothing is recomputed for it.
     shared: ids that both models have; those above are no token's.
   """
 
-  path: str
+  source: Source
   weights: str
   model: Transformer
   shared: int
@@ -46,21 +47,21 @@ def open_teacher(config, student: ModelSpec) -> Teacher:
       "student's vocabulary (--config.teacher.path=PATH)"
     )
   try:
-    shape = source.read_config(path)
-    tokenizer = source.read_tokenizer(path, shape)
-    _check_vocabulary(shape, tokenizer, student)
+    source = open_checkpoint(path)
+    _check_vocabulary(source.config, source.tokenizer, student)
   except UserError as error:
     message = without_field(error, path)
     raise UserError(f'teacher.path={path!r}: {message}') from None
+  shape = source.config
   if config.data.max_length > shape.max_length and shape.rope.type != 'dynamic':
     raise UserError(
       f'data.max_length={config.data.max_length}: the teacher takes '
       f'{shape.max_length} tokens; use at most as many'
     )
   return Teacher(
-    path,
+    source,
     fingerprint(path),
-    Transformer(shape, dtype=source.DTYPES[config.dtype]),
+    Transformer(shape, dtype=to_dtype(config.dtype)),
     min(shape.vocab_size, student.config.vocab_size),
   )
 
@@ -72,12 +73,10 @@ def read_teacher(teacher: Teacher, mesh) -> Any:
   shapes = jax.eval_shape(lambda: init_params(shape, key, dtype))
   with terminal.progress_bar() as bar:
     task = bar.add_task('loading the teacher', total=None)
-    return source.read_params(
-      teacher.path,
-      shape,
+    return teacher.source.load(
       dtype,
-      lambda done, total, _: bar.update(task, completed=done, total=total),
       param_shardings(shapes, mesh),
+      lambda done, total, _: bar.update(task, completed=done, total=total),
     )
 
 

@@ -81,12 +81,17 @@ def insert(
       'rows that share prompts fill all slots at once: use what `start` returns'
     )
   cache = state.cache.insert_rows(fresh.cache, slots)
+  constraint = state.constraint
+  put = lambda x, new: insert_rows(x, new, slots)
   rest = jax.tree.map(
-    lambda x, new: insert_rows(x, new, slots),
-    state.replace(cache=None),
-    fresh.replace(cache=None),
+    put,
+    state.replace(cache=None, constraint=None),
+    fresh.replace(cache=None, constraint=None),
   )
-  return rest.replace(cache=cache)
+  if constraint is not None:  # its tables belong to no row
+    moved = jax.tree.map(put, constraint.state, fresh.constraint.state)
+    constraint = constraint.replace(state=moved)
+  return rest.replace(cache=cache, constraint=constraint)
 
 
 @functools.partial(jax.jit, donate_argnames=('state',))

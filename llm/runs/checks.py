@@ -132,7 +132,7 @@ def given_options(
   Args:
     loss: with `name`.
     names: all that a loss of this kind of run may have.
-    known: those that this loss reads, in the order in which they are told.
+    known: those that this loss reads, in the order of the message.
 
   Raises:
     UserError: a field is set that the loss does not read.

@@ -8,11 +8,10 @@ import contextlib
 import os
 from typing import Any
 
-from llm.checkpoints.hf import load as hf
 from llm.checkpoints.hf import peft
 from llm.checkpoints.hf.config import to_hf
 from llm.checkpoints.hf.folder import read_json, weight_files
-from llm.checkpoints.hf.save import reward_config
+from llm.checkpoints.hf.save import reward_config, save_hf
 from llm.errors import RunError, UserError
 from llm.host import terminal
 from llm.models import lora as lora_lib
@@ -85,7 +84,7 @@ def write(
       whole = whole | {'reward_head': to_host(reward_head)}
     if is_writer():
       with _writing('export', config.export):
-        hf.save_hf(
+        save_hf(
           config.export,
           spec.config,
           whole,
@@ -104,7 +103,7 @@ def write(
           spec.lora,
           spec.config,
           adapters,
-          base_model=spec.path,
+          base_model=spec.source and spec.source.path,
         )
       terminal.log(f'adapters exported to {config.lora.export}')
 
@@ -117,7 +116,7 @@ def _writing(field: str, path: str):
   except OSError as error:
     raise RunError(
       f'{field}={path!r}: {error.strerror or error}; the trained state is '
-      'saved: mend this and start the same command again'
+      'saved: fix this and start the same command again'
     ) from error
 
 

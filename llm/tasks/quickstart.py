@@ -20,11 +20,12 @@ import ml_collections
 import numpy as np
 from rich import console as rich_console
 
-from llm.align import preference_loss
+from llm.align.checks import check_pair_loss
 from llm.data.worlds import quickstart as quickstart_data
 from llm.data.worlds import world as world_lib
 from llm.errors import UserError
 from llm.evals import exam
+from llm.rl import checks as rl_checks
 from llm.runs import outputs, report
 from llm.runs.stages import Stage, run_stage
 from llm.tasks import preference, rl, supervised
@@ -211,7 +212,7 @@ def _check(config) -> None:
       optim.make_optimizer(stage.optim, stage.steps)
       fields = training_config(config, kind)
       if kind == 'preference':
-        preference_loss.check_loss(fields.loss)
+        check_pair_loss(fields.loss)
       elif kind == 'rl':
         _check_rl(fields, model.max_length)
     except UserError as error:
@@ -221,7 +222,7 @@ def _check(config) -> None:
 
 
 def _check_rl(fields, max_length: int) -> None:
-  rl.check_fields(fields)
+  rl_checks.check_fields(fields)
   if fields.data.max_length < 1:
     raise UserError(
       f'rollout.max_new_tokens={fields.rollout.max_new_tokens}: use less than '

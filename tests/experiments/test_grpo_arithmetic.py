@@ -7,7 +7,7 @@ import pytest
 
 from experiments.grpo_arithmetic import analyze, measure, problems
 from llm import config_args
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.errors import UserError
 from llm.text.tokenizer import load_tokenizer
 

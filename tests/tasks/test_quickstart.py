@@ -233,7 +233,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(
   assert 'summary' not in json.loads(record.read_text())
   monkeypatch.setattr(outputs, 'append_metrics', append)
   quickstart.run(config, str(tmp_path))
-  assert 'goes on from the checkpoint of step' in capsys.readouterr().err
+  assert 'resumes from the checkpoint of step' in capsys.readouterr().err
   assert 'summary' in json.loads(record.read_text())
   rows = _rows(tmp_path / kind / 'metrics.jsonl')
   assert [row['step'] for row in rows] == list(range(1, total + 1))
