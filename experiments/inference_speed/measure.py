@@ -18,7 +18,7 @@ from llm.models.transformer import init_params
 from llm.runs import outputs
 
 _WORKER = 'experiments.inference_speed.worker'
-# Without llama.cpp the comparison goes without it.
+# Where llama.cpp is not installed, the comparison leaves it out.
 _NEEDS = {
   'ours': None,
   'transformers_dynamic': 'torch',
@@ -98,9 +98,9 @@ def _lengths(config) -> list[int]:
 
 
 def _take_turns(config, systems, folder) -> dict[str, list[dict]]:
-  """Each system's answers, in the order of the repetitions.
+  """Each system's completions, in the order of the repetitions.
 
-  A turn is one whole answer. The first answer of each system, which compiles
+  A turn is one whole completion. The first one of each system, which compiles
   and allocates, is not counted.
   """
   rng = np.random.default_rng(config.seed)
@@ -164,9 +164,9 @@ def _ratios(seen: dict[str, list[dict]]) -> dict[str, float]:
 def _compare(seen: dict[str, list[dict]], new_tokens: int) -> dict:
   """Whether all systems compute the same model.
 
-  `equal` is the least number of leading tokens in which any answer of any
+  `equal` is the least number of leading tokens in which any completion of any
   system agrees with our first one; `distinct` counts different tokens in our
-  rows, since equal tokens would mean little if they all were one.
+  rows, because equal tokens would mean little if all were the same one.
   """
   ours = np.array(seen['ours'][0]['tokens'])
   equal = new_tokens

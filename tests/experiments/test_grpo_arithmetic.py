@@ -149,7 +149,7 @@ def _row(part, seed, **values):
 
 
 def _reached(rows):
-  table = analyze.section(rows).splitlines()[2:9]
+  table = analyze.details(rows).splitlines()[2:9]
   return [line.split(' | ')[-1].removesuffix(' |') for line in table]
 
 
