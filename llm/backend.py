@@ -248,8 +248,7 @@ def _run(*leaves, choice, cpu):
 
 def _batched(leaves, axes, *, choice, cpu):
   del cpu
-  axes = tuple(None if a is batching.not_mapped else a for a in axes)
-  choice = dataclasses.replace(choice, axes=(*choice.axes, axes))
+  choice = dataclasses.replace(choice, axes=(*choice.axes, tuple(axes)))
   jaxpr = _program(choice, CPU).trace(*leaves).jaxpr
   out = _bind(choice, leaves, jaxpr)
   return out, [0] * len(out)
