@@ -12,7 +12,7 @@ from llm.rewards.rater import Ratings
 def rollout_stats(
   completions: Sequence[Completion], ratings: Ratings, group_size: int
 ) -> dict[str, float]:
-  """Rewards, lengths and signal; docs/alignment.md explains each."""
+  """Rewards, lengths and signal; docs/rl.md explains each."""
   totals = ratings.totals
   rated = totals[np.isfinite(totals)]
   stats = {'unrated': float(len(totals) - len(rated))}
