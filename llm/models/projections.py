@@ -26,10 +26,17 @@ def projections(linear: str, kernel: Any) -> dict[str, jax.Array]:
 
 
 def sizes(linear: str, kernel: Any) -> dict[str, tuple[int, int]]:
-  """(out, in) of each projection that a weight holds."""
+  """(out, in) of each projection that a weight holds, in the order of `split`."""
   whole = jax.ShapeDtypeStruct(tuple(kernel.shape), jnp.float32)
-  parts = jax.eval_shape(lambda k: split(linear, k), whole)
-  return {name: part.shape for name, part in parts.items()}
+  names = []
+
+  def parts(array):
+    found = split(linear, array)
+    names.extend(found)  # in order, which a traced dict would lose
+    return list(found.values())
+
+  shapes = [part.shape for part in jax.eval_shape(parts, whole)]
+  return dict(zip(names, shapes, strict=True))
 
 
 def join(linear: str, parts: dict[str, Any], kernel: Any) -> jax.Array:
