@@ -49,6 +49,13 @@ EXTRAS = {
     'safetensors>=0.5',  # the independent reader and writer of its files
     'setuptools>=77',  # builds the wheel that a test installs
   ],
+  # Compilers for devices that are not here (docs/compilers.md); 1.2 GB.
+  'aot': [
+    'jax[tpu]',
+    'jax-cuda12-pjrt',
+    'jax-cuda12-plugin',
+    'nvidia-cuda-nvcc-cu12',  # NVIDIA's assembler and device library
+  ],
   # The independent implementations that tests/parity compares with.
   'parity': [
     *TRAIN,

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from llm.parallel.targets import missing_compilers
+
 ROOT = pathlib.Path(__file__).parents[1]
 pytest_plugins = ('tests.fixtures',)
 
@@ -51,6 +53,8 @@ def _left_out() -> dict[str, str]:
   ]
   if missing:
     reasons['parity'] = f'install the extra "parity" ({", ".join(missing)})'
+  if missing := missing_compilers():
+    reasons['aot'] = f'install the extra "aot" ({", ".join(missing)})'
   return reasons
 
 

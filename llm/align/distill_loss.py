@@ -4,9 +4,10 @@ from typing import Any
 
 from llm.align.hidden import hidden_states
 from llm.align.teacher import Teacher
-from llm.decode.score import output_table
 from llm.losses.distill import chunked_generalized_jsd_loss
 from llm.losses.language import next_token_targets
+from llm.models.transformer import Transformer, output_weight
+from llm.models.weights import sliced
 from llm.runs.train_model import TrainModel
 from llm.train.step import LossFn
 
@@ -37,9 +38,9 @@ def make_distill_loss(
     )
     return chunked_generalized_jsd_loss(
       hidden_states(student_model, variables, batch),
-      output_table(variables['params'], student_model)[:shared],
+      _output_rows(variables['params'], student_model, shared),
       hidden_states(teacher.model, {'params': frozen['teacher']}, batch),
-      output_table(frozen['teacher'], teacher.model)[:shared],
+      _output_rows(frozen['teacher'], teacher.model, shared),
       weights,
       beta=loss.beta,
       temperature=loss.temperature,
@@ -48,3 +49,8 @@ def make_distill_loss(
     )
 
   return loss_fn
+
+
+def _output_rows(params: Any, model: Transformer, count: int) -> Any:
+  """The output weight's rows of the first `count` tokens."""
+  return sliced(output_weight(params, model.config), slice(count))

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from llm.align.hidden import hidden_states
-from llm.decode.score import output_table
 from llm.losses.chunked import chunked_logprobs
 from llm.losses.language import next_token_targets
 from llm.losses.sequences import packed_sequence_logprobs
+from llm.models.transformer import output_weight
 from llm.parallel.mesh import on_mesh
 from llm.runs.train_model import TrainModel
 
@@ -59,7 +59,7 @@ def score_completions(
   )
   logprobs = chunked_logprobs(
     hidden,
-    output_table(variables['params'], model),
+    output_weight(variables['params'], model.config),
     targets,
     counts=inside if prompts else completion,
     cap=model.config.final_soft_cap,

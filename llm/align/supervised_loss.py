@@ -3,9 +3,9 @@
 import jax
 
 from llm.align.hidden import hidden_states
-from llm.decode.score import output_table
 from llm.losses.chunked import chunked_cross_entropy_loss
 from llm.losses.language import next_token_targets
+from llm.models.transformer import output_weight
 from llm.runs.train_model import TrainModel
 from llm.train.neftune import neftune_noise
 from llm.train.step import LossFn
@@ -56,7 +56,7 @@ def _cross_entropy(train_model, variables, batch, noise):
   )
   loss_sum, weight_sum, sums = chunked_cross_entropy_loss(
     hidden,
-    output_table(variables['params'], model),
+    output_weight(variables['params'], model.config),
     targets,
     weights,
     cap=model.config.final_soft_cap,

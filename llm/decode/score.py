@@ -11,14 +11,7 @@ from llm.buckets import bucket
 from llm.decode.prefill import pad_rows
 from llm.errors import UserError
 from llm.losses.chunked import chunked_logprobs
-from llm.models.transformer import Transformer
-
-
-def output_table(params: Any, model: Transformer) -> jax.Array:
-  """The [V, D] table that turns hidden states into logits."""
-  if model.config.tie_embeddings:
-    return params['embedder']['embedding']
-  return params['lm_head']['kernel']
+from llm.models.transformer import Transformer, output_weight
 
 
 @functools.partial(jax.jit, static_argnames=('model',))
@@ -39,7 +32,7 @@ def score_tokens(
   )
   return chunked_logprobs(
     hidden[:, :-1],
-    output_table(params, model),
+    output_weight(params, model.config),
     tokens[:, 1:],
     cap=model.config.final_soft_cap,
   )

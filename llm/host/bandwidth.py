@@ -30,7 +30,7 @@ def measure_bandwidth(budget_s: float = 0.1, at_least: float = 0.0) -> float:
     It is below `at_least` where that could not be reached, because the machine
     is still busy or the bytes came from a cache.
   """
-  on_cpu = jax.default_backend() == 'cpu'
+  on_cpu = jax.devices()[0].platform == 'cpu'
   rows = (256 if on_cpu else 512) * 256  # of 4 KiB
   buffer = jnp.ones((rows, 1024), jnp.float32)
   read = jax.jit(lambda x: jnp.max(x, axis=1))

@@ -15,7 +15,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from llm.backend import by_backend
 from llm.losses.blocks import over_blocks
+from llm.losses.tables import as_operand, block_logits, no_gradient, products
 
 # Tokens of a block. Fewer cost more passes over the table's gradient, which is
 # added up over the blocks; more cost memory, and on a CPU the cache. Measured
@@ -43,7 +45,8 @@ def chunked_cross_entropy_loss(
 
   Args:
     hidden: float[..., D].
-    table: float[V, D]; logits are soft_cap(hidden @ table.T).
+    table: float[V, D], or a packed weight (`llm.losses.tables`), which has no
+      gradient; logits are soft_cap(hidden @ table.T).
     targets: int[...], ids in [0, V).
     weights: float or bool[...], at least 0. A position of weight 0 is as if it
       were not there, whatever its hidden state is.
@@ -88,7 +91,8 @@ def chunked_logprobs(
 
   Args:
     hidden: float[..., D].
-    table: float[V, D].
+    table: float[V, D], or a packed weight (`llm.losses.tables`), which has no
+      gradient.
     targets: int[...], ids in [0, V).
     counts: bool[...] or numbers that are 0 or not, the positions that somebody
       reads; the others give 0, whatever their hidden state is. None: all.
@@ -133,11 +137,16 @@ def chunked_logprobs_and_entropy(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _loss_sums(hidden, table, targets, weights, cap, block):
   """(loss sum, correct sum), without any gradient."""
-  table = as_operand(table, hidden.dtype)
+  arrays = hidden, table, targets, weights
+  return by_backend(_sums, *arrays, cap=cap, block=block)
+
+
+def _sums(backend, hidden, table, targets, weights, *, cap, block):
+  table = as_operand(backend, table, hidden.dtype)
 
   def one(sums, x):
     h, t, w = x
-    nll, hits = _losses(_stats(block_logits(h, table, cap), t), w)
+    nll, hits = _losses(_stats(block_logits(backend, h, table, cap), t), w)
     return (sums[0] + (nll * w).sum(), sums[1] + (hits * w).sum()), ()
 
   zero = jnp.zeros((), jnp.float32)
@@ -147,25 +156,32 @@ def _loss_sums(hidden, table, targets, weights, cap, block):
 
 
 def _loss_sums_fwd(hidden, table, targets, weights, cap, block):
-  operand = as_operand(table, hidden.dtype)
+  arrays = hidden, table, targets, weights
+  return by_backend(_sums_and_gradients, *arrays, cap=cap, block=block)
+
+
+def _sums_and_gradients(
+  backend, hidden, table, targets, weights, *, cap, block
+):
+  operand = as_operand(backend, table, hidden.dtype)
 
   def one(table_grad, x):
     h, t, w = x
-    logits = block_logits(h, operand, cap)
+    logits = block_logits(backend, h, operand, cap)
     stats = _stats(logits, t)
     top, total, _, _ = stats
     grad = jnp.exp(logits - top[..., None]) * (w / total)[..., None]
     grad = grad - jnp.where(_is(t, logits), w[..., None], 0.0)
-    h_grad, add = _products(grad, logits, h, operand, cap)
-    return table_grad + add, (h_grad, *_losses(stats, w))
+    h_grad, add = products(backend, grad, logits, h, operand, cap)
+    return _added(table_grad, add), (h_grad, *_losses(stats, w))
 
-  start = jnp.zeros(table.shape, jnp.float32)
   xs = hidden, targets, weights
+  start = no_gradient(table)
   table_grad, each = over_blocks(one, start, xs, weights != 0, block)
   hidden_grad, nll, hits = each
   out = (nll * weights).sum(), (hits * weights).sum()
   hidden_grad = hidden_grad.astype(hidden.dtype)
-  return out, (hidden_grad, table_grad.astype(table.dtype), nll, hits)
+  return out, (hidden_grad, _like(table_grad, table), nll, hits)
 
 
 def _loss_sums_bwd(cap, block, residuals, cotangents):
@@ -174,7 +190,7 @@ def _loss_sums_bwd(cap, block, residuals, cotangents):
   loss, correct = cotangents
   return (
     (hidden_grad * loss).astype(hidden_grad.dtype),
-    (table_grad * loss).astype(table_grad.dtype),
+    jax.tree.map(lambda grad: (grad * loss).astype(grad.dtype), table_grad),
     None,
     nll * loss + hits * correct,
   )
@@ -202,12 +218,19 @@ def _logprobs(hidden, table, targets, counts, settings):
 
 
 def _logprobs_fwd(hidden, table, targets, counts, settings):
+  out, log_total = by_backend(
+    _forward, hidden, table, targets, counts, settings=settings
+  )
+  return out, (hidden, table, targets, counts, out[1], log_total)
+
+
+def _forward(backend, hidden, table, targets, counts, *, settings):
   cap, temperature, block, with_entropy = settings
-  operand = as_operand(table, hidden.dtype)
+  operand = as_operand(backend, table, hidden.dtype)
 
   def one(carry, x):
     h, t, c = x
-    logits = block_logits(h, operand, cap) / temperature
+    logits = block_logits(backend, h, operand, cap) / temperature
     top, total, target, _ = _stats(logits, t)
     log_total = top + jnp.log(total)
     entropy = None
@@ -219,19 +242,25 @@ def _logprobs_fwd(hidden, table, targets, counts, settings):
   xs = hidden, targets, counts
   _, out = over_blocks(one, (), xs, counts, block)
   logprobs, entropy, log_total = out
-  residuals = hidden, table, targets, counts, entropy, log_total
-  return (logprobs, entropy), residuals
+  return (logprobs, entropy), log_total
 
 
 def _logprobs_bwd(settings, residuals, cotangents):
+  hidden_grad, table_grad = by_backend(
+    _backward, residuals, cotangents, settings=settings
+  )
+  return hidden_grad, table_grad, None, None
+
+
+def _backward(backend, residuals, cotangents, *, settings):
   cap, temperature, block, with_entropy = settings
   hidden, table, targets, counts, entropy, log_total = residuals
-  operand = as_operand(table, hidden.dtype)
+  operand = as_operand(backend, table, hidden.dtype)
   cotangents = jax.tree.map(lambda x: jnp.where(counts, x, 0.0), cotangents)
 
   def one(table_grad, x):
     h, t, entropy, log_total, (by_logprob, by_entropy) = x
-    capped = block_logits(h, operand, cap)
+    capped = block_logits(backend, h, operand, cap)
     logprobs = capped / temperature - log_total[..., None]
     grad = -jnp.exp(logprobs) * by_logprob[..., None]
     grad = grad + jnp.where(_is(t, capped), by_logprob[..., None], 0.0)
@@ -239,28 +268,16 @@ def _logprobs_bwd(settings, residuals, cotangents):
       # dH / dz_i = -p_i (log p_i + H)
       each = jnp.exp(logprobs) * (logprobs + entropy[..., None])
       grad = grad - each * by_entropy[..., None]
-    h_grad, add = _products(grad / temperature, capped, h, operand, cap)
-    return table_grad + add, h_grad
+    h_grad, add = products(backend, grad / temperature, capped, h, operand, cap)
+    return _added(table_grad, add), h_grad
 
-  start = jnp.zeros(table.shape, jnp.float32)
   xs = hidden, targets, entropy, log_total, cotangents
+  start = no_gradient(table)
   table_grad, hidden_grad = over_blocks(one, start, xs, counts, block)
-  hidden_grad = hidden_grad.astype(hidden.dtype)
-  return hidden_grad, table_grad.astype(table.dtype), None, None
+  return hidden_grad.astype(hidden.dtype), _like(table_grad, table)
 
 
 _logprobs.defvjp(_logprobs_fwd, _logprobs_bwd)
-
-
-def block_logits(h, table, cap):
-  """float32[..., V] of a block."""
-  logits = jnp.einsum(
-    '...d,vd->...v',
-    as_operand(h, h.dtype),
-    table,
-    preferred_element_type=jnp.float32,
-  )
-  return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def _stats(logits, targets):
@@ -298,38 +315,14 @@ def _mean_below(logits, total):
   return weighted.sum(axis=-1) / total
 
 
-def _products(grad, capped, h, table, cap):
-  """Gradients of a block's hidden states and of the table, in float32.
-
-  Args:
-    grad: float32[..., V], with respect to the capped logits.
-    capped: float32[..., V].
-    h: float[..., D].
-    table: [V, D], in the operands' dtype.
-    cap: soft cap or None.
-  """
-  if cap is not None:
-    grad = grad * (1.0 - jnp.square(capped / cap))
-  grad = grad.astype(table.dtype)
-  h = as_operand(h, h.dtype).reshape(-1, h.shape[-1])
-  h_grad = jnp.einsum(
-    '...v,vd->...d', grad, table, preferred_element_type=jnp.float32
-  )
-  table_grad = jnp.einsum(
-    'mv,md->vd',
-    grad.reshape(-1, grad.shape[-1]),
-    h,
-    preferred_element_type=jnp.float32,
-  )
-  return h_grad, table_grad
+def _added(table_grad, add):
+  """Their sum; None, of a packed table, stays None."""
+  return jax.tree.map(jnp.add, table_grad, add)
 
 
-def as_operand(x, dtype):
-  """x as an operand of products: in `dtype`, but in float32 on a CPU.
-
-  XLA:CPU multiplies bfloat16 30 times slower than float32.
-  """
-  return x.astype(jnp.float32 if jax.default_backend() == 'cpu' else dtype)
+def _like(table_grad, table):
+  """The table's gradient in its dtype; None stays None."""
+  return jax.tree.map(lambda grad: grad.astype(table.dtype), table_grad)
 
 
 def _check(hidden, table, targets, block_tokens):
@@ -338,7 +331,7 @@ def _check(hidden, table, targets, block_tokens):
       f'targets has shape {targets.shape}, but hidden {hidden.shape} needs '
       f'{hidden.shape[:-1] or "at least one axis of tokens"}'
     )
-  if table.ndim != 2 or table.shape[1] != hidden.shape[-1]:
+  if len(table.shape) != 2 or table.shape[1] != hidden.shape[-1]:
     raise ValueError(
       f'table has shape {table.shape}, but hidden {hidden.shape} needs '
       f'[V, {hidden.shape[-1]}]'

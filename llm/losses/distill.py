@@ -18,9 +18,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from llm.backend import recomputed
 from llm.losses.blocks import split_tokens
-from llm.losses.chunked import BLOCK_TOKENS, as_operand, block_logits
+from llm.losses.chunked import BLOCK_TOKENS
 from llm.losses.pairs import Sums
+from llm.losses.tables import as_operand, block_logits
 
 
 def generalized_jsd_loss(
@@ -89,9 +91,9 @@ def chunked_generalized_jsd_loss(
 
   Args:
     student_hidden: float[..., T, D].
-    student_table: float[V, D].
+    student_table: float[V, D], or a packed weight, which has no gradient.
     teacher_hidden: float[..., T, E]; the teacher may be wider.
-    teacher_table: float[V, E].
+    teacher_table: float[V, E], or a packed weight.
     weights: float or bool[..., T].
     beta, temperature: see `generalized_jsd_loss`.
     student_cap: soft cap on the student's logits, or None.
@@ -117,18 +119,45 @@ def chunked_generalized_jsd_loss(
   weights = weights.astype(jnp.float32)
   here = weights[..., None] != 0
   student_hidden = jnp.where(here, student_hidden, 0)
-  teacher_hidden = lax.stop_gradient(jnp.where(here, teacher_hidden, 0))
-  teacher_table = lax.stop_gradient(teacher_table)
+  teacher_hidden = jnp.where(here, teacher_hidden, 0)
+  loss_sum, metrics = recomputed(
+    _sums_over_blocks,
+    student_hidden,
+    student_table,
+    teacher_hidden,
+    teacher_table,
+    weights,
+    settings=(beta, temperature, student_cap, teacher_cap, block_tokens),
+  )
+  return loss_sum, jnp.sum(weights), metrics
+
+
+def _sums_over_blocks(
+  backend,
+  student_hidden,
+  student_table,
+  teacher_hidden,
+  teacher_table,
+  weights,
+  *,
+  settings,
+):
+  """(loss, metrics), of a block of tokens after the other."""
+  beta, temperature, student_cap, teacher_cap, block_tokens = settings
+  teacher = lax.stop_gradient((teacher_hidden, teacher_table))
+  teacher_hidden, teacher_table = teacher
   sums = _block_sums(beta, temperature)
+
+  def logits(hidden, table, cap):
+    table = as_operand(backend, table, hidden.dtype)
+    return block_logits(backend, hidden, table, cap)
 
   @jax.checkpoint
   def block(table, x):
     student, teacher, weights = x
     return sums(
-      block_logits(student, as_operand(table, student.dtype), student_cap),
-      block_logits(
-        teacher, as_operand(teacher_table, teacher.dtype), teacher_cap
-      ),
+      logits(student, table, student_cap),
+      logits(teacher, teacher_table, teacher_cap),
       weights,
     )
 
@@ -140,8 +169,7 @@ def chunked_generalized_jsd_loss(
   first = jax.tree.map(lambda x: x[0], xs)
   shapes = jax.eval_shape(block, student_table, first)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  (loss_sum, metrics), _ = lax.scan(add, zeros, xs)
-  return loss_sum, jnp.sum(weights), metrics
+  return lax.scan(add, zeros, xs)[0]
 
 
 def _block_sums(beta, temperature):

@@ -1,5 +1,6 @@
 """Grouped-query attention over segments of keys, with an optional cache."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -9,6 +10,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from llm.backend import CPU, Backend, by_backend
+from llm.models import fused
 from llm.models.cache import FloatKV, Segment
 from llm.models.config import ModelConfig
 from llm.models.layers import Linear, RMSNorm, soft_cap
@@ -19,14 +22,26 @@ from llm.models.rope import rotate
 # [B, N, _QUERY_BLOCK, S] and not [B, N, T, S].
 _QUERY_BLOCK = 512
 _MASKED = -1e30  # finite, so that a row without any key stays finite
-# On a CPU, blocks of this many queries leave out the keys behind them; an
-# accelerator is faster at one large product. Measured: a quarter of the time.
-_CAUSAL_BLOCK = 128
-# XLA:CPU multiplies values by the weights of up to this many queries of a key
-# head; the other way around it first copies the values of a single row
-# transposed, and is slow at several. Measured, a seventh of the time for one
-# query and one row, a quarter to a half for four queries and eight rows.
-_FEW_QUERIES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+  """What does not change with the arrays.
+
+  Attributes:
+    scale, cap: see `attend`.
+    causal: of each segment, whether its mask admits no key s > t.
+    own: there is one segment, the keys of the queries themselves.
+    window: what its mask was made of, besides the ids; None: no window.
+    traced_window: a window that is not known yet; only the mask tells.
+  """
+
+  scale: float
+  cap: float | None
+  causal: tuple[bool, ...]
+  own: bool
+  window: int | None = None
+  traced_window: bool = False
 
 
 def attend(
@@ -35,80 +50,198 @@ def attend(
   *,
   scale: float,
   cap: float | None = None,
+  window: Any = None,
+  segment_ids: jax.Array | None = None,
 ) -> jax.Array:
   """softmax(q k' scale) v over the union of the segments' keys.
 
   The softmax is taken in float32 over all segments together, without
   concatenating them: each contributes its exponentials to one sum. Keys that
-  several rows share are read once for them all (Hydragen, 2402.05099).
+  several rows share are read once for them all (Hydragen, 2402.05099). Where
+  the only keys are those of the queries themselves, as in training and in a
+  prefill, GPUs and TPUs use a fused kernel (`llm.models.fused`).
 
   Args:
     q: float[B, T, K, G, H].
     segments: keys, values and masks (see `cache.Segment`).
     scale: factor on the scores.
     cap: soft cap on the scaled scores (Gemma 2).
+    window: what the mask of a causal segment was made of: keys that a query
+      sees, itself included; None: all before it. May be traced.
+    segment_ids: int32[B, T] or None, likewise: a query sees its own segment.
 
   Returns:
     float[B, T, K, G, H] in the dtype of q.
   """
-  length, block = q.shape[1], _CAUSAL_BLOCK
-  if length > _QUERY_BLOCK:
-    return _attend_in_blocks(q, segments, scale, cap)
-  causal = any(segment.causal for segment in segments)
-  if not causal or jax.default_backend() != 'cpu' or length <= block:
-    return _attend_to_all(q, segments, scale, cap)
-  out = []
-  for start in range(0, length, block):
-    end = min(start + block, length)
-    seen = [_seen_by(segment, start, end, length) for segment in segments]
-    out.append(_attend_to_all(q[:, start:end], seen, scale, cap))
-  return jnp.concatenate(out, axis=1)
-
-
-def _seen_by(segment, start, end, length):
-  """The keys that the queries [start, end) of `length` may look at."""
-  mask = segment.mask
-  if mask.shape[1] == length:
-    mask = mask[:, start:end]
-  if not segment.causal:
-    return segment.replace(mask=mask)
-  return segment.replace(
-    k=segment.k[:, :, :end], v=segment.v[..., :end], mask=mask[..., :end]
+  causal = tuple(segment.causal for segment in segments)
+  static = window is None or isinstance(window, int)
+  rule = _Rule(
+    scale,
+    cap,
+    causal,
+    own=causal == (True,),
+    window=window if static else None,
+    traced_window=not static,
   )
-
-
-def _attend_to_all(q, segments, scale, cap):
   ks = tuple(segment.k.astype(q.dtype) for segment in segments)
   vs = tuple(segment.v.astype(q.dtype) for segment in segments)
   masks = tuple(segment.mask for segment in segments)
-  if cap is None:
-    return _softmax_product(q, ks, vs, masks, scale)
-  return _softmax_product_fwd(q, ks, vs, masks, scale, cap)[0]
+  return _attention(rule, q, ks, vs, masks, segment_ids)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _softmax_product(q, ks, vs, masks, scale):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(rule, q, ks, vs, masks, ids):
+  return by_backend(_forward, q, ks, vs, masks, ids, rule=rule)
+
+
+def _attention_fwd(rule, q, ks, vs, masks, ids):
+  arrays = q, ks, vs, masks, ids
+  out, kept = by_backend(_forward_keeping, *arrays, rule=rule)
+  return out, (*arrays, kept)
+
+
+def _attention_bwd(rule, residuals, out_grad):
+  grads = by_backend(_backward, *residuals, out_grad, rule=rule)
+  return (*grads, None, None)
+
+
+_attention.defvjp(_attention_fwd, _attention_bwd)
+
+
+def _forward(backend: Backend, q, ks, vs, masks, ids, *, rule):
+  if rule.own and backend.fused_attention:
+    out = fused.ATTENTION[backend.fused_attention](
+      q,
+      ks[0],
+      vs[0],
+      masks[0],
+      ids,
+      scale=rule.scale,
+      cap=rule.cap,
+      window=rule.window,
+      traced_window=rule.traced_window,
+    )
+    if out is not None:
+      return out
+  if q.shape[1] > _QUERY_BLOCK:
+    return _in_blocks(backend, q, ks, vs, masks, rule)
+  settings = backend, rule.scale, rule.cap
+  out = [
+    _softmax_product(settings, *part)
+    for part in _parts(backend, q, ks, vs, masks, rule)
+  ]
+  return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
+
+
+def _forward_keeping(backend: Backend, q, ks, vs, masks, ids, *, rule):
+  """(what `_forward` gives, what its backward pass needs besides the arrays).
+
+  That is the CPU's, which keeps the weights of short queries: an accelerator
+  computes them again, and finds zeros that nobody reads.
+  """
+  arrays = q, ks, vs, masks, ids
+  if q.shape[1] > _QUERY_BLOCK:
+    return _forward(backend, *arrays, rule=rule), ()
+  if not backend.keep_weights:
+    _, kept = jax.eval_shape(
+      functools.partial(_forward_keeping, CPU, rule=rule), *arrays
+    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
+    return _forward(backend, *arrays, rule=rule), zeros
+  settings = backend, rule.scale, rule.cap
+  out, kept = [], []
+  for part in _parts(backend, q, ks, vs, masks, rule):
+    values, residuals = _softmax_product_fwd(settings, *part)
+    out.append(values)
+    kept.append(residuals[-1])
+  return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1), kept
+
+
+def _backward(backend: Backend, q, ks, vs, masks, ids, kept, out_grad, *, rule):
+  """Gradients of q, ks and vs."""
+  if not (backend.keep_weights and kept):
+    forward = lambda q, ks, vs: _forward(
+      backend, q, ks, vs, masks, ids, rule=rule
+    )
+    return jax.vjp(forward, q, ks, vs)[1](out_grad)
+  settings = backend, rule.scale, rule.cap
+  parts = list(_parts(backend, q, ks, vs, masks, rule))
+  q_grads, total, end = [], None, q.shape[1]
+  for part, own in zip(reversed(parts), reversed(kept), strict=True):
+    start = end - part[0].shape[1]
+    q_grad, k_grads, v_grads, _ = _softmax_product_bwd(
+      settings, (*part[:3], own), out_grad[:, start:end]
+    )
+    q_grads.insert(0, q_grad)
+    new = (
+      tuple(_padded(g, k, 2) for g, k in zip(k_grads, ks, strict=True)),
+      tuple(_padded(g, v, 3) for g, v in zip(v_grads, vs, strict=True)),
+    )
+    total = new if total is None else jax.tree.map(jnp.add, total, new)
+    end = start
+  q_grad = q_grads[0] if len(q_grads) == 1 else jnp.concatenate(q_grads, axis=1)
+  return q_grad, *total
+
+
+def _padded(grad, like, axis):
+  """The gradient of the first keys of an array, as one of all its keys."""
+  width = [(0, 0)] * grad.ndim
+  width[axis] = (0, like.shape[axis] - grad.shape[axis])
+  return jnp.pad(grad, width)
+
+
+def _parts(backend, q, ks, vs, masks, rule):
+  """Yields (q, ks, vs, masks) of blocks of queries, with the keys they see."""
+  length, block = q.shape[1], backend.causal_block
+  if block is None or length <= block or not any(rule.causal):
+    yield q, ks, vs, masks
+    return
+  for start in range(0, length, block):
+    end = min(start + block, length)
+    seen = [
+      _seen(start, end, length, *segment)
+      for segment in zip(ks, vs, masks, rule.causal, strict=True)
+    ]
+    yield q[:, start:end], *zip(*seen, strict=True)
+
+
+def _seen(start, end, length, k, v, mask, causal):
+  """(k, v, mask) that the queries [start, end) of `length` may look at."""
+  if mask.shape[1] == length:
+    mask = mask[:, start:end]
+  if not causal:
+    return k, v, mask
+  return k[:, :, :end], v[..., :end], mask[..., :end]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax_product(settings, q, ks, vs, masks):
   """softmax(q k' scale) v, with a gradient of few passes over the scores.
 
   Args:
+    settings: backend, scale and cap.
     q: float[B, T, K, G, H].
     ks, vs: of each segment, [R, K, S, H] and [R, K, H, S]; B / R consecutive
       rows of q share a row.
     masks: of each segment, bool, broadcastable to [B, T, S].
-    scale: factor on the scores.
 
   Returns:
     float[B, T, K, G, H].
   """
-  return _softmax_product_fwd(q, ks, vs, masks, scale)[0]
+  return _softmax_product_fwd(settings, q, ks, vs, masks)[0]
 
 
-def _softmax_product_fwd(q, ks, vs, masks, scale, cap=None):
+def _softmax_product_fwd(settings, q, ks, vs, masks):
+  backend, scale, cap = settings
   shape = q.shape
-  scores = []
+  scores, slopes = [], []
   for k, mask in zip(ks, masks, strict=True):
-    s = _product('btkgh,bksh->bkgts', _joined(q, k), k) * scale
+    # Behind a barrier the same queries are another array.
+    apart = scores and backend.merges_products
+    own = lax.optimization_barrier(q) if apart else q
+    s = backend.product('btkgh,bksh->bkgts', _joined(own, k), k) * scale
     s = soft_cap(s, cap)
+    slopes.append(None if cap is None else 1.0 - jnp.square(s / cap))
     if k.shape[0] != shape[0]:
       mask = _joined(jnp.broadcast_to(mask, (*shape[:2], k.shape[2])), k)
     scores.append(jnp.where(mask[:, None, None], s, _MASKED))
@@ -120,31 +253,35 @@ def _softmax_product_fwd(q, ks, vs, masks, scale, cap=None):
     weights.append(w)
     total = total + _by_query(w.sum(axis=-1, keepdims=True), shape)
     # Divided afterwards: H numbers of each query, and not S.
-    part = _weighted_values(w.astype(q.dtype), v)
+    part = _weighted_values(backend, w.astype(q.dtype), v)
     out = out + _by_query(part, shape)
   out = out / total
-  return out.astype(q.dtype), (q, ks, vs, weights, total, out)
+  return out.astype(q.dtype), (q, ks, vs, (weights, slopes, total, out))
 
 
-def _softmax_product_bwd(scale, residuals, out_grad):
+def _softmax_product_bwd(settings, residuals, out_grad):
   # With p = weights / total and g the gradient of the output, that of the
   # scores is p (g v' - sum g out), as in FlashAttention (2205.14135); here the
   # division by the total is made on g.
-  q, ks, vs, weights, total, out = residuals
+  backend, scale, _ = settings
+  q, ks, vs, (weights, slopes, total, out) = residuals
   dtype = q.dtype
   grad = out_grad / total
   mean = (grad * out).sum(axis=-1, keepdims=True)
   grad = grad.astype(dtype)
   q_grad, k_grads, v_grads = 0.0, [], []
-  for k, v, w in zip(ks, vs, weights, strict=True):
+  for k, v, w, slope in zip(ks, vs, weights, slopes, strict=True):
     own = _by_head(grad, k)
-    v_grad = _product('bkgth,bkgts->bkhs', own, w.astype(dtype))
-    by_weight = _product('bkgth,bkhs->bkgts', own, v)
-    scores_grad = (w * (by_weight - _by_head(mean, k)) * scale).astype(dtype)
-    part = _product('bkgts,bksh->btkgh', scores_grad, k)
+    v_grad = backend.product('bkgth,bkgts->bkhs', own, w.astype(dtype))
+    by_weight = backend.product('bkgth,bkhs->bkgts', own, v)
+    scores_grad = w * (by_weight - _by_head(mean, k)) * scale
+    if slope is not None:
+      scores_grad = scores_grad * slope
+    scores_grad = scores_grad.astype(dtype)
+    part = backend.product('bkgts,bksh->btkgh', scores_grad, k)
     q_grad = q_grad + part.reshape(q.shape)
     # As [H, S], so that q is what has to be transposed, and not the scores.
-    k_grad = _product('btkgh,bkgts->bkhs', _joined(q, k), scores_grad)
+    k_grad = backend.product('btkgh,bkgts->bkhs', _joined(q, k), scores_grad)
     k_grad = lax.optimization_barrier(k_grad).swapaxes(-1, -2)
     k_grads.append(k_grad.astype(dtype))
     v_grads.append(v_grad.astype(dtype))
@@ -170,24 +307,16 @@ def _by_query(x, shape):
   return x.transpose(0, 3, 1, 2, 4).reshape(*shape[:4], x.shape[-1])
 
 
-def _weighted_values(w, v):
+def _weighted_values(backend, w, v):
   """w [R, K, G, T, S], v [R, K, H, S] -> float32[R, K, G, T, H]."""
-  if jax.default_backend() == 'cpu' and w.shape[2] * w.shape[3] <= _FEW_QUERIES:
-    part = _product('bkhs,bkgts->bkhgt', v, w)
+  if w.shape[2] * w.shape[3] <= backend.values_first:
+    part = backend.product('bkhs,bkgts->bkhgt', v, w)
     return jnp.moveaxis(part, 2, -1)
-  return _product('bkgts,bkhs->bkgth', w, v)
+  return backend.product('bkgts,bkhs->bkgth', w, v)
 
 
-def _product(subscripts, a, b):
-  """A product of two arrays of one dtype, with sums in float32."""
-  if jax.default_backend() == 'cpu':
-    # XLA:CPU lacks some products of bfloat16, and is slow at the others.
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
-
-
-def _attend_in_blocks(q, segments, scale, cap):
-  """`attend` over blocks of queries, one after the other."""
+def _in_blocks(backend, q, ks, vs, masks, rule):
+  """Attention over blocks of queries, one after the other."""
   batch, length = q.shape[:2]
   blocks = math.ceil(length / _QUERY_BLOCK)
   pad = blocks * _QUERY_BLOCK - length
@@ -204,13 +333,10 @@ def _attend_in_blocks(q, segments, scale, cap):
   @jax.checkpoint
   def one(carry, block):
     query, masks = block
-    own = [
-      s.replace(mask=m, causal=False)
-      for s, m in zip(segments, masks, strict=True)
-    ]
-    return carry, attend(query, own, scale=scale, cap=cap)
+    settings = backend, rule.scale, rule.cap
+    return carry, _softmax_product(settings, query, ks, vs, masks)
 
-  masks = [split(s.mask, 1) for s in segments]
+  masks = tuple(split(mask, 1) for mask in masks)
   _, out = lax.scan(one, None, (split(q, 1), masks))
   out = jnp.moveaxis(out, 0, 1).reshape(batch, -1, *q.shape[2:])
   return out[:, :length]
@@ -263,7 +389,14 @@ class Attention(nn.Module):
     scale = config.query_scale
     if scale is None:
       scale = config.head_dim**-0.5
-    out = attend(q, segments, scale=scale, cap=config.attn_soft_cap)
+    out = attend(
+      q,
+      segments,
+      scale=scale,
+      cap=config.attn_soft_cap,
+      window=window,
+      segment_ids=call.segment_ids,
+    )
     out = Linear(
       (config.embed_dim,),
       (heads, config.head_dim),

@@ -1,80 +1,13 @@
-"""Linear maps, norms and activations, as Linen modules without state.
+"""Linear maps, norms and activations, as Linen modules without state."""
 
-Weights are stored [out, in], as Hugging Face stores them: a matrix-vector
-product then reads each weight row once, in order.
-"""
-
-import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from llm.models.placement import keep_rows
-
-# XLA:CPU multiplies [out, in] weights by a few columns faster than a few rows
-# by their transpose, as long as the result stays [out, rows]: the latter turns
-# all weights around first. Measured, a prefill of 128 tokens takes 0.75 of the
-# time; at 256 both are level, and beyond the results are what costs.
-_CPU_MAX_COLUMNS = 128
-# Name of the results that are no bare products, for `remat`.
-LINEAR = 'linear'
-
-
-def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`x @ kernel.T`, in the memory order that the backend is fastest at.
-
-  Args:
-    x: float[..., D].
-    kernel: float[*F, D]; the axes of F are kept, as joining them would undo a
-      split over devices.
-
-  Returns:
-    float[..., *F], in the dtype of x.
-  """
-  batch_shape, rows = x.shape[:-1], math.prod(x.shape[:-1])
-  if jax.default_backend() != 'cpu':
-    return keep_rows(jnp.tensordot(x, kernel, axes=(-1, -1)))
-  if rows > _CPU_MAX_COLUMNS:
-    return checkpoint_name(keep_rows(_many_rows(x, kernel)), LINEAR)
-  out_shape = kernel.shape[:-1]
-  x = x.reshape(rows, x.shape[-1])
-  kernel = kernel.reshape(-1, kernel.shape[-1])
-  if rows == 1:
-    y = jnp.einsum('fd,d->f', kernel, x[0])
-  else:
-    # The barrier keeps the transposition out of the product.
-    y = lax.optimization_barrier(jnp.einsum('fd,nd->fn', kernel, x)).T
-  return keep_rows(y.reshape(*batch_shape, *out_shape))
-
-
-@jax.custom_vjp
-def _many_rows(x, kernel):
-  """x float[..., D], kernel float[*F, D] -> float[..., *F]."""
-  return jnp.tensordot(x, kernel, axes=(-1, -1))
-
-
-def _many_rows_fwd(x, kernel):
-  return _many_rows(x, kernel), (x, kernel)
-
-
-def _many_rows_bwd(residuals, y_grad):
-  x, kernel = residuals
-  batch, out = x.ndim - 1, kernel.ndim - 1
-  x_grad = jnp.tensordot(y_grad, kernel, axes=out)
-  rows = (tuple(range(batch)), tuple(range(batch)))
-  # XLA:CPU copies the transpose of the first operand: the smaller one comes
-  # first, and the barrier keeps XLA from turning the product around.
-  if kernel.size > kernel.shape[-1] ** 2:
-    kernel_grad = lax.optimization_barrier(jnp.tensordot(x, y_grad, axes=rows))
-    return x_grad, jnp.moveaxis(kernel_grad, 0, -1)
-  return x_grad, jnp.tensordot(y_grad, x, axes=rows)
-
-
-_many_rows.defvjp(_many_rows_fwd, _many_rows_bwd)
+from llm.models.weights import linear, parameter
 
 
 def _adapted(x: jax.Array, y: jax.Array, adapter: dict) -> jax.Array:
@@ -95,8 +28,7 @@ def _adapted(x: jax.Array, y: jax.Array, adapter: dict) -> jax.Array:
       adapter['keys']
     )
     x = jnp.where(kept, x / keep.astype(x.dtype), 0.0)
-  low = linear(x, adapter['a'].astype(y.dtype))
-  out = y + linear(low, adapter['b'].astype(y.dtype))
+  out = y + linear(linear(x, adapter['a']), adapter['b'])
   if 'scale' in adapter:
     out = (out * adapter['scale']).astype(y.dtype)
   return out
@@ -105,9 +37,10 @@ def _adapted(x: jax.Array, y: jax.Array, adapter: dict) -> jax.Array:
 class Linear(nn.Module):
   """A linear map from `in_shape` to `out_shape` axes.
 
-  Parameters: kernel [*out_shape, *in_shape]; bias [*out_shape] if asked for.
-  Where the collection `lora` has an entry for this map, its low-rank product is
-  added (see `llm.models.lora`).
+  Parameters: kernel [*out_shape, *in_shape], a float array or packed (see
+  `llm.models.weights`); bias [*out_shape] with `use_bias`. Where the collection
+  `lora` has an entry for this map, its low-rank product is added (see
+  `llm.models.lora`).
   """
 
   out_shape: tuple[int, ...]
@@ -119,17 +52,11 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """x: float[*batch, *in_shape] -> float[*batch, *out_shape]."""
-    kernel = self.param(
-      'kernel',
-      nn.initializers.normal(self.init_scale),
-      (*self.out_shape, *self.in_shape),
-    )
+    shape = (*self.out_shape, *self.in_shape)
+    kernel = parameter(self, 'kernel', self.init_scale, shape)
     batch_shape = x.shape[: x.ndim - len(self.in_shape)]
     x = x.astype(self.dtype).reshape(*batch_shape, -1)
-    y = linear(
-      x,
-      kernel.astype(self.dtype).reshape(*self.out_shape, -1),
-    )
+    y = linear(x, kernel, len(self.in_shape))
     if self.has_variable('lora', 'adapter'):
       y = _adapted(x, y, self.get_variable('lora', 'adapter'))
     if self.use_bias:

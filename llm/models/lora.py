@@ -20,8 +20,11 @@ whole weight, a third of the arithmetic of a step; here it is never computed,
 nor is the sum ever formed, and the base may stay in another dtype. The row
 norms of DoRA come from |W|^2 + 2 s W A' . B + s^2 |B A|^2 by row; its
 magnitudes need the output of W itself in the backward pass, which costs what
-is saved again if blocks are rematerialised. The output table (lm_head) is the
+is saved again if blocks are rematerialised. The output weight (lm_head) is the
 exception: losses take it as one array, so its effective value is formed.
+
+A base weight may be packed (`llm.models.weights`): the products are added to
+what it gives. Only DoRA and an adapted lm_head read it as an array.
 
 Decoding many tokens with fixed adapters: `merge` them once, which gives plain
 parameters, equal to the two trees within rounding.
@@ -44,6 +47,8 @@ from llm.models.lora_config import (
   paths,
   shape,
 )
+from llm.models.projections import join, projections, sizes, split
+from llm.models.weights import dense, is_packed, sliced
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -199,7 +204,8 @@ def merge(base: Any, lora: Any, config: LoraConfig) -> Any:
     without an adapter are the same arrays.
 
   Raises:
-    UserError: an adapter that the base has no place for.
+    UserError: an adapter that the base has no place for, or whose weight is
+      packed.
   """
   _check_fit(base, lora, config)
 
@@ -208,17 +214,28 @@ def merge(base: Any, lora: Any, config: LoraConfig) -> Any:
     out = {}
     for module, linear, found in _fused(adapters):
       kernel = block[module][linear]['kernel']
-      parts = _split(linear, kernel)
+      _check_float(kernel, f'{module}/{linear}')
+      parts = split(linear, kernel)
       for name, adapter in found.items():
         parts[name] = _merged(parts[name], adapter, config)
-      new = _join(linear, parts, kernel).reshape(kernel.shape)
+      new = join(linear, parts, kernel).reshape(kernel.shape)
       out.setdefault(module, {})[linear] = {'kernel': new}
     return out
 
   merged = _overlay(base, _map_layers(fold, base, lora))
   if 'lm_head' in lora:
+    _check_float(base['lm_head']['kernel'], 'lm_head')
     merged = {**merged, 'lm_head': _merged_head(base, lora, config)}
   return merged
+
+
+def _check_float(weight: Any, name: str) -> None:
+  if is_packed(weight):
+    raise UserError(
+      f'lora: the base weight {name} is packed, and adapters cannot be merged '
+      'into it: keep them beside it, or load the model with '
+      'model.weights=float'
+    )
 
 
 def _with_magnitudes(base: Any, lora: Any) -> Any:
@@ -228,17 +245,16 @@ def _with_magnitudes(base: Any, lora: Any) -> Any:
     del layer
     out = {}
     for module, linear, found in _fused(adapters):
-      weights = _split(linear, block[module][linear]['kernel'])
+      weights = projections(linear, block[module][linear]['kernel'])
       for name in found:
-        out.setdefault(module, {})[name] = {'magnitude': norms(weights[name])}
+        norms = jnp.linalg.norm(weights[name], axis=-1)
+        out.setdefault(module, {})[name] = {'magnitude': norms}
     return out
-
-  def norms(weight):
-    return jnp.linalg.norm(weight.astype(jnp.float32), axis=-1)
 
   new = _map_layers(add, base, lora)
   if 'lm_head' in lora:
-    new['lm_head'] = {'magnitude': norms(base['lm_head']['kernel'])}
+    head = dense(base['lm_head']['kernel'], jnp.float32)
+    new['lm_head'] = {'magnitude': jnp.linalg.norm(head, axis=-1)}
   return _overlay(lora, new)
 
 
@@ -278,35 +294,8 @@ def _overlay(tree: Any, new: Any) -> Any:
   return out
 
 
-def _split(linear: str, kernel: jax.Array) -> dict[str, jax.Array]:
-  """The projections [out, in] that one kernel holds, as in a checkpoint."""
-  if linear == 'qkv':
-    groups = kernel.shape[1] - 2
-    parts = kernel[:, :groups], kernel[:, groups], kernel[:, groups + 1]
-    parts = (part.reshape(-1, kernel.shape[-1]) for part in parts)
-    return dict(zip('qkv', parts, strict=True))
-  if linear == 'gate_up':
-    return {'gate': kernel[0], 'up': kernel[1]}
-  return {linear: kernel.reshape(kernel.shape[0], -1)}
-
-
-def _join(linear: str, parts: dict[str, Any], kernel: jax.Array) -> jax.Array:
-  """[out, C] of each projection -> [*F, C], F the kernel's axes of outputs."""
-  if linear == 'qkv':
-    kv_heads, slots, width = kernel.shape[:3]
-    heads = (slots - 2, 1, 1)
-    parts = [
-      part.reshape(kv_heads, count, width, -1)
-      for part, count in zip((parts[n] for n in 'qkv'), heads, strict=True)
-    ]
-    return jnp.concatenate(parts, axis=1)
-  if linear == 'gate_up':
-    return jnp.stack([parts['gate'], parts['up']])
-  return parts[linear]
-
-
 def _entry(
-  kernel: jax.Array, linear: str, found: dict[str, Any], config: LoraConfig
+  kernel: Any, linear: str, found: dict[str, Any], config: LoraConfig
 ) -> dict[str, jax.Array]:
   """The adapters of a fused map as one of rank R = the sum of theirs.
 
@@ -315,13 +304,13 @@ def _entry(
 
     a = [A_q; A_v]      rows of q: s B_q 0    of k: 0 0    of v: 0 s B_v
   """
-  weights = _split(linear, kernel)
+  weights = projections(linear, kernel) if config.dora else {}
   a = jnp.concatenate([adapter['lora_a'] for adapter in found.values()])
   b, factors, start = {}, {}, 0
-  for name, weight in weights.items():
+  for name, (rows, _) in sizes(linear, kernel).items():
     if name not in found:
-      b[name] = jnp.zeros((weight.shape[0], a.shape[0]), a.dtype)
-      factors[name] = jnp.ones((weight.shape[0], 1), jnp.float32)
+      b[name] = jnp.zeros((rows, a.shape[0]), a.dtype)
+      factors[name] = jnp.ones((rows, 1), jnp.float32)
       continue
     adapter = found[name]
     rank = adapter['lora_a'].shape[0]
@@ -330,11 +319,11 @@ def _entry(
       ((0, 0), (start, a.shape[0] - start - rank)),
     )
     if config.dora:
-      factors[name] = _row_factor(weight, adapter, config)[:, None]
+      factors[name] = _row_factor(weights[name], adapter, config)[:, None]
     start += rank
-  entry = {'a': a, 'b': _join(linear, b, kernel)}
+  entry = {'a': a, 'b': join(linear, b, kernel)}
   if config.dora:
-    entry['scale'] = _join(linear, factors, kernel)[..., 0]
+    entry['scale'] = join(linear, factors, kernel)[..., 0]
   return entry
 
 
@@ -372,6 +361,8 @@ def _merged(weight: jax.Array, adapter: dict, config: LoraConfig) -> jax.Array:
 
 def _merged_head(base: Any, lora: Any, config: LoraConfig) -> Any:
   kernel = base['lm_head']['kernel']
+  if is_packed(kernel):
+    kernel = dense(kernel, jnp.float32)
   return {'kernel': _merged(kernel, lora['lm_head'], config)}
 
 
@@ -414,6 +405,6 @@ def _base_shape(base: Any, path: tuple[str, ...]) -> tuple[int, int]:
     node = node[key]
   linear = next(own for (_, own), names in FUSED.items() if name in names)
   kernel = node[module][linear]['kernel']
-  dims = kernel.shape[1:] if 'layers' in block else kernel.shape
-  single = jax.ShapeDtypeStruct(dims, kernel.dtype)
-  return jax.eval_shape(lambda k: _split(linear, k), single)[name].shape
+  if 'layers' in block:
+    kernel = jax.eval_shape(lambda k: sliced(k, 0), kernel)
+  return sizes(linear, kernel)[name]

@@ -16,8 +16,9 @@ from jax import lax
 import jax.numpy as jnp
 
 from llm.models.config import ModelConfig
-from llm.models.layers import ACTIVATIONS, linear
+from llm.models.layers import ACTIVATIONS
 from llm.models.placement import on_own_rows
+from llm.models.weights import linear, parameter, sliced
 
 _MAX_BLOCK = 128
 
@@ -97,10 +98,9 @@ class MoE(nn.Module):
 def _mix(config, dtype, x, router, gate_up, down):
   """float[B, T, D] -> float[B, T, D]; see `MoE`."""
   experts, embed = router.shape
-  width = gate_up.shape[2]
   tokens = x.reshape(-1, embed).astype(dtype)
   weights, chosen = route(
-    linear(tokens, router.astype(dtype)),
+    linear(tokens, router),
     config.experts_per_token,
     config.norm_topk_prob,
   )
@@ -119,9 +119,9 @@ def _mix(config, dtype, x, router, gate_up, down):
     index, expert, rows = item
 
     def product(rows):
-      up = linear(rows, gate_up[expert].astype(dtype).reshape(2 * width, embed))
-      hidden = activation(up[:, :width]) * up[:, width:]
-      return linear(hidden, down[expert].astype(dtype))
+      up = linear(rows, sliced(gate_up, expert))
+      hidden = activation(up[:, 0]) * up[:, 1]
+      return linear(hidden, sliced(down, expert))
 
     # Blocks beyond the last used one belong to nobody.
     return None, lax.cond(index < used, product, jnp.zeros_like, rows)
@@ -141,7 +141,5 @@ class _Kernel(nn.Module):
   init_scale: float = 0.02
 
   @nn.compact
-  def __call__(self) -> jax.Array:
-    return self.param(
-      'kernel', nn.initializers.normal(self.init_scale), self.shape
-    )
+  def __call__(self) -> Any:
+    return parameter(self, 'kernel', self.init_scale, self.shape)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import math
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -17,7 +18,7 @@ def keep_rows(x: jax.Array) -> jax.Array:
   may fetch the rows of all devices instead. Without a mesh (`jax.set_mesh`), or
   where it does not divide B, x stays as it is.
   """
-  if not _spread(x):
+  if not splits_rows(x):
     return x
   rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
   return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, *rest))
@@ -42,7 +43,7 @@ def keep_heads(qkv: jax.Array) -> jax.Array:
   queries, keys and values apart then crosses devices, and is done on all of
   them instead.
   """
-  if not _spread(qkv, ('tensor',)):
+  if not splits_rows(qkv, ('tensor',)):
     return qkv
   if qkv.shape[2] % jax.sharding.get_abstract_mesh().shape['tensor'] == 0:
     return qkv
@@ -52,7 +53,7 @@ def keep_heads(qkv: jax.Array) -> jax.Array:
 def on_own_rows(
   function: Callable[..., jax.Array],
   x: jax.Array,
-  weights: Sequence[tuple[jax.Array, int | None]],
+  weights: Sequence[tuple[Any, int | None]],
 ) -> jax.Array:
   """`function(x, *weights)` [B, ...], by each device on its own rows of x.
 
@@ -62,12 +63,12 @@ def on_own_rows(
   Args:
     function: of x [B, ...] and weights; a sum over the axes that are split.
     x: [B, ...].
-    weights: (array, the axis that `tensor` splits or None) in the order of the
-      arguments.
+    weights: (an array, or a packed weight, and the axis that `tensor` splits or
+      None) in the order of the arguments.
   """
   mesh = jax.sharding.get_abstract_mesh()
   arrays = [w for w, _ in weights]
-  if not _spread(x, ('tensor',)):
+  if not splits_rows(x, ('tensor',)):
     return function(x, *arrays)
   parts = mesh.shape['tensor']
   split = all(a is None or w.shape[a] % parts == 0 for w, a in weights)
@@ -82,9 +83,10 @@ def on_own_rows(
     # Each device's copy has its own gradient, to be added up at the end: not
     # where it is used, which may be a branch that other devices skip.
     x = jax.lax.pcast(x, 'tensor', to='varying')
+    also = [ROWS if is_cut else (*ROWS, 'tensor') for is_cut in cut]
     arrays = [
-      jax.lax.pcast(w, ROWS if is_cut else (*ROWS, 'tensor'), to='varying')
-      for w, is_cut in zip(arrays, cut, strict=True)
+      jax.tree.map(lambda leaf, a=axes: jax.lax.pcast(leaf, a, to='varying'), w)
+      for w, axes in zip(arrays, also, strict=True)
     ]
     out = function(x, *arrays)
     return jax.lax.psum(out if split else out / parts, 'tensor')
@@ -96,7 +98,7 @@ def on_own_rows(
   )(x, *arrays)
 
 
-def _spread(x: jax.Array, also: tuple[str, ...] = ()) -> bool:
+def splits_rows(x: jax.Array, also: tuple[str, ...] = ()) -> bool:
   """True where the mesh in context divides the rows of x among devices."""
   if not _in_mesh():
     return False

@@ -5,16 +5,13 @@ import jax
 
 from llm.errors import UserError
 from llm.models.config import REMAT
-from llm.models.layers import LINEAR
+from llm.models.weights import LINEAR
 
 _POLICIES = {
   'none': None,  # everything
   # Results of linear maps; attention weights, norms and activations are
   # computed again.
-  'dots': jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(LINEAR),
-  ),
+  'dots': jax.checkpoint_policies.save_only_these_names(LINEAR),
   # The block's input only.
   'full': jax.checkpoint_policies.nothing_saveable,
 }

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm.backend import Backend, by_backend
 from llm.models.config import RopeConfig
 
 
@@ -96,12 +97,13 @@ def rope_tables(
   elif inv_freq.ndim == 2:
     inv_freq = inv_freq[:, None, :]
   angles = positions.astype(jnp.float32)[..., None] * inv_freq
-  cos = jnp.cos(angles) * attention_factor
-  sin = jnp.sin(angles) * attention_factor
-  if jax.default_backend() == 'cpu' and positions.shape[-1] > 1:
-    # XLA:CPU would compute them again for every head in each loop that rotates,
-    # which takes four times as long as rotating. It does not look through a
-    # product; one with the identity is exact.
+  return by_backend(_tables, angles, factor=attention_factor)
+
+
+def _tables(backend: Backend, angles, *, factor):
+  cos, sin = jnp.cos(angles) * factor, jnp.sin(angles) * factor
+  if backend.keep_rope_tables and angles.shape[1] > 1:
+    # XLA:CPU does not look through a product; one with the identity is exact.
     identity = jnp.eye(cos.shape[-1])
     cos, sin = cos @ identity, sin @ identity
   return cos, sin

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from llm.models.attention import Attention
 from llm.models.cache import Cache, CallContext, NoCache
 from llm.models.config import GLOBAL, LOCAL, ModelConfig
-from llm.models.layers import GatedMLP, RMSNorm, linear, soft_cap
+from llm.models.layers import GatedMLP, RMSNorm, soft_cap
 from llm.models.moe import MoE
-from llm.models.placement import fetch_rows, keep_rows
 from llm.models.remat import rematerialised
 from llm.models.rope import inverse_frequencies, rope_tables
+from llm.models.weights import linear, parameter, table_rows
 
 
 class Block(nn.Module):
@@ -237,10 +237,10 @@ class Transformer(nn.Module):
   def logits(self, hidden: jax.Array) -> jax.Array:
     """float[B, T, D] after the final norm -> float32[B, T, V]."""
     if self.config.tie_embeddings:
-      kernel = self.embedder.embedding
+      weight = self.embedder.embedding
     else:
-      kernel = self.lm_head.kernel
-    out = linear(hidden.astype(self.dtype), kernel.astype(self.dtype))
+      weight = self.lm_head.kernel
+    out = linear(hidden.astype(self.dtype), weight)
     return soft_cap(out.astype(jnp.float32), self.config.final_soft_cap)
 
   def _run_unrolled(self, x, ropes, cache, call):
@@ -269,14 +269,11 @@ class _Embedder(nn.Module):
   embed_dim: int
 
   def setup(self):
-    self.embedding = self.param(
-      'embedding',
-      nn.initializers.normal(0.02),
-      (self.vocab_size, self.embed_dim),
-    )
+    shape = self.vocab_size, self.embed_dim
+    self.embedding = parameter(self, 'embedding', 0.02, shape)
 
   def __call__(self, tokens, dtype):
-    return keep_rows(fetch_rows(self.embedding)[tokens].astype(dtype))
+    return table_rows(self.embedding, tokens, dtype)
 
 
 class _Head(nn.Module):
@@ -286,11 +283,8 @@ class _Head(nn.Module):
   embed_dim: int
 
   def setup(self):
-    self.kernel = self.param(
-      'kernel',
-      nn.initializers.normal(0.02),
-      (self.vocab_size, self.embed_dim),
-    )
+    shape = self.vocab_size, self.embed_dim
+    self.kernel = parameter(self, 'kernel', 0.02, shape)
 
 
 def _positions(tokens, segment_ids, before):
@@ -308,6 +302,13 @@ def _rope_length(positions, segment_ids, lengths, before):
     return before + lengths
   same = segment_ids[:, :, None] == segment_ids[:, None, :]
   return jnp.max(jnp.where(same, positions[:, None, :], 0), axis=-1) + 1
+
+
+def output_weight(params: Any, config: ModelConfig) -> Any:
+  """The weight [V, D] that gives the logits, a float array or packed."""
+  if config.tie_embeddings:
+    return params['embedder']['embedding']
+  return params['lm_head']['kernel']
 
 
 def init_params(

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm.decode.score import output_table
 from llm.losses import policy
 from llm.losses.chunked import chunked_logprobs, chunked_logprobs_and_entropy
 from llm.losses.pairs import Sums
 from llm.models.cache import SharedCache, init_cache
+from llm.models.transformer import output_weight
 from llm.rl.algorithms import Algorithm
 from llm.rl.trained import policy_of
 from llm.runs.train_model import TrainModel
@@ -72,7 +72,7 @@ def make_rl_loss(
     hidden = _hidden(train_model, variables, batch, rows_of_a_prompt)
     logprobs, entropy = chunked_logprobs_and_entropy(
       hidden,
-      output_table(variables['params'], train_model.model),
+      output_weight(variables['params'], train_model.model.config),
       batch['targets'],
       counts=batch['mask'],
       cap=train_model.model.config.final_soft_cap,
@@ -194,7 +194,7 @@ def completion_scores(
   hidden = _hidden(train_model, variables, batch, rows_of_a_prompt)
   logprobs = chunked_logprobs(
     hidden,
-    output_table(variables['params'], train_model.model),
+    output_weight(variables['params'], train_model.model.config),
     batch['targets'],
     counts=batch['mask'],
     cap=train_model.model.config.final_soft_cap,

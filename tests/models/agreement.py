@@ -4,9 +4,9 @@ import jax
 import numpy as np
 
 from llm.decode.rollout import completion_arrays, sample_completions
-from llm.decode.score import output_table
 from llm.losses.chunked import chunked_logprobs
 from llm.losses.language import next_token_targets
+from llm.models.transformer import output_weight
 
 
 def gaps(model, params, prompts, *, group, temperature, **settings):
@@ -43,7 +43,7 @@ def gaps(model, params, prompts, *, group, temperature, **settings):
     targets, weights = next_token_targets(
       batch['tokens'], batch['loss_mask'], batch['segment_ids']
     )
-    table = output_table(params, model)
+    table = output_weight(params, model.config)
     return weights, chunked_logprobs(
       hidden, table, targets, temperature=temperature
     )

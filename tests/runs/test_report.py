@@ -1,7 +1,6 @@
 """The table of phases, and the bytes that a decode step moves."""
 
 import math
-import time
 
 import jax
 import jax.numpy as jnp
@@ -107,11 +106,8 @@ def test_step_bytes_counts_active_experts():
   assert bandwidth.step_bytes(config, params, [0] * 9) == fixed + 8 * 16 * 4
 
 
-def test_measured_bandwidth_is_quick_and_plausible():
-  bandwidth.measure_bandwidth(0.01)  # compile
-  start = time.process_time()  # whatever else the machine does
+def test_measured_bandwidth_is_plausible():
   measured = bandwidth.measure_bandwidth()
-  assert time.process_time() - start < 2.0  # 0.3 s
   assert 1e8 < measured < 1e14
   assert jax.default_backend() != 'cpu' or measured < 2e12
 

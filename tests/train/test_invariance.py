@@ -12,10 +12,13 @@ import pytest
 from llm.align import supervised_loss
 from llm.data import curriculum, packing, pipeline
 from llm.data.examples import Example, from_list
-from llm.decode.score import output_table
 from llm.losses.chunked import chunked_logprobs
 from llm.losses.language import next_token_targets
-from llm.models.transformer import Transformer, stack_layers
+from llm.models.transformer import (
+  Transformer,
+  output_weight,
+  stack_layers,
+)
 from llm.runs.train_model import ModelSpec, TrainModel
 from llm.train.state import init_state
 from llm.train.step import make_eval_step, make_train_step
@@ -186,7 +189,7 @@ def test_a_segment_changes_no_other_ones_logprobs(kind, scan, changes):
     targets, _ = next_token_targets(
       batch['tokens'], batch['loss_mask'], batch['segment_ids']
     )
-    table = output_table(variables['params'], train_model.model)
+    table = output_weight(variables['params'], train_model.model.config)
     return chunked_logprobs(hidden, table, targets)
 
   rows = _rows_of_segments()
