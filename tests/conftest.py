@@ -1,5 +1,6 @@
 """What all tests share: the CPU backend, and which folders are left out."""
 
+import functools
 import gc
 import importlib.metadata
 import importlib.util
@@ -101,6 +102,19 @@ def compiled_programs(tmp_path_factory):
   ):
     os.environ[name.upper()] = str(value)
     jax.config.update(name, value)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def lowering():
+  """Lowers all programs of a process in one MLIR context.
+
+  JAX makes a context for each program, and for a small program that is a
+  quarter of its cost. The function is private, so it may be gone one day.
+  """
+  from jax._src.interpreters import mlir
+
+  if hasattr(mlir, 'make_ir_context'):
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from llm import config_args
 from llm.errors import UserError
-from llm.tasks import TASKS
+from llm.tasks.run import TASKS
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))

@@ -37,7 +37,7 @@ _ON_PROMPTS = ('rl', 'online_preference')
 
 
 def check_run(config, workdir: str | None) -> None:
-  """Refuses a run of one of `llm.tasks.TASKS`, if there is a reason to.
+  """Refuses a run of one of `llm.tasks.run.TASKS`, if there is a reason to.
 
   Args:
     config: of the run.

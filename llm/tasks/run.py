@@ -1,15 +1,87 @@
 """The dispatch: from a config to the task that it names."""
 
 from collections.abc import Callable
-import importlib
 
 import ml_collections
 
 from llm import config_args
 from llm.errors import UserError
 from llm.host.memory import keep_freed_memory
-from llm.tasks import TASKS
 
+# (config, workdir) -> None, or the contents of the run's result.json.
+Task = Callable[[ml_collections.ConfigDict, str | None], object]
+
+# Each imports its module when a run of its kind begins, so that no run pays for
+# the libraries of another.
+
+
+def _distill() -> Task:
+  from llm.tasks import distill
+
+  return distill.run
+
+
+def _generate() -> Task:
+  from llm.tasks import generate
+
+  return generate.run
+
+
+def _online_preference() -> Task:
+  from llm.tasks import online_preference
+
+  return online_preference.run
+
+
+def _preference() -> Task:
+  from llm.tasks import preference
+
+  return preference.run
+
+
+def _quickstart() -> Task:
+  from llm.tasks import quickstart
+
+  return quickstart.run
+
+
+def _reward() -> Task:
+  from llm.tasks import reward
+
+  return reward.run
+
+
+def _rl() -> Task:
+  from llm.tasks import rl
+
+  return rl.run
+
+
+def _score() -> Task:
+  from llm.tasks import score
+
+  return score.run
+
+
+def _supervised() -> Task:
+  from llm.tasks import supervised
+
+  return supervised.run
+
+
+# By `config.task`.
+TASKS = {
+  'distill': _distill,
+  'generate': _generate,
+  'online_preference': _online_preference,
+  'preference': _preference,
+  'pretrain': _supervised,
+  'quickstart': _quickstart,
+  'reward': _reward,
+  'rl': _rl,
+  'score': _score,
+  'sft': _supervised,
+}
 # The kinds of run that processes on several hosts can share.
 _SHARED = ('pretrain', 'sft')
 
@@ -17,7 +89,7 @@ _SHARED = ('pretrain', 'sft')
 def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   """Runs the config's task.
 
-  `config.task` is a name in `llm.tasks.TASKS` or, for an experiment with a
+  `config.task` is a name in `TASKS` or, for an experiment with a
   task of its own, a function `(config, workdir) -> None`.
 
   Args:
@@ -61,7 +133,7 @@ def check_name(name) -> None:
     raise UserError(f'config.task={name!r}: no such task{remedy}')
 
 
-def find_task(name) -> Callable[[ml_collections.ConfigDict, str | None], None]:
+def find_task(name) -> Task:
   """The function of a task, whose module is imported by this.
 
   Args:
@@ -73,4 +145,4 @@ def find_task(name) -> Callable[[ml_collections.ConfigDict, str | None], None]:
   if callable(name):
     return name
   check_name(name)
-  return importlib.import_module(TASKS[name]).run
+  return TASKS[name]()

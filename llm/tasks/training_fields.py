@@ -9,7 +9,7 @@ def training_fields(task: str) -> config_dict.ConfigDict:
   """A new, unlocked config with every shared field.
 
   Args:
-    task: name of the kind of run, see `llm.tasks.TASKS`.
+    task: name of the kind of run, see `llm.tasks.run.TASKS`.
   """
   config = config_dict.ConfigDict()
   config.task = task

@@ -64,6 +64,7 @@ def test_words_are_tokens_and_the_reward_counts_even_ones(
   assert rows.even_share('') == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['dpo', 'grpo'])
 def test_our_side_trains(make_settings, tmp_path, kind):
   from experiments.alignment_speed import ours

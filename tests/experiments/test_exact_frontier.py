@@ -109,6 +109,7 @@ def test_a_policy_on_the_frontier_has_all_of_its_gain(world):
   np.testing.assert_allclose((start.kl, start.gain), 0.0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('corrected', [False, True])
 def test_at_the_fixed_point_the_gradient_of_grpo_is_nothing(world, corrected):
   coef, size = 0.5, 16
@@ -199,6 +200,7 @@ def test_samples_follow_the_policy(world):
   np.testing.assert_allclose(found, first, atol=0.01)
 
 
+@pytest.mark.slow
 def test_training_goes_where_the_reward_is(world):
   settings = Settings(steps=20, rate=3e-3, batch_size=64)
   train = learners.make_preference_trainer(preference.dpo_loss, settings)

@@ -95,6 +95,7 @@ def test_labels_are_those_of_bradley_and_terry_and_of_a_coin():
     np.testing.assert_array_equal(both, strings.reshape(2, 4000))
 
 
+@pytest.mark.slow
 def test_a_proxy_learns_an_order_from_the_pairs_it_knows():
   rng = np.random.default_rng(0)
   strings = jnp.asarray(rng.integers(0, 6, (400, 6)), jnp.int32)
@@ -168,6 +169,7 @@ def test_peaks_falls_and_setbacks_are_those_of_the_rows():
   np.testing.assert_allclose(analyze.mean_curve(found).kl, (0, 1, 4))
 
 
+@pytest.mark.slow
 def test_a_run_has_all_curves(monkeypatch):
   monkeypatch.setattr(networks, '_UNROLL', 1)  # less to compile
   config = config_args.load_config(CONFIG)

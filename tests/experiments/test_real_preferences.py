@@ -79,6 +79,7 @@ def test_what_became_of_the_pairs(tmp_path):
   assert found['longer'] == 0.5  # right, wrong, and a tie
 
 
+@pytest.mark.slow
 def test_a_run_on_made_rows(tmp_path, monkeypatch):
   monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
   monkeypatch.setattr(measure, 'FILES', {'rasbt': 'pairs.jsonl'})

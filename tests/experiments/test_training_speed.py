@@ -2,14 +2,14 @@
 
 import json
 
-import jax
 import numpy as np
+import pytest
 
 from experiments.training_speed import measure, rows
 from llm import config_args
 from llm.checkpoints.hf.save import save_hf
 from llm.models.config import ModelConfig
-from llm.models.transformer import init_params
+from tests.models import tiny
 
 CONFIG = 'experiments/training_speed/config.py:smoke'
 
@@ -38,6 +38,7 @@ def test_rows_begin_with_a_prompt():
   np.testing.assert_array_equal(mask, [[False] * 2 + [True] * 3] * 3)
 
 
+@pytest.mark.slow
 def test_our_side_trains_and_says_where_the_time_goes(tmp_path):
   from experiments.training_speed.ours import Trainer
 
@@ -48,7 +49,7 @@ def test_our_side_trains_and_says_where_the_time_goes(tmp_path):
     max_length=config.tokens,
     tie_embeddings=False,
   )
-  save_hf(str(tmp_path), shape, init_params(shape, jax.random.key(0)))
+  save_hf(str(tmp_path), shape, tiny.init(shape, factor=1.0))
   settings = json.loads(json.dumps(measure.settings(config)))
   trainer = Trainer(str(tmp_path), settings)
   losses = trainer.train(3)

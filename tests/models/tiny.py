@@ -1,6 +1,7 @@
 """Small random models that the tests of several rooms share."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llm.models.config import ModelConfig, RopeConfig
@@ -35,9 +36,27 @@ def config(kind: str = 'dense', **changes) -> ModelConfig:
 def build(kind: str = 'dense', seed: int = 0, **changes):
   """(model, params), scaled so that the outputs are far from uniform."""
   shape = config(kind, **changes)
-  params = init_params(shape, jax.random.key(seed))
-  params = jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, params)
-  return Transformer(shape), params
+  return Transformer(shape), init(shape, seed)
+
+
+def init(shape: ModelConfig, seed: int = 0, factor: float = 6.0):
+  """Parameters like those of `init_params`, the weights times `factor`.
+
+  NumPy draws them: `init_params` compiles a hundred programs of one operation.
+  """
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(lambda: init_params(shape, jax.random.key(0)))
+
+  def draw(path, leaf):
+    *_, name, kind = (key.key for key in path)
+    if kind in ('bias', 'scale'):
+      value = np.full(leaf.shape, kind == 'scale' and not shape.norm_offset)
+    else:
+      depth = 2 * shape.num_layers if name in ('o', 'down') else 1
+      value = rng.normal(0.0, factor * 0.02 / np.sqrt(depth), leaf.shape)
+    return jnp.asarray(value.astype(np.float32))
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def tokens(rows: int, length: int, seed: int = 1) -> np.ndarray:

@@ -15,7 +15,7 @@ from llm.losses.chunked import chunked_cross_entropy_loss
 from llm.losses.language import cross_entropy_loss, next_token_targets
 from llm.models import lora as lora_lib
 from llm.models.lora_config import LoraConfig
-from llm.models.transformer import Transformer, init_params, stack_layers
+from llm.models.transformer import Transformer, stack_layers
 from llm.parallel.mesh import check_batch, make_mesh, on_mesh
 from llm.parallel.sharding import (
   param_shardings,
@@ -59,8 +59,7 @@ def setup(kind='dense', chunked=False, scan=True, lora=False):
     hidden_dim=96,
     num_layers=2 if scan else 1,
   )
-  params = init_params(config, jax.random.key(0))
-  params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
+  params = tiny.init(config, factor=4.0)
   if scan:
     params = stack_layers(params, config)
   model = Transformer(config, scan_layers=scan)

@@ -82,6 +82,7 @@ def test_two_processes_are_one_run():
   assert lines == [f'True {want:.1f}', f'False {want:.1f}']
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_that_of_one(tmp_path, monkeypatch):
   monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
   (tmp_path / 'text.txt').write_text(

@@ -5,6 +5,8 @@ The devices are simulated: `run_python` starts a process with 4 of them.
 
 import json
 
+import pytest
+
 from tests.parallel.cases import LENGTH, ROWS
 
 # (data, fsdp, tensor), microbatches, chunked cross entropy
@@ -62,12 +64,14 @@ def test_dense_model(run_python):
   assert 0.45 < memory[3] < 0.55
 
 
+@pytest.mark.slow
 def test_experts_unrolled(run_python):
   results = _compare(run_python, EXPERTS, kind='experts', scan=False)
   _assert_same(EXPERTS, results)
   _assert_own_rows(EXPERTS, results)
 
 
+@pytest.mark.slow
 def test_adapters(run_python):
   results = _compare(run_python, ADAPTERS, scan=False, lora=True)
   _assert_same(ADAPTERS, results)

@@ -28,6 +28,7 @@ def make_run(tmp_path, forks, model_folder):
   return make
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def test_online(make_run):
   """Killed; the reference is the first model throughout."""
@@ -36,6 +37,7 @@ def test_online(make_run):
   finish(run)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def test_iterative(make_run):
   """Told to stop while the reference is neither the first model nor the policy.

@@ -10,7 +10,7 @@ import pytest
 from llm.data.records import read_records
 from llm.errors import UserError
 from llm.runs import checks
-from llm.tasks import TASKS
+from llm.tasks.run import TASKS
 from tests.fixtures import ROOT
 
 # Refuses to import JAX, then runs the commands of its input in turn.

@@ -87,12 +87,14 @@ def no_exam(monkeypatch):
   monkeypatch.setattr(exam, 'print_report', lambda stage: None)
 
 
+@pytest.mark.slow
 def test_every_stage_leaves_its_folder(workdir):
   for stage in STAGES:
     assert (workdir / stage / 'stage.json').is_file()
   assert not list(workdir.glob('.*'))  # nothing half-made
 
 
+@pytest.mark.slow
 def test_metrics_have_one_row_per_step(workdir):
   rows = _rows(workdir / 'pretrain' / 'metrics.jsonl')
   assert [row['step'] for row in rows] == list(range(1, STEPS + 1))
@@ -108,6 +110,7 @@ def test_metrics_have_one_row_per_step(workdir):
   assert [row['step'] for row in tuning] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_model_is_that_of_the_last_stage(workdir):
   weights = [
     (workdir / kind / 'model' / 'model.safetensors').read_bytes()
@@ -121,6 +124,7 @@ def test_the_model_is_that_of_the_last_stage(workdir):
   assert chat.encode(tok, messages) == tok.encode('Question: What is 1 + 1?')
 
 
+@pytest.mark.slow
 def test_each_training_begins_with_the_model_before(workdir):
   # With a rate of 0 a stage would export what it was given.
   limits = {'sft': 4 * 0.01, 'preference': 3 * 0.003, 'rl': 3 * 0.003}
@@ -136,6 +140,7 @@ def test_each_training_begins_with_the_model_before(workdir):
   assert (config.task, config.train.steps, config.optim.lr) == ('sft', 4, 0.003)
 
 
+@pytest.mark.slow
 def test_only_answers_are_learned_in_tuning(workdir):
   _, _, tok = llm.api.load(str(workdir / 'model'))
   dialogue = _rows(workdir / 'corpus' / 'dialogues.jsonl')[0]['messages']
@@ -152,6 +157,7 @@ def test_only_answers_are_learned_in_tuning(workdir):
   assert [tok.decode(part).strip() for part in said] == answers
 
 
+@pytest.mark.slow
 def test_the_texts_have_quizzes_if_asked(workdir, tmp_path):
   dialogues = _rows(workdir / 'corpus' / 'dialogues.jsonl')
   texts = [row['text'] for row in _rows(workdir / 'corpus' / 'texts.jsonl')]
@@ -164,6 +170,7 @@ def test_the_texts_have_quizzes_if_asked(workdir, tmp_path):
   assert not any('?' in text for text in fewer)
 
 
+@pytest.mark.slow
 def test_marks_follow_the_ledger(workdir):
   world = world_lib.build_world(0, 3, max_operand=2, sum_exposures=4)
   marks = _rows(workdir / 'exam' / 'marks.jsonl')
@@ -199,6 +206,7 @@ def test_groups_follow_exposure():
   assert group(0, 0, 'sum') == 'sums: never written'
 
 
+@pytest.mark.slow
 def test_a_second_run_repeats_nothing(workdir, capsys):
   before = {s: (workdir / s).stat().st_mtime_ns for s in STAGES}
   quickstart.run(_config(), str(workdir))
@@ -206,6 +214,7 @@ def test_a_second_run_repeats_nothing(workdir, capsys):
   assert capsys.readouterr().out.count('(done before)') == len(STAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ('pretrain', 'rl'))
 def test_a_killed_training_goes_on_and_ends_the_same(
   kind, workdir, tmp_path, monkeypatch, capsys, no_exam
@@ -259,6 +268,7 @@ def no_training(workdir, monkeypatch):
   return rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('override', 'skipped'),
   (
@@ -282,6 +292,7 @@ def test_other_settings_repeat_only_what_depends_on_them(
   assert 0.02 in dict(no_training).values()
 
 
+@pytest.mark.slow
 def test_without_a_workdir_it_takes_its_own(
   tmp_path, monkeypatch, no_training, no_exam
 ):

@@ -108,6 +108,7 @@ def finish(run):
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
 
 
+@pytest.mark.slow
 def test_pretraining(tmp_path, forks):
   """Killed; then the disk is full; then a checkpoint is cut short."""
   text = '\n'.join(f'line {i}, and its square {i * i}.' for i in range(60))
@@ -153,6 +154,7 @@ def test_pretraining(tmp_path, forks):
   assert [row['step'] for row in samples] == [6, 12, 18, 24]
 
 
+@pytest.mark.slow
 def test_fine_tuning(tmp_path, forks, model_folder):
   """Packed rows in several epochs, with noise; told to stop."""
   chat = [
@@ -184,6 +186,7 @@ def test_fine_tuning(tmp_path, forks, model_folder):
   assert run.rows('whole')[-1]['epoch'] > 3
 
 
+@pytest.mark.slow
 def test_adapters(tmp_path, forks, model_folder):
   """Dropout on the adapters' input, rows in buckets of length."""
   rows = [{'prompt': 'abc', 'completion': f'd{i:03}'} for i in range(20)]

@@ -32,6 +32,7 @@ def make_run(tmp_path, forks, model_folder):
   return make
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def test_group_relative(make_run):
   """Killed in the middle of a rollout."""
@@ -43,6 +44,7 @@ def test_group_relative(make_run):
   finish(run)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def test_with_values(make_run):
   """Told to stop in a rollout; the KL's coefficient has moved by then."""

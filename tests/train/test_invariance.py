@@ -1,6 +1,7 @@
 """A step's loss and gradient do not depend on how its rows are laid out."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.extend
@@ -64,15 +65,18 @@ def _compiled(step):
   return jax.jit(step, compiler_options={'xla_backend_optimization_level': 0})
 
 
-TRAIN_MODEL = _train_model()
+@functools.cache
+def _plain():
+  """The model of most tests."""
+  return _train_model()
 
 
 class _Steps:
   """Steps that keep their gradient, each compiled once."""
 
   def __init__(self):
-    self.state = init_state(TRAIN_MODEL.params, KEEP_GRADIENT, KEY)
-    loss = supervised_loss.make_loss(TRAIN_MODEL)
+    self.state = init_state(_plain().params, KEEP_GRADIENT, KEY)
+    loss = supervised_loss.make_loss(_plain())
     self._steps = {
       k: _compiled(make_train_step(loss, KEEP_GRADIENT, microbatches=k))
       for k in (1, 2, 4, 8)
@@ -208,8 +212,8 @@ def test_a_segment_changes_no_other_ones_logprobs(kind, scan, changes):
 
 
 def test_noise_on_embeddings_is_a_matter_of_the_row(steps):
-  loss = supervised_loss.make_training_loss(TRAIN_MODEL, neftune_alpha=5.0)
-  sums = _compiled(make_eval_step(loss))(TRAIN_MODEL.params, PACKED, KEY)
+  loss = supervised_loss.make_training_loss(_plain(), neftune_alpha=20.0)
+  sums = _compiled(make_eval_step(loss))(_plain().params, PACKED, KEY)
   step = _compiled(make_train_step(loss, KEEP_GRADIENT, microbatches=4))
   _, metrics = step(steps.state, PACKED, KEY)
   noisy = float(sums['loss'] / sums['weight'])
@@ -242,7 +246,7 @@ def test_bfloat16_is_for_activations_only(half, steps):
   assert 0 < abs(float(metrics['loss'] / plain['loss']) - 1) < 0.01
   # A moving average in bfloat16 would not see a step of 1e-4.
   average = jax.tree.map(
-    lambda old, new: 0.9 * old + 0.1 * new, TRAIN_MODEL.params, state.params
+    lambda old, new: 0.9 * old + 0.1 * new, _plain().params, state.params
   )
   assert max(_errors(state.ema, average)) < 1e-6
 
