@@ -10,7 +10,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-  """A run that cannot go on, such as one that diverges or a full disk.
+  """A run that cannot continue, such as one that diverges or a full disk.
 
   The message says what happened, what was kept and what can be done;
   `launch.py` prints it as one line and exits with status 1.

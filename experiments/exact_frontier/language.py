@@ -189,7 +189,7 @@ def grpo_fixed_point(
   reward = world.reward.reshape((VOCAB,) * LENGTH)
   tilt = _reverse_best if corrected else _forward_best
   deviation = 1.0
-  for _ in range(100):  # the deviation is the policy's own
+  for _ in range(100):  # the standard deviation is the policy's own
     strength = (1.0 - 1.0 / group_size) / (kl_coef * deviation)
     value, logs = reward, []
     for ref in reversed(conditionals):

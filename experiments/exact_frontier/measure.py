@@ -21,7 +21,7 @@ from llm.runs import outputs
 BETAS = (0.05, 0.1, 0.2, 0.5, 1.0)  # of DPO
 DEVIATION = 0.4  # of the reward, in the labels of DPO and for RLOO and PPO
 KL_COEFS = (0.05, 0.2, 0.5)  # of RLOO and PPO
-GROUP_COEFS = (0.5, 1.0, 2.0)  # of GRPO, whose rewards have deviation 1
+GROUP_COEFS = (0.5, 1.0, 2.0)  # of GRPO, whose rewards have std 1
 SAMPLES = (2, 4, 8, 16, 32, 64, 128, 256)  # n of best-of-n
 BETA = 0.1  # of the control and of DPO against RPO
 KL_COEF = 0.2  # of the control

@@ -40,7 +40,7 @@ def to_arrays(tree: Any) -> dict[str, jax.Array]:
   """The leaves as Orbax saves them: keys as data, none without elements."""
   arrays = {}
   for name, leaf in flatten(tree).items():
-    # A copy: the save goes on while the caller may write to its own array.
+    # A copy: the save continues while the caller may write to its own array.
     leaf = leaf if isinstance(leaf, jax.Array) else jax.numpy.array(leaf)
     if _is_key(leaf):
       leaf = jax.random.key_data(leaf)

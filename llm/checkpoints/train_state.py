@@ -233,7 +233,7 @@ class Checkpoints:
     if later:
       raise UserError(
         f'{self._folder} has a checkpoint of step {max(later)}, later than '
-        f'this of step {step}: go on from it, or use another folder'
+        f'this of step {step}: resume from it, or use another folder'
       )
     try:
       if jax.process_index() == 0:
@@ -392,7 +392,7 @@ class Checkpoints:
     others = ', '.join(map(str, self._records())) or 'none'
     return RunError(
       f'the checkpoint of step {step} was not saved to {self._folder}: '
-      f'{error}; checkpoints there that are whole: {others}; mend this and '
+      f'{error}; checkpoints there that are whole: {others}; fix the cause and '
       'start the same command again'
     )
 

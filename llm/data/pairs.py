@@ -114,7 +114,7 @@ def load_pairs(
     name='pair',
     counted=('equal',),
     remedy=(
-      'give rows whose chosen and rejected answers differ and fit '
+      'give rows whose chosen and rejected completions differ and fit '
       'data.max_length'
     ),
     eval_fraction=eval_fraction,

@@ -96,7 +96,7 @@ def load_rated(
     assemble,
     name='answer',
     counted=('equal',),
-    remedy='give rows with an answer that fits data.max_length',
+    remedy='give rows with a completion that fits data.max_length',
     eval_fraction=eval_fraction,
     field=field,
     on_bytes=on_bytes,
@@ -169,7 +169,8 @@ def _rated_row(value: dict[str, Any]) -> tuple[dict[str, Any], bool]:
   if len(names) != 1:
     keys = ', '.join(map(repr, value)) or 'none'
     raise UserError(
-      f'is no rated answer (its keys: {keys}); known are {"; ".join(SHAPES)}'
+      f'is no rated completion (its keys: {keys}); known are '
+      f'{"; ".join(SHAPES)}'
     )
   good = value[names[0]]
   if not isinstance(good, bool):

@@ -154,8 +154,8 @@ def check_options(max_length: int, overlong: str, eval_fraction: float) -> None:
   examples_lib.check_options(max_length, overlong)
   if overlong == 'split':
     raise UserError(
-      "data.overlong='split': answers are truncated or dropped, for the parts "
-      'of one cannot be rated'
+      "data.overlong='split': completions are truncated or dropped, for the "
+      'parts of one cannot be rated'
     )
   check_fraction(eval_fraction)
 

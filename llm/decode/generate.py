@@ -47,7 +47,7 @@ def slots_needed(
 
   Args:
     prompt: tokens of the longest prompt.
-    total: tokens of the longest prompt with its answer.
+    total: tokens of the longest prompt with its completion.
     chunk_steps, prefill_chunk: as for `generate`.
   """
   return max(prefill_length(prompt, prefill_chunk), total + chunk_steps)
@@ -92,7 +92,7 @@ def _check_rows(sampling, on_tokens):
   for params in sampling:
     if params.n != 1:
       raise UserError(
-        f'sampling.n={params.n}: a row is one answer; '
+        f'sampling.n={params.n}: a row is one completion; '
         '`sampling_params.expand` makes the n rows'
       )
     if params.stop and on_tokens is None:
@@ -109,7 +109,7 @@ class _Plan:
   Attributes:
     tokens, lengths: of the prompts, each once.
     source: the prompt of each row, or None where they are the same.
-    group: rows after each other that answer one prompt and share its cache; 1
+    group: consecutive rows that complete one prompt and share its cache; 1
       where each has its own.
     batch: rows.
     capacity: tokens that a row may have.

@@ -1,4 +1,4 @@
-"""Answers of the model in training, by the project's own decoding."""
+"""Completions of the model in training, by the project's own decoding."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,10 +24,10 @@ def sample_completions(
   temperature: float,
   eos_ids: Sequence[int],
 ) -> list[Completion]:
-  """Draws `group_size` answers to each prompt; they share its prefill.
+  """Draws `group_size` completions to each prompt; they share its prefill.
 
-  Answer i is drawn with a seed of its own, which follows from (seed, i): the
-  same call gives the same answers.
+  Completion i is drawn with a seed of its own, which follows from (seed, i):
+  the same call gives the same completions.
 
   Args:
     model: the Transformer.
@@ -35,9 +35,9 @@ def sample_completions(
     prompts: token ids.
     group_size: G.
     seed: numbers that name this rollout, such as (run's seed, rollout).
-    max_new_tokens: of an answer, its end token included.
+    max_new_tokens: of a completion, its end token included.
     temperature: 0 takes the most likely tokens.
-    eos_ids: tokens that end an answer.
+    eos_ids: tokens that end a completion.
 
   Returns:
     Completions, groups after each other.
@@ -63,7 +63,7 @@ def sample_completions(
 
 
 def _chunk_steps(max_new_tokens: int) -> int:
-  """Steps of equal chunks, so that none goes on past the longest answer.
+  """Steps of equal chunks, so that none runs past the longest completion.
 
   The first token comes from prefill: 4 -> 3, 17 -> 16, 18 -> 9.
   """
@@ -74,10 +74,11 @@ def _chunk_steps(max_new_tokens: int) -> int:
 def rows_after_prompts(
   prompts: Sequence[Sequence[int]], completions: Sequence[Completion]
 ) -> dict[str, np.ndarray]:
-  """Answers as a batch for the train step, apart from what came before them.
+  """Completions as a batch for the train step, apart from their prompts.
 
-  A row is what the model reads to predict an answer: the prompt's last token
-  and the answer without its own. For the prompt p q r and the answer a b c:
+  A row is what the model reads to predict a completion: the prompt's last
+  token, and the completion without its last. For the prompt p q r and the
+  completion a b c:
 
     prompt_tokens  p q     tokens        r a b
     prompt_lengths 2       positions     2 3 4
@@ -87,7 +88,7 @@ def rows_after_prompts(
   So a step reads prompts once where rows share them (`rl.loss`).
 
   Args:
-    prompts: token ids, one per answer.
+    prompts: token ids, one per completion.
     completions: what was drawn.
 
   Returns:
@@ -126,7 +127,7 @@ def rows_after_prompts(
 def completion_arrays(
   prompts: Sequence[Sequence[int]], completions: Sequence[Completion]
 ) -> dict[str, np.ndarray]:
-  """Rows of prompt and answer as a batch for the train step.
+  """Rows of prompt and completion as a batch for the train step.
 
   What belongs to the prediction of token t + 1 stands at position t, as in
   `losses.language.next_token_targets`:
@@ -135,7 +136,7 @@ def completion_arrays(
     old_logprobs  0 a b 0 0
 
   Args:
-    prompts: token ids, one per answer.
+    prompts: token ids, one per completion.
     completions: what was drawn.
 
   Returns:

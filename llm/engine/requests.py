@@ -223,7 +223,7 @@ def make_request(
   if room < 1:
     raise UserError(
       f'{where}: the prompt has {len(tokens)} tokens and {limits.name}='
-      f'{limits.max_length} must also hold an answer: shorten it to at most '
+      f'{limits.max_length} must also hold a completion: shorten it to at most '
       f'{limits.max_length - 1}'
     )
   settings = dict(sampling)

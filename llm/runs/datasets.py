@@ -39,8 +39,8 @@ def load_texts(config, spec: ModelSpec) -> tuple[Examples, Examples | None]:
   if data.curriculum and others:
     raise UserError(
       f'data.curriculum={data.curriculum}: {data.path} has rows of the shape '
-      f'{others[0]}, whose answers it would cut from their questions; it is of '
-      'texts'
+      f'{others[0]}, whose completions it would cut from their prompts; it is '
+      'of texts'
     )
   return examples, held_out
 

@@ -56,7 +56,7 @@ def print_completions(workdir: str) -> None:
   rows = [row for row in rows if row['step'] == rows[-1]['step']]
   lines = [(_short(row['prompt']), _short(row['text']), row) for row in rows]
   terminal.print_columns(
-    ('prompt', 'answer', 'reward'),
+    ('prompt', 'completion', 'reward'),
     [
       (prompt, text + ('' if row['finished'] else ' …'), _number(row['reward']))
       for prompt, text, row in lines

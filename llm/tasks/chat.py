@@ -21,7 +21,7 @@ from llm.host import terminal
 with contextlib.suppress(ImportError):  # Windows has none
   import readline  # noqa: F401 – gives `input` line editing and a history
 
-HELP = '/reset starts anew, /exit or Ctrl-D ends, Ctrl-C cuts an answer short'
+HELP = '/reset starts anew, /exit or Ctrl-D ends, Ctrl-C cuts a reply short'
 
 
 def run(config, opened: loading.OpenedModel, sampling: dict) -> None:

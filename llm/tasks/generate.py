@@ -54,7 +54,7 @@ def run(config, workdir: str | None) -> None:
   phases = run_samples(text_model, left, decoding, output)
   table = phases_lib.phase_table(phases)
   if output:
-    table.insert(0, ('written', f'{len(left):,} answers to {output.path}'))
+    table.insert(0, ('written', f'{len(left):,} completions to {output.path}'))
   terminal.print_table(table)
   if workdir:
     outputs.write_result(workdir, phases_lib.phase_record(phases))
@@ -114,7 +114,7 @@ def _run_file(
   """A file of prompts: a bar, and each batch's rows written when it is done."""
   phases = phases_lib.Phases()
   samples = [sample for _, sample in left]
-  with terminal.progress_bar('answers') as bar:
+  with terminal.progress_bar('completions') as bar:
     task = bar.add_task('generating', total=len(left))
     completions = complete(text_model, samples, decoding, phases=phases)
     for (key, sample), completion in zip(left, completions, strict=True):

@@ -106,8 +106,8 @@ def test_held_out(load):
 @pytest.mark.parametrize(
   'row, match',
   [
-    ({'prompt': 'q', 'completion': 'a'}, 'no rated answer .*completion'),
-    (GOOD | {'kto_tag': True}, 'no rated answer'),
+    ({'prompt': 'q', 'completion': 'a'}, 'no rated completion .*completion'),
+    (GOOD | {'kto_tag': True}, 'no rated completion'),
     (GOOD | {'label': 1}, r'label=1: give true \(good\) or false'),
     (GOOD | {'label': 'good'}, "label='good'"),
     ({'question': 'q', 'label': True}, 'of no known shape'),

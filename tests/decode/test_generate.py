@@ -399,7 +399,7 @@ def test_room_is_checked_at_the_door(local_global):
   with pytest.raises(UserError, match='has no token'):
     check_room([[]], [GREEDY], 8)
   assert generate(model, params, [], []) == []
-  with pytest.raises(UserError, match='n=2: a row is one answer'):
+  with pytest.raises(UserError, match='n=2: a row is one completion'):
     generate(model, params, prompts(10), [SamplingParams(n=2)])
   with pytest.raises(UserError, match='stop strings need text'):
     generate(model, params, prompts(10), [SamplingParams(stop=('a',))])

@@ -31,7 +31,7 @@ def read(path, tokenizer=BYTES, limits=LIMITS, **sampling):
     ({'token_ids': [1, 259]}, r'line 3: token_ids\[1\]=259: .* 0 to 258'),
     ({'token_ids': [-1]}, r'line 3: token_ids\[0\]=-1'),
     ({'prompt': 'a' * 20}, '21 tokens are more than model.max_length=20'),
-    ({'prompt': 'a' * 19}, 'must also hold an answer: .* at most 19'),
+    ({'prompt': 'a' * 19}, 'must also hold a completion: .* at most 19'),
   ],
 )
 def test_bad_rows(write_rows, row, message):

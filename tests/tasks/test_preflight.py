@@ -91,7 +91,7 @@ TRAINING = {
   ),
   'reward': (
     'pair',
-    ('data.overlong=split', "data.overlong='split': answers are truncated"),
+    ('data.overlong=split', "data.overlong='split': completions are truncated"),
     (GOOD['pair'] | {'margin': 'x'}, "row 1: margin='x': give a number"),
   ),
   'reward loss.name=process': (

@@ -141,7 +141,7 @@ def test_pretraining(tmp_path, forks):
   failed = re.search(r'the checkpoint of step (\d+) was not saved', message)
   assert before[-1] < int(failed[1]) <= before[-1] + EVERY
   kept = ', '.join(map(str, before))
-  assert f'checkpoints there that are whole: {kept}; mend this' in message
+  assert f'checkpoints there that are whole: {kept}; fix the cause' in message
   # What was written is cut short afterwards.
   newest = run.folder / 'broken' / 'checkpoints' / str(before[-1])
   largest = max(newest.rglob('*'), key=lambda path: path.stat().st_size)

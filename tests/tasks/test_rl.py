@@ -372,7 +372,7 @@ def test_the_report_shows_answers(start, tmp_path, capsys):
   assert last[0]['reward'] >= last[1]['reward']
   printed = capsys.readouterr().out.splitlines()
   begin = next(i for i, line in enumerate(printed) if line.startswith('prompt'))
-  assert printed[begin].split() == ['prompt', 'answer', 'reward']
+  assert printed[begin].split() == ['prompt', 'completion', 'reward']
   assert printed[begin + 1].startswith('3 and 3')
   assert printed[begin + 1].split()[-1] == f'{last[0]["reward"]:.3g}'
 

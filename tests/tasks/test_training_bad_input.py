@@ -98,7 +98,7 @@ FIELDS = {
   'data.curriculum': [
     (((0.5, 64),), 'use a length of 2 to data.max_length=32'),
     (((16,),), 'data.curriculum: stage (16,): give (until, length)'),
-    (((0.5, 16),), 'whose answers it would cut from their questions'),
+    (((0.5, 16),), 'whose completions it would cut from their prompts'),
   ],
   'train.steps': [(0, 'train.steps=0: use 1 or more')],
   'train.batch_size': [(0, 'train.batch_size=0: use 1 or more')],
