@@ -255,6 +255,7 @@ def snippets():
   return [code for kind, code in FENCE.findall(text) if kind == 'python']
 
 
+@pytest.mark.slow
 def test_the_snippets_give_the_tokens_of_generate(
   snippets, model_folder, capsys
 ):

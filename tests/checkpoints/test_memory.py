@@ -61,6 +61,7 @@ print(peak - before - sum(sizes), sum(sizes), max(sizes))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   not os.path.exists('/proc/self/clear_refs'), reason='needs Linux'
 )

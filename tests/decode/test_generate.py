@@ -121,7 +121,10 @@ def test_prefill_refuses_a_cache_that_is_too_small(local_global):
     prefill(params, tokens, lengths, cache, model=model)
 
 
-@pytest.mark.parametrize('kind', ['local_global', 'experts'])
+@pytest.mark.parametrize(
+  'kind',
+  ['local_global', pytest.param('experts', marks=pytest.mark.slow)],
+)
 def test_groups_share_the_keys_of_their_prompt(kind):
   """Three answers to each of three prompts, one of them past the window."""
   model, params = tiny.build(kind)

@@ -148,6 +148,7 @@ def test_exponents_and_lines_are_recovered():
   np.testing.assert_allclose(kv_cache.line(rows), (2.0, 0.5, 1.0))
 
 
+@pytest.mark.slow
 def test_with_and_without_a_cache_the_same_tokens():
   config = config_args.load_config(f'{ROOT}/kv_cache/config.py:smoke')
   config.tokens = 40

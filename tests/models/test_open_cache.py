@@ -68,10 +68,10 @@ def plain(model, params, before, tokens):
   ('kind', 'scan_layers', 'share'),
   [
     ('dense', True, True),
-    ('all_local', False, True),
+    pytest.param('all_local', False, True, marks=pytest.mark.slow),
     ('all_local', True, False),
     ('local_global', False, False),
-    ('local_global', True, False),
+    pytest.param('local_global', True, False, marks=pytest.mark.slow),
   ],
 )
 def test_rows_are_rolled_back_by_any_number_of_tokens(kind, scan_layers, share):

@@ -70,6 +70,7 @@ def test_logits(kind, scan, tied):
   _close(*logits(packed, floats))
 
 
+@pytest.mark.slow
 def test_generation_and_scores():
   model, packed, floats = _models('local_global')
   prompts = [row.tolist() for row in tiny.tokens(2, 7)]
@@ -125,6 +126,7 @@ def test_gradients_of_losses_in_hidden_states(dtype):
   _close(got, want, 1e-5 if dtype == jnp.float32 else 2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', LORA)
 @pytest.mark.parametrize('scan', (False, True))
 def test_adapters_on_packed_weights(name, scan):

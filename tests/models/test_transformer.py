@@ -13,6 +13,11 @@ from llm.models.transformer import Transformer, stack_layers, unstack_layers
 from tests.models import tiny
 
 TOLERANCE = 1e-5
+RARE_KINDS = [
+  pytest.param(kind, marks=pytest.mark.slow)
+  for kind in ('all_local', 'experts')
+]
+EACH_KIND = ['dense', 'local_global', *RARE_KINDS]
 
 
 def log_softmax(logits):
@@ -31,7 +36,7 @@ def forward(model, params, tokens, **kwargs):
   return model.apply({'params': params}, tokens, **kwargs)
 
 
-@pytest.mark.parametrize('kind', list(tiny.KINDS))
+@pytest.mark.parametrize('kind', EACH_KIND)
 @pytest.mark.parametrize('scan_layers', [False, True])
 def test_cached_in_pieces_equals_uncached(kind, scan_layers):
   model, params = tiny.build(kind)
@@ -106,7 +111,7 @@ def test_packed_segments_equal_separate_rows_and_are_isolated():
   np.testing.assert_array_equal(other[:, 5:], packed[:, 5:])
 
 
-@pytest.mark.parametrize('kind', list(tiny.KINDS))
+@pytest.mark.parametrize('kind', EACH_KIND)
 def test_scanned_equals_unrolled_and_conversion_is_lossless(kind):
   model, params = tiny.build(kind)
   tokens = tiny.tokens(2, 14)
@@ -186,7 +191,7 @@ def test_length_dependent_rope_in_chunks(kind):
   assert_close(packed[:, 6:], alone)
 
 
-@pytest.mark.parametrize('kind', ['local_global', 'all_local', 'experts'])
+@pytest.mark.parametrize('kind', ['local_global', *RARE_KINDS])
 def test_rows_that_share_a_prompt_equal_whole_rows(kind):
   """Log-probabilities and gradient; one prompt is longer than the window."""
   model, params = tiny.build(kind)

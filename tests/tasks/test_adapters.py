@@ -142,6 +142,7 @@ def train(model_folder, write_rows, tmp_path, monkeypatch):
   return train
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_adapters(
   train, model_folder, adapters, tmp_path
 ):
@@ -202,6 +203,7 @@ def test_other_settings_than_the_adapters_have(train, adapters, tmp_path):
   assert not (tmp_path / 'fresh').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fresh', [False, True])
 def test_a_merged_export_is_not_rounded(train, model_folder, tmp_path, fresh):
   """The base computes in bfloat16; its weights are exported in float32."""

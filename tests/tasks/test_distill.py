@@ -161,6 +161,7 @@ def test_batches_are_on_policy_by_chance_of_the_seed(setup, monkeypatch):
   assert flags[0.4] == chance and 0 < sum(chance) < 12
 
 
+@pytest.mark.slow
 def test_new_answers_are_greedy_ones_of_their_writer(
   setup, model_folder, teacher_folder
 ):
@@ -223,6 +224,7 @@ def test_conversations_are_answered_from_their_last_question(setup, write_rows):
     np.testing.assert_array_equal(value, batches[1][name])
 
 
+@pytest.mark.slow
 def test_the_student_becomes_the_teacher(start, write_rows):
   """Adapters with dropout, on both kinds of batches."""
   rows = start(
@@ -253,6 +255,7 @@ def test_prompts_without_answers(setup, write_rows):
     np.testing.assert_array_equal(ours['loss_mask'], theirs['loss_mask'])
 
 
+@pytest.mark.slow
 def test_other_held_out_rows_are_another_run(start, write_rows):
   one, two = (write_rows(*ROWS[:n], name=f'held_out_{n}.jsonl') for n in (1, 2))
   assert 'eval_loss' in start({'data.eval_path': one})[-1]

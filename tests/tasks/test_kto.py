@@ -88,6 +88,7 @@ def test_good_answers_only_and_one_at_a_time(start):
   assert [row['skipped'] for row in rows] == [0.0] * 3
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing(start):
   """With a KL above 0, which a part of the batch could not know."""
   options = {'data.packing': True, 'data.max_length': 24, 'train.batch_size': 2}
@@ -152,6 +153,7 @@ def test_the_kl_is_of_the_whole_batch(make_config):
     )
 
 
+@pytest.mark.slow
 def test_pairs_and_adapters(start):
   pairs = [
     {'prompt': f'q{i}', 'chosen': 'yes' + 'a' * i, 'rejected': 'no'}

@@ -155,6 +155,7 @@ def test_the_best_and_the_worst_answer_are_a_pair():
   assert counts == {'pairs': 3, 'tied': 1, 'equal': 1, 'unpaired': 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['ipo', 'rpo', 'orpo'])
 def test_losses_of_every_kind_run(start, name):
   rows = start({'loss.name': name, 'train.steps': 1})
@@ -220,6 +221,7 @@ def test_the_reference_is_the_model_before_training(
   assert stats['kl'] == pytest.approx(np.mean(logprobs), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_reference_is_refreshed(start):
   shared = {'train.steps': 6, 'rollout.minibatches': 2, 'optim.lr': 3.0}
   never = start(shared, 'never')
@@ -268,12 +270,14 @@ def test_minibatches_share_a_rollout(setup):
     )
 
 
+@pytest.mark.slow
 def test_adapters_compare_with_their_base(start):
   rows = start({'lora.rank': 2, 'optim.lr': 10.0, 'train.steps': 3})
   assert abs(rows[0]['kl']) < 1e-4 < abs(rows[2]['kl'])
   assert rows[0]['loss'] == pytest.approx(LN2, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_rewards_rise(start, write_rows, tmp_path):
   held_out = [{'prompt': f'{i} and'} for i in range(8)]
   rows = start(

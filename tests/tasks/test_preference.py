@@ -290,6 +290,7 @@ def test_the_reference_is_kept_on_disk_by_its_content(build, cache_folder):
   assert len(set(folder.iterdir()) - before) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FIRST)
 def test_every_loss_trains(make_config, tmp_path, monkeypatch, name):
   monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow

@@ -7,6 +7,7 @@ import pytest
 from tests.tasks.test_resume import Run, finish, kill
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def test_a_killed_run_becomes_the_unbroken_one(tmp_path, forks, model_folder):
   """Packed pairs of several epochs; the reference is made once."""

@@ -116,6 +116,7 @@ def test_trained_exported_and_read_again(start, tmp_path):
       model.rate([row])
 
 
+@pytest.mark.slow
 def test_packed_adapters_in_microbatches(start, tmp_path):
   changes = {
     'data.packing': True,

@@ -110,6 +110,7 @@ def setup(make_config):
   return lambda changes=None: Setup(make_config(changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', rl_algorithms.ALGORITHMS)
 def test_every_algorithm_runs(start, name):
   rows = start({'loss.name': name})
@@ -235,6 +236,7 @@ def test_minibatches_and_epochs(start):
   assert half[0] == half[1]
 
 
+@pytest.mark.slow
 def test_microbatches_of_a_run(start):
   one = start({'loss.name': 'ppo'}, 'one')
   four = start({'loss.name': 'ppo', 'train.microbatch_size': 4}, 'four')
@@ -290,6 +292,7 @@ def test_a_policy_of_adapters_has_its_base_as_reference(start, model_folder):
   assert rows[2]['kl_k3'] > 1e-5 and rows[2]['logprob_gap'] < 1e-5
 
 
+@pytest.mark.slow
 def test_unrated_answers_are_left_out(setup, start, tmp_path, monkeypatch):
   (tmp_path / 'strange.py').write_text(
     'def some(row, text, finished):\n'
@@ -327,6 +330,7 @@ def test_unrated_answers_are_left_out(setup, start, tmp_path, monkeypatch):
     start({'rewards': (('strange:fails', 1.0),)}, 'fails')
 
 
+@pytest.mark.slow
 def test_no_step_is_lost_where_a_reward_fails(start, tmp_path, monkeypatch):
   """The run goes on, once it is mended, as if nothing had been."""
   module = tmp_path / 'mended.py'

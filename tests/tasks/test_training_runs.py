@@ -88,6 +88,7 @@ def test_a_run_that_diverges_stops_with_its_last_good_state(
   assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_the_best_state_is_kept_and_exported(
   start, tmp_path, write_rows, monkeypatch
 ):

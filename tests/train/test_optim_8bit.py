@@ -106,6 +106,7 @@ def _train(tx, steps):
   return np.asarray(p), np.asarray(losses)
 
 
+@pytest.mark.slow
 def test_training_goes_the_way_of_float32_adam():
   rate = optax.scale(-0.01)
   full = optax.chain(optax.scale_by_adam(0.9, 0.999), rate)

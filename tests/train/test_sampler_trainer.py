@@ -9,6 +9,7 @@ from tests.models.agreement import gaps
 PROMPTS, GROUP = 64, 16  # 1,024 answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'kind, temperature', [('dense', 1.0), ('dense', 0.7), ('local_global', 1.3)]
 )
