@@ -174,7 +174,8 @@ def target_devices(target: str) -> list[Any]:
   for the rest of the process, that there is a cuDNN.
 
   Args:
-    target: KIND or KIND:COUNT, such as `h100` or `v5e:4`.
+    target: KIND or KIND:COUNT, such as `h100` or `v5e:4`; for TPUs also
+      KIND:TOPOLOGY, such as `v5e:2x2`.
 
   Raises:
     UserError: the kind or the count is unknown, the compiler is not installed,
@@ -186,6 +187,8 @@ def target_devices(target: str) -> list[Any]:
       f'target {target!r}: known are {", ".join([*GPUS, *TPUS])}, each alone '
       'or with a number of devices, such as v5e:4'
     )
+  sizes = {shape: str(number) for number, shape in TPUS.get(kind, {}).items()}
+  count = sizes.get(count, count)
   if colon and not (count.isdecimal() and int(count) > 0):
     raise UserError(
       f'target {target!r}: after the colon comes a number of devices, such as '

@@ -112,10 +112,15 @@ def check_room(config, limit: int) -> None:
   data, rollout = config.data, config.rollout
   room = limit - rollout.max_new_tokens
   if data.max_length > room:
+    remedy = (
+      f'use at most {room} for prompts'
+      if room > 0
+      else 'use fewer rollout.max_new_tokens'
+    )
     raise UserError(
       f'data.max_length={data.max_length}, tokens of a prompt, and '
       f'rollout.max_new_tokens={rollout.max_new_tokens} exceed the '
-      f"model's {limit}; use at most {room} for prompts"
+      f"model's {limit}; {remedy}"
     )
 
 

@@ -28,7 +28,7 @@ def test_an_unknown_target_is_refused(target, message):
   assert message in str(error.value)
 
 
-@pytest.mark.parametrize('target', ['v5e:4', 'h100'])
+@pytest.mark.parametrize('target', ['v5e:4', 'v5e:2x2', 'h100'])
 def test_a_missing_compiler_is_named(target, monkeypatch):
   packages = ['libtpu', 'jax-cuda12-plugin']
   monkeypatch.setattr(targets, 'missing_compilers', lambda: packages)
