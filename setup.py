@@ -58,6 +58,7 @@ EXTRAS = {
   ],
   # The independent implementations that tests/parity compares with.
   'parity': [
+    *TRAIN,
     'gguf',  # writes the file that llama.cpp reads, for the speed comparison
     'peft',  # LoRA adapters
     'torch',  # the reference's arrays

@@ -13,7 +13,7 @@ A chat in the terminal:
 PATH is a Hugging Face model folder or a llama2.c `.bin`. Expected: the text,
 then a table with the time to the first token, tokens per second of both phases
 and the share of the machine's memory bandwidth that decoding reached. Fields
-and the form of the rows: docs/generation.md.
+and rows: docs/generation.md.
 """
 
 from ml_collections import config_dict
@@ -33,7 +33,7 @@ def get_config(arg=None):
   config.lora.path = optional(str)  # a PEFT folder to add to the model
   config.tokenizer = config_dict.ConfigDict()
   config.tokenizer.path = optional(str)  # None: beside the model
-  # What to continue: one of the three. An empty prompt starts from BOS alone.
+  # What to continue: one of these three. An empty prompt starts from BOS alone.
   config.prompt = optional(str)
   config.prompts_file = optional(str)
   config.chat = False
@@ -41,7 +41,7 @@ def get_config(arg=None):
 
   config.dtype = 'float32'  # of params and cache; on a CPU the fastest
   config.batch_size = 8  # rows decoded together
-  config.chunk_steps = 16  # tokens per compiled call: how text arrives
+  config.chunk_steps = 16  # tokens per compiled call; fewer stream smoother
   config.prefill_chunk = optional(int)  # prompt tokens per call; None: all
   config.max_length = optional(int)  # tokens a row may have; None: the model's
 
@@ -55,9 +55,9 @@ def get_config(arg=None):
   sampling.typical_p = 1.0
   sampling.epsilon = 0.0
   sampling.eta = 0.0
-  sampling.repetition_penalty = 1.0  # over prompt and answer
-  sampling.presence_penalty = 0.0  # over the answer
-  sampling.frequency_penalty = 0.0  # over the answer
+  sampling.repetition_penalty = 1.0  # over prompt and completion
+  sampling.presence_penalty = 0.0  # over the completion
+  sampling.frequency_penalty = 0.0  # over the completion
   sampling.no_repeat_ngram = 0
   sampling.logit_bias = optional(str)  # '{"TOKEN_ID": BIAS, …}'
   sampling.allowed_ids = ()  # (): all
@@ -68,8 +68,8 @@ def get_config(arg=None):
   sampling.dry_breakers = ()
   sampling.xtc_probability = 0.0  # 0: off
   sampling.xtc_threshold = 0.1
-  sampling.seed = 0  # sample i of a prompt draws with seed + i
-  sampling.n = 1  # answers per prompt
+  sampling.seed = 0  # completion i of a prompt uses seed + i
+  sampling.n = 1  # completions per prompt
   sampling.stop = ()  # strings; the text ends before the first of them
   sampling.stop_token_ids = ()
   sampling.ignore_eos = False

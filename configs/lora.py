@@ -4,9 +4,9 @@ r"""Fine-tuning of low-rank adapters on a frozen model (LoRA, DoRA).
     --config.model.path=PATH --config.data.path=DATA.jsonl \
     --config.lora.export=ADAPTERS --config.export=MERGED
 
-Rows as for `configs/sft.py`. Expected: as there; ADAPTERS is a folder in PEFT's
-format, MERGED the model with the adapters folded into its weights. The rate is
-about ten times that of full fine-tuning. All fields: docs/training.md.
+Rows and expected result as for `configs/sft.py`. ADAPTERS is a folder in PEFT's
+format, MERGED the model with the adapters added to its weights. The learning
+rate is about ten times that of full fine-tuning. All fields: docs/training.md.
 """
 
 from llm.config_args import parse_arg

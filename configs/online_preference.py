@@ -1,15 +1,16 @@
-r"""Online and iterative DPO: preference optimisation on answers just drawn.
+r"""Online and iterative DPO: pairs of the model's own completions.
 
   python launch.py --config=configs/online_preference.py --workdir=runs/online \
     --config.model.path=PATH --config.data.path=ROWS.jsonl --config.export=OUT
 
-Rows and `rewards` as for `configs/rl.py`. Each step draws two answers to each
-prompt with the present parameters; the better one by its reward is chosen, the
-other one rejected (Guo et al., 2402.04792). `loss.name` is one of
-`configs/preference.py`, but for kto. With `rollout.minibatches` above 1 and
-`rollout.reference_every=1` it is iterative DPO: many pairs at once, steps on
-them, and the policy becomes the reference. Expected: `reward_mean` rises; `kl`,
-`length` and `tied` beside it say at what price. All fields: docs/alignment.md.
+Rows and `rewards` as for `configs/rl.py`. Each step draws two completions to
+each prompt with the current parameters; the one with the higher reward is
+chosen, the other one rejected (Guo et al., 2402.04792). `loss.name` is one of
+those of `configs/preference.py` except kto. With `rollout.minibatches` above 1
+and `rollout.reference_every=1` it is iterative DPO: many pairs at once, several
+steps on them, then the policy becomes the reference. Expected: `reward_mean`
+rises; `kl`, `length` and `tied` show what that costs. All fields:
+docs/preferences.md.
 """
 
 from ml_collections import config_dict
@@ -25,7 +26,7 @@ def get_config(arg=None):
   config = training_fields('online_preference')
   config.data.max_length = 256  # tokens of a prompt
   config.data.packing = False
-  config.data.overlong = 'drop'  # prompts above max_length: left out
+  config.data.overlong = 'drop'  # prompts above max_length are left out
   config.train.steps = 200
   config.train.batch_size = 16  # prompts of a rollout
   config.train.eval_every = 50
@@ -34,14 +35,14 @@ def get_config(arg=None):
   config.optim.schedule = 'constant'
 
   rollout = config.rollout = config_dict.ConfigDict()
-  rollout.group_size = 2  # answers to a prompt: the best and the worst pair up
+  rollout.group_size = 2  # completions per prompt; best and worst make the pair
   rollout.max_new_tokens = 128
   rollout.temperature = 1.0  # of the sampler; the loss reads the model at 1
   rollout.minibatches = 1  # parts of a rollout, a step each
   rollout.epochs = 1  # times that a rollout is trained on
   rollout.overlong_margin = 0  # tokens before the limit where a penalty begins
-  # Rollouts until the policy becomes the reference; 0: the model before
-  # training stays it.
+  # The policy becomes the reference every so many rollouts; 0: never, the
+  # reference is the model before training.
   rollout.reference_every = 0
   # (name, weight) or (name, weight, options): see llm/rewards/functions.py, or
   # 'module:function', or ('model', 1.0, {'path': REWARD_MODEL}).

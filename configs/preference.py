@@ -1,14 +1,14 @@
-r"""Preference optimisation: DPO and its family, on pairs of answers.
+r"""Preference optimisation on pairs of completions: DPO and its variants, KTO.
 
   python launch.py --config=configs/preference.py --workdir=runs/dpo \
     --config.model.path=PATH --config.data.path=PAIRS.jsonl --config.export=OUT
 
 Rows are `{"prompt", "chosen", "rejected"}` (strings or message lists), whole
 conversations, Alpaca or ShareGPT with `chosen` and `rejected`. `loss.name` is
-dpo, cdpo, robust_dpo, hinge, ipo, dpo_norm, rpo, simpo, cpo, orpo or kto, whose
-rows are `{"prompt", "completion", "label"}` (or pairs, which become two of
-them). Expected: the loss of dpo falls from ln 2, `reward_accuracy` and
-`reward_margin` rise. All fields: docs/alignment.md.
+dpo, cdpo, robust_dpo, hinge, ipo, dpo_norm, rpo, simpo, cpo, orpo or kto. The
+rows of kto are `{"prompt", "completion", "label"}`, or pairs, each of which
+becomes two such rows. Expected: the loss of dpo falls from ln 2,
+`reward_accuracy` and `reward_margin` rise. All fields: docs/preferences.md.
 """
 
 from ml_collections import config_dict
@@ -42,9 +42,9 @@ def get_config(arg=None):
   loss.desirable_weight = config_dict.placeholder(float)  # kto: of good answers
   loss.undesirable_weight = config_dict.placeholder(float)  # kto: of bad ones
   loss.ld_alpha = config_dict.placeholder(float)  # LD-DPO; None: off
-  # The model before training: log-probabilities computed once and kept on
-  # disk ('precomputed'), its parameters beside the trained ones ('frozen'), or
-  # the base under LoRA ('base'). None: 'precomputed', and for kto, which reads
-  # it on rows that are new in each batch, 'base' or else 'frozen'.
+  # How the model before training is read: log-probabilities computed once and
+  # kept on disk ('precomputed'), its parameters beside the trained ones
+  # ('frozen'), or the base under LoRA ('base'). None: 'precomputed'; for kto,
+  # whose rows are new in each batch, 'base' under LoRA and else 'frozen'.
   loss.reference = config_dict.placeholder(str)
   return config

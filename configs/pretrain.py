@@ -1,4 +1,4 @@
-r"""Pretraining on plain text, from scratch or going on from a checkpoint.
+r"""Pretraining on plain text, from scratch or from a checkpoint.
 
   python launch.py --config=configs/pretrain.py --workdir=runs/pretrain \
     --config.data.path=TEXT.txt --config.tokenizer.path=bytes
@@ -7,8 +7,8 @@ r"""Pretraining on plain text, from scratch or going on from a checkpoint.
 
 Data are text files or rows with a `text`; the loss is on every token. The
 bundle `shakespeare` is nanoGPT's setting for a laptop (4 layers, width 128,
-context 64, batches of 12, 2,000 steps) over the last tenth of the file held
-out: expected is a held-out loss of about 1.7 nats per byte, in less than five
+context 64, batches of 12, 2,000 steps), with the last tenth of the file held
+out. Expected: a held-out loss of about 1.7 nats per byte, in less than five
 minutes on two cores. All fields: docs/training.md.
 """
 

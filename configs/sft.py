@@ -7,7 +7,7 @@ Rows are `{"messages": […]}`, `{"prompt", "completion"}`, Alpaca's
 `{"instruction", "input", "output"}` or ShareGPT's `{"conversations"}`; the loss
 is on what the assistant says. Expected: a bar with the loss, a line for each
 evaluation, then a table, `metrics.jsonl` and `loss.png` in the workdir, and OUT
-as a Hugging Face folder. The same command goes on where it was stopped. All
+as a Hugging Face folder. The same command resumes a run that was stopped. All
 fields: docs/training.md.
 """
 

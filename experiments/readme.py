@@ -1,43 +1,83 @@
-"""The part of an experiment's README that is made from its results.csv."""
+"""The parts of README.md and HISTORY.md that are made from results.csv."""
 
 import os
-from typing import Any, Sequence
+from typing import Any, NamedTuple, Sequence
 
 from llm.sweeps import report
 
 BEGIN, END = '<!-- results -->', '<!-- end of results -->'
 
 
-def write_section(folder: str, out_dir: str, text: str) -> None:
-  """Writes the part, where out_dir is the experiment's own `results`.
+def write_section(
+  folder: str, out_dir: str, text: str, details: str = ''
+) -> None:
+  """Writes both parts, if out_dir is the experiment's own `results`.
 
   Results that go elsewhere (`--workdir`), such as a trial of toy size, leave
-  the README as it is and have the text in `summary.md`.
+  the files as they are; both parts are then in `summary.md`.
 
   Args:
-    folder: the experiment's, with a README.md that has the two marks.
+    folder: the experiment's, with the two marks in README.md, and in HISTORY.md
+      if there are details.
     out_dir: where the results are.
-    text: markdown.
+    text: markdown of README.md: the claim's numbers, in at most six rows.
+    details: markdown of HISTORY.md: all other tables.
   """
+  parts = {'README.md': text} | ({'HISTORY.md': details} if details else {})
   own = os.path.join(folder, 'results')
   if not os.path.exists(own) or not os.path.samefile(own, out_dir):
     path = os.path.join(out_dir, 'summary.md')
     with open(path, 'w', encoding='utf-8') as file:
-      file.write(text)
+      file.write('\n'.join(parts.values()))
     return
-  path = os.path.join(folder, 'README.md')
-  with open(path, encoding='utf-8') as file:
-    before, _, rest = file.read().partition(BEGIN)
-  after = rest.partition(END)[2]
-  with open(path, 'w', encoding='utf-8') as file:
-    file.write(f'{before}{BEGIN}\n{text}{END}{after}')
+  for name, part in parts.items():
+    path = os.path.join(folder, name)
+    with open(path, encoding='utf-8') as file:
+      before, _, rest = file.read().partition(BEGIN)
+    after = rest.partition(END)[2]
+    with open(path, 'w', encoding='utf-8') as file:
+      file.write(f'{before}{BEGIN}\n{part}{END}{after}')
 
 
-def read_section(folder: str) -> str:
-  """Returns what is between the marks of the folder's README."""
-  with open(os.path.join(folder, 'README.md'), encoding='utf-8') as file:
+def read_section(folder: str, name: str = 'README.md') -> str:
+  """Returns what is between the marks of a file in the folder."""
+  with open(os.path.join(folder, name), encoding='utf-8') as file:
     rest = file.read().partition(f'{BEGIN}\n')[2]
   return rest.partition(END)[0]
+
+
+class Goal(NamedTuple):
+  """A number that must show, in words; `reached` is one bool or several."""
+
+  what: str
+  goal: str
+  measured: str
+  reached: bool | tuple[bool, ...]
+
+
+def goal_table(goals: Sequence[Goal]) -> str:
+  """Returns a markdown table with one row for each goal."""
+  lines = []
+  for *cells, reached in goals:
+    each = reached if isinstance(reached, tuple) else (reached,)
+    each = each[:1] if len(set(each)) == 1 else each
+    words = ['yes' if one else 'no' for one in each]
+    lines.append((*cells, '; '.join(words)))
+  return table(('number', 'goal', 'measured', 'reached'), lines)
+
+
+def join(what: str, goals: Sequence[Goal]) -> Goal:
+  """Returns several goals as one row, in the same order in each cell.
+
+  A goal that all of them share stands there once.
+  """
+  each = [one.goal for one in goals]
+  return Goal(
+    what,
+    each[0] if len(set(each)) == 1 else '; '.join(each),
+    '; '.join(one.measured for one in goals),
+    tuple(one.reached for one in goals),
+  )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

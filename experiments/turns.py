@@ -1,7 +1,7 @@
-"""Systems that take turns: each in a process of its own, which sleeps between.
+"""Systems that take turns, each in a process of its own that sleeps in between.
 
-The measuring process asks, a line of JSON on the other's stdin, and is answered
-by one on its stdout.
+The measuring process writes a request, a line of JSON, to the other's stdin and
+reads the reply from its stdout.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +24,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def pages(name: str) -> tuple[str, bool]:
   """A system's name without `_huge_pages` or `_small_pages`, and which it has.
 
-  A name with neither has the memory of its users: 'ours' huge pages, for which
-  `launch.py` asks glibc, and another what it gets by itself.
+  Without either, a system has the memory of its users: 'ours' has huge pages,
+  which `launch.py` turns on, the others what they get by default.
   """
   for suffix, huge in (('_huge_pages', True), ('_small_pages', False)):
     if name.endswith(suffix):
@@ -40,7 +40,7 @@ def check_systems(
 
   Args:
     systems: names, as `pages` takes them.
-    needs: of each known system the package that it cannot do without.
+    needs: the package that each known system needs, or None.
 
   Raises:
     UserError: an unknown one, one that cannot run here, or ours is missing.
@@ -88,7 +88,7 @@ class Worker:
     )
 
   def ask(self, **request: Any) -> dict[str, Any]:
-    """Has it work; returns its answer.
+    """Sends a request; returns the reply.
 
     Raises:
       RuntimeError: the process has ended; its stderr says why.
@@ -110,10 +110,10 @@ class Worker:
 
 
 class Requests:
-  """This end: the requests that come, and the answers to them."""
+  """The worker's end: requests that arrive, and their replies."""
 
   def __init__(self):
-    # Libraries print to stdout as they like; the answers have it alone.
+    # Libraries may print to stdout; it is kept for the replies.
     self._answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
 
@@ -121,7 +121,7 @@ class Requests:
     return map(json.loads, sys.stdin)
 
   def answer(self, **values: Any) -> None:
-    """Answers the request that came last."""
+    """Replies to the newest request."""
     self._answers.write(json.dumps(values) + '\n')
     self._answers.flush()
 
@@ -129,9 +129,9 @@ class Requests:
 def take_turns(
   workers: dict[str, Worker], repetitions: int, **request: Any
 ) -> dict[str, list[dict[str, Any]]]:
-  """The answers of each system to the same request, in order.
+  """The replies of each system to the same request, in order.
 
-  The order of the systems is turned by one in each repetition, so that none of
+  The order of the systems shifts by one in each repetition, so that none of
   them always runs after the same other one.
   """
   answers = {name: [] for name in workers}
@@ -147,7 +147,7 @@ def take_turns(
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
-  """How often 'ours' is as fast as the fastest other: of paired turns.
+  """How many times as fast 'ours' is as the fastest other, by paired turns.
 
   Returns:
     `median`, `least` and `most`; {} where there is no other system.

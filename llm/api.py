@@ -6,19 +6,17 @@ from typing import Any
 import numpy as np
 
 from llm.checkpoints.source import (
-  DTYPES,
+  add_adapters,
   check_dtype,
-  read_adapters,
-  read_config,
-  read_params,
-  read_tokenizer,
+  open_checkpoint,
+  to_dtype,
 )
-from llm.decode.generate import Completion
-from llm.decode.generate import generate as generate_tokens
-from llm.decode.sampling_params import SamplingParams, expand, stop_ids
+from llm.decode.completion import Completion
+from llm.decode.sampling_params import SamplingParams
 from llm.decode.score import score as score_tokens
+from llm.engine.completions import TextModel, complete
+from llm.engine.requests import Request, make_samples, model_limits
 from llm.models.transformer import Transformer, stack_layers
-from llm.text.text_stream import start_stream
 from llm.text.tokenizer import Tokenizer
 
 
@@ -48,14 +46,17 @@ def load(
     UserError: naming the file and the remedy.
   """
   check_dtype(dtype)
-  config = read_config(path)
-  text = read_tokenizer(path, config, tokenizer)
-  adapters = read_adapters(lora, config) if lora else None
-  params = read_params(path, config, DTYPES[dtype], progress, adapters=adapters)
+  source = open_checkpoint(path, tokenizer)
+  if lora is not None:
+    source = add_adapters(source, lora)
+  read_tokenizer = source.tokenizer  # refused, if it is, before the weights
+  params = source.load(to_dtype(dtype), progress=progress)
   if scan_layers:
-    params = stack_layers(params, config)
-  model = Transformer(config, scan_layers=scan_layers, dtype=DTYPES[dtype])
-  return model, params, text
+    params = stack_layers(params, source.config)
+  model = Transformer(
+    source.config, scan_layers=scan_layers, dtype=to_dtype(dtype)
+  )
+  return model, params, read_tokenizer
 
 
 def generate(
@@ -81,30 +82,12 @@ def generate(
   """
   texts = [prompts] if isinstance(prompts, str) else list(prompts)
   settings = SamplingParams.from_dict(sampling)
-  eos_ids = model.config.eos_ids
-  rows, streams, samples = [], [], []
-  for text in texts:
-    tokens = tokenizer.encode(text)
-    for sample in expand(settings):
-      rows.append(tokens)
-      samples.append(sample)
-      ends = stop_ids(sample, eos_ids)
-      streams.append(
-        start_stream(tokenizer, tokens, sample.stop, ends, continues=True)
-      )
-
-  def on_tokens(i: int, ids: list[int]) -> int | None:
-    before = streams[i].length
-    streams[i].push(ids)
-    return streams[i].length - before if streams[i].stopped else None
-
-  completions = generate_tokens(
-    model, params, rows, samples, eos_ids=eos_ids, on_tokens=on_tokens
-  )
-  for completion, stream in zip(completions, streams, strict=True):
-    stream.finish()
-    completion.text = stream.text
-  return completions
+  requests = [
+    Request(i, text, tuple(tokenizer.encode(text)), settings)
+    for i, text in enumerate(texts)
+  ]
+  text_model = TextModel(model, params, tokenizer, model_limits(model.config))
+  return list(complete(text_model, make_samples(requests)))
 
 
 def score(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from llm import config_args
-from llm.checkpoints.hf import load as hf
+from llm.checkpoints.hf.save import save_hf
 from llm.models.config import ModelConfig
 from llm.models.transformer import init_params
-from llm.tasks import TASKS
+from llm.tasks.run import find_task
 from llm.text.tokenizer import load_tokenizer
 from tests.forks import Forks
 
@@ -44,7 +44,7 @@ def save_model(folder, seed=0, **shape):
   params = jax.tree.map(
     lambda x: rng.normal(1.0 if x.ndim == 1 else 0.0, 0.2, x.shape), shapes
   )
-  hf.save_hf(str(folder), config, params, tokenizer=tokenizer, dtype=np.float32)
+  save_hf(str(folder), config, params, tokenizer=tokenizer, dtype=np.float32)
   (folder / 'chat_template.jinja').write_text(TEMPLATE)
   return str(folder)
 
@@ -86,7 +86,7 @@ def run_task(model_folder, tmp_path):
     flags |= dict(item.split('=', 1) for item in overrides)
     args = [f'--config.{name}={value}' for name, value in flags.items()]
     config_args.override_config(config, args)
-    TASKS[task](config, workdir)
+    find_task(task)(config, workdir)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
   return run

@@ -51,7 +51,7 @@ def serve():
 
   for name in ('distill', 'online_preference', 'preference', 'rl'):
     importlib.import_module(f'llm.tasks.{name}')
-  report.draw = lambda rows, path: None  # slow
+  report.plot_loss = lambda rows, path: None  # slow
   for line in sys.stdin:
     event, args, log = json.loads(line)
     process = os.fork()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import llm
-from llm.checkpoints.hf import load as hf
+from llm.checkpoints.hf.save import save_hf
 from llm.errors import UserError
 from llm.text.tokenizer import load_tokenizer
 from tests.models import tiny
@@ -16,7 +16,7 @@ def loaded(tmp_path_factory):
   folder = tmp_path_factory.mktemp('model')
   tokenizer = load_tokenizer('bytes')
   model, params = tiny.build(vocab_size=tokenizer.vocab_size)
-  hf.save_hf(str(folder), model.config, params, tokenizer=tokenizer)
+  save_hf(str(folder), model.config, params, tokenizer=tokenizer)
   got = llm.load(str(folder))
   jax.tree.map(np.testing.assert_array_equal, got[1], params)
   return got

@@ -26,14 +26,14 @@ _COLORS = dict(zip(SYSTEMS, ('#c44e52', '#4c72b0', '#8da9d0')))
 
 
 def analyze(csv_path: str, out_dir: str) -> None:
-  """Writes the README's part and speed.png."""
+  """Writes the parts of README.md and HISTORY.md, and speed.png."""
   rows = report.read_csv(csv_path)
-  readme.write_section(FOLDER, out_dir, section(rows))
+  readme.write_section(FOLDER, out_dir, section(rows), details(rows))
   _draw(rows, os.path.join(out_dir, 'speed.png'))
 
 
 def section(rows: Sequence[report.Row]) -> str:
-  """Returns the README's part with all numbers."""
+  """Returns the README's part: the claim's numbers and the cost."""
   versions = ', '.join(
     f'{name} {rows[0][f"versions.{name}"]}'
     for name in ('jax', 'torch', 'transformers', 'trl')
@@ -42,11 +42,15 @@ def section(rows: Sequence[report.Row]) -> str:
   return '\n'.join(
     (
       _goal_table(rows),
-      _step_table(rows),
-      _control_table(rows),
+      _control_line(rows),
       f'{readme.cost_line(rows)}Versions: {versions}.\n',
     )
   )
+
+
+def details(rows: Sequence[report.Row]) -> str:
+  """Returns the tables of HISTORY.md."""
+  return '\n'.join((_step_table(rows), _control_table(rows)))
 
 
 def of_kind(rows, kind: str) -> list[report.Row]:
@@ -94,6 +98,20 @@ def _step_table(rows) -> str:
   return readme.table(('seconds of a step', *SYSTEMS.values()), lines)
 
 
+def _apart(rows, column: str) -> float:
+  return max(row.get(f'control.{column}') or 0.0 for row in rows)
+
+
+def _control_line(rows) -> str:
+  losses, rewards = (_apart(rows, column) for column in MOST_APART)
+  most = [f'{value:.0e}' for value in MOST_APART.values()]
+  return (
+    f'Control: the losses of all systems are at most {losses:.1e} apart (goal: '
+    f'{most[0]}), the mean rewards of their rollouts {rewards:.1e} (goal: '
+    f'{most[1]}).\n'
+  )
+
+
 def _control_table(rows) -> str:
   lines = []
   for kind, name in KINDS.items():
@@ -101,14 +119,13 @@ def _control_table(rows) -> str:
     if not group:
       continue
     column = 'reward_apart' if kind == 'grpo' else 'loss_apart'
-    apart = max(row[f'control.{column}'] for row in group)
     what = 'reward' if kind == 'grpo' else 'loss'
     lines.append(
       [
         f'{name}: {what}',
         readme.mean(group, 'control.first', 4),
         readme.mean(group, 'control.last', 4),
-        f'{apart:.1e}',
+        f'{_apart(group, column):.1e}',
         f'≤ {MOST_APART[column]:.0e}',
       ]
     )

@@ -35,13 +35,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
   with contextlib.ExitStack() as stack:
     workers = {}
     for name in config.systems:
-      # Each has a model folder of its own, in which it may write.
+      # Each has its own model folder, in which it may write.
       folder = stack.enter_context(tempfile.TemporaryDirectory(dir=workdir))
       write_model(folder, config.model.to_dict(), settings(config))
       arguments = [name, folder, json.dumps(settings(config))]
       worker = turns.Worker(_WORKER, arguments, config.threads)
       workers[name] = stack.enter_context(contextlib.closing(worker))
-      # The first steps compile and allocate: compared, and not timed.
+      # The first steps compile and allocate: they are compared, not timed.
       first[name] = worker.ask(steps=config.compared_steps)
     answers = turns.take_turns(workers, config.repetitions, steps=config.steps)
   seconds = {
@@ -106,11 +106,11 @@ def settings(config) -> dict:
 
 
 def compare(kind: str, first: dict[str, dict]) -> dict[str, float]:
-  """What says that all systems did the same in their first steps.
+  """Numbers that show whether all systems did the same in their first steps.
 
   Args:
     kind: one of `KINDS`.
-    first: answer of each system.
+    first: what each system measured.
 
   Returns:
     The largest difference of any two losses of a step (`loss_apart`), or for

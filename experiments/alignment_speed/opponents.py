@@ -9,7 +9,7 @@ from experiments.turns import Requests
 
 
 def serve(folder: str, settings: dict[str, Any], requests: Requests) -> None:
-  """Trains for as many steps as each request asks for, until there is none.
+  """Trains for the steps of each request, until there are no more requests.
 
   Args:
     folder: of the model.
@@ -116,7 +116,7 @@ def _load(folder):
 
 
 def _shared(settings, out) -> dict[str, Any]:
-  """What makes a step of TRL the same as ours."""
+  """The settings with which a step of TRL is the same as ours."""
   optim = settings['optim']
   return {
     'output_dir': out,

@@ -14,28 +14,24 @@ from llm.runs import training
 from llm.runs.outputs import enable_compilation_cache
 from llm.tasks import preference, rl
 from llm.train import loop
-from llm.train.optim import make_optimizer
 from llm.train.state import init_state
 
 _REWARD = 'experiments.alignment_speed.rows:reward'
 
 
 def make_train(folder: str, settings: dict[str, Any]):
-  """Returns `train(steps) -> rows of metrics`, which goes on from there."""
+  """Returns `train(steps) -> metrics of each`, which resumes where it ended."""
   keep_freed_memory()
   enable_compilation_cache()
   kind = settings['kind']
   task, config = (rl, _rl) if kind == 'grpo' else (preference, _preference)
-  made = []  # (trainee, recipe, microbatches) of the run
+  made = []  # (job, model, recipe) of the run
   with mock.patch.object(training, 'train', lambda *args: made.append(args)):
     config = config(folder, settings)
     task.run(config, os.path.join(folder, 'run'))
-  _, _, train_model, recipe, microbatches = made[0]
-  tx = make_optimizer(config.optim, config.train.steps, train_model.params)
-  state = init_state(train_model.params, tx, jax.random.key(0))
-  step = training.compile_step(
-    config, train_model, tx, recipe, microbatches, state
-  )
+  job, train_model, recipe = made[0]
+  state = init_state(train_model.params, job.tx, jax.random.key(0))
+  step = training.compile_step(job, train_model, recipe, state)
 
   def train(steps):
     nonlocal state
@@ -44,10 +40,10 @@ def make_train(folder: str, settings: dict[str, Any]):
     state = loop.fit(
       state,
       step,
-      recipe.draw,
+      recipe.batches.next_batch,
       schedule,
+      loop.Hooks(found.append),
       frozen=train_model.frozen,
-      on_row=found.append,
     )
     return found
 

@@ -62,7 +62,7 @@ def write_model(folder: str, shape: dict[str, Any], settings) -> None:
 
 
 def draw_pairs(settings: dict[str, Any]) -> list[dict[str, str]]:
-  """Random prompts with two random answers each, of random lengths."""
+  """Random prompts with two random completions each, of random lengths."""
   rng = np.random.default_rng(settings['seed'])
   words = settings['vocab_size'] - 2
   pairs = []
@@ -74,7 +74,7 @@ def draw_pairs(settings: dict[str, Any]) -> list[dict[str, str]]:
       ' '.join(f'w{i}' for i in rng.integers(0, words, length))
       for length in (settings['prompt_tokens'], *lengths)
     )
-    # Answers go on where the prompt ends.
+    # Completions start where the prompt ends.
     pairs.append(
       {'prompt': prompt, 'chosen': f' {chosen}', 'rejected': f' {rejected}'}
     )

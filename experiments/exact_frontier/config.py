@@ -6,11 +6,12 @@ python launch.py --config=experiments/exact_frontier/config.py \
 `part` is one of
 
   exact       the frontier of reward and KL, and best-of-n: nothing is trained
-  dpo         DPO over beta from many and few pairs, and on a coin's labels
+  dpo         DPO over beta from many and few pairs, and on random labels
   noise       DPO, cDPO and robust DPO on labels of which some are wrong
   other_betas DPO alone on the same labels, over beta
-  likelihood  what becomes of the chosen strings under DPO and RPO
-  rl          RLOO, PPO and GRPO with the true reward, and RLOO with another
+  likelihood  log-probabilities of the chosen strings under DPO and RPO
+  rl          RLOO, PPO and GRPO with the true reward, and RLOO with permuted
+              rewards
 
 Expected: `result.json` with KL, gain and share of the frontier's gain of each
 policy, after some seconds to two minutes on one core. `:smoke` trains for a few

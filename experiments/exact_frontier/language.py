@@ -66,12 +66,12 @@ def make_world(seed: int) -> World:
 
 
 def grade(score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """Rewards in the order of the scores, of one law in all worlds.
+  """Rewards in the order of the scores, with one distribution in all worlds.
 
   Under the reference a reward is distributed as the logarithm of a gamma
   variable of shape REWARD_SHAPE: a little skewed, bad strings being further
   from the mean than good ones. How near best-of-n comes to the frontier
-  depends on this law alone.
+  depends on this distribution alone.
 
   Args:
     score: float[COUNT].
@@ -176,13 +176,13 @@ def grpo_fixed_point(
   each prefix the policy has the most of strength · E[reward] - KL of the next
   token alone, given what it does afterwards. k3 times the ratio has the
   gradient of KL(policy, ref), plain k3 that of KL(ref, policy). The strength is
-  (1 - 1 / group_size) / (kl_coef · deviation of the policy's rewards): a
-  group's mean has a share of each answer's own reward.
+  (1 - 1 / group_size) / (kl_coef · standard deviation of its rewards): a
+  group's mean has a share of each completion's own reward.
 
   Args:
     world: see there.
     kl_coef: the KL's weight in the loss.
-    group_size: answers of a group.
+    group_size: completions of a group.
     corrected: k3 is multiplied by the ratio.
   """
   conditionals = _conditionals(world.ref)
@@ -258,7 +258,7 @@ def frontier_gain(world: World, kl: float) -> float:
 
 
 def place(world: World, logprobs: np.ndarray) -> Point:
-  """Where a policy, float[COUNT] log-probabilities, is."""
+  """KL, gain and share of a policy, float[COUNT] log-probabilities."""
   logprobs = np.asarray(logprobs, np.float64)
   kl, gain = kl_and_gain(world, logprobs - np.logaddexp.reduce(logprobs))
   return Point(kl, gain, gain / frontier_gain(world, kl))

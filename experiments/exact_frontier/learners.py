@@ -36,7 +36,7 @@ class Pairs(NamedTuple):
 
 
 class Settings(NamedTuple):
-  """Updates with a cosine decay of the rate to 0; pairs or samples of each."""
+  """Updates, whose learning rate falls to 0 as a cosine; pairs or samples."""
 
   steps: int  # updates, of PPO too, which takes EPOCHS on the same samples
   rate: float
@@ -107,8 +107,9 @@ def make_rl_trainer(name: str, settings: Settings) -> Callable[..., jax.Array]:
 
   Returns:
     The function: `params` of the reference, the reward float[COUNT] of each
-    string, the seed of the samples and the weight of the KL. But for GRPO,
-    which divides by a deviation, the optimum is ref · exp(reward / kl_coef).
+    string, the seed of the samples and the weight of the KL. Except for GRPO,
+    which divides by a standard deviation, the optimum is
+    ref · exp(reward / kl_coef).
   """
   updates = EPOCHS if name == 'ppo' else 1
   tx = _optimizer(settings.rate, settings.steps)

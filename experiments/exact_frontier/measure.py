@@ -30,7 +30,7 @@ FLIPPED = (0.2, 0.3, 0.4)  # share of wrong labels
 
 
 class Labels(NamedTuple):
-  """Where labels are wrong: how many, and how sure they would be."""
+  """The pairs of wrong labels: how many, and how sure they would be."""
 
   pairs: int
   deviation: float  # of the reward
@@ -88,7 +88,7 @@ def exact(config, world: World) -> dict:
 
 
 def dpo(config, world: World) -> dict:
-  """DPO over beta, from many pairs, from few, and on a coin's labels."""
+  """DPO over beta, from many pairs, from few, and on random labels."""
   train = _pair_trainer(preference.dpo_loss, config, config.batch_size)
   result = {}
   for name, count in (('dpo', config.pairs), ('dpo_few', config.few_pairs)):
@@ -137,7 +137,7 @@ def other_betas(config, world: World) -> dict:
 
 
 def likelihood(config, world: World) -> dict:
-  """What becomes of the chosen strings under DPO and RPO."""
+  """Log-probabilities of the chosen strings under DPO and RPO."""
   result = {}
   pairs = near_duplicates(world, config.seed, config.few_pairs)
   for name, loss in (('dpo', preference.dpo_loss), ('rpo', _rpo_loss)):
@@ -198,8 +198,8 @@ def draw_pairs(
     world: its rewards times `deviation` are those of the labels.
     seed: the strings and first labels depend on it alone.
     count: pairs.
-    deviation: the larger, the surer is a label.
-    flipped: the probability with which a label is flipped; 0.5 says nothing.
+    deviation: standard deviation of the rewards; the larger, the surer a label.
+    flipped: the probability with which a label is flipped; 0.5 makes it random.
   """
   rng = np.random.default_rng((seed, 1))
   first, second = (language.draw(rng, world.ref, count) for _ in range(2))

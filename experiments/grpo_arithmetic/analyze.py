@@ -11,7 +11,7 @@ from llm.sweeps import report
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 BEFORE = (0.30, 0.50)  # pass@1 of the model that rewards begin with
 PASS_GOAL, MINUTES_GOAL, RANDOM_GOAL = 0.90, 20, 0.02
-GROWS, FLAT = 1.2, 0.15  # of the length of wrong answers, as a factor
+GROWS, FLAT = 1.2, 0.15  # of the length of wrong completions, as a factor
 NAMES = {
   'sft': 'fine-tuned',
   'exact': 'GRPO, reward of the right sum',
@@ -28,20 +28,27 @@ _COLORS = {
 
 
 def analyze(csv_path: str, out_dir: str) -> None:
-  """Writes the README's part and rewards.png."""
+  """Writes the parts of README.md and HISTORY.md, and rewards.png."""
   rows = report.read_csv(csv_path)
   readme.write_section(FOLDER, out_dir, section(rows))
   _draw(rows, os.path.join(out_dir, 'rewards.png'))
 
 
 def section(rows: Sequence[report.Row]) -> str:
-  """Returns the README's part with all numbers."""
+  """Returns the README's part: the claim's numbers and the cost."""
+  *sums, grpo, dr_grpo, apart = _goals(rows)
+  what = 'length of wrong completions over that before: GRPO; Dr.GRPO'
+  goals = (*sums, readme.join(what, (grpo, dr_grpo)), apart)
+  return f'{readme.goal_table(goals)}\n{readme.cost_line(rows)}'
+
+
+def details(rows: Sequence[report.Row]) -> str:
+  """Returns the tables of HISTORY.md, each goal by itself first."""
   return '\n'.join(
     (
-      _goal_table(rows),
+      readme.goal_table(_goals(rows)),
       _addition_table(part(rows, 'addition')),
       _length_table(part(rows, 'length')),
-      readme.cost_line(rows),
     )
   )
 
@@ -63,11 +70,11 @@ def curve(row: report.Row, run: str, name: str) -> list[tuple[int, float]]:
 
 
 def growth(rows: Sequence[report.Row], run: str) -> list[float]:
-  """Length of wrong answers after a run, over that before it."""
+  """Length of wrong completions after a run, over that before it."""
   return [row[f'{run}.length_wrong'] / row['sft.length_wrong'] for row in rows]
 
 
-def _goal_table(rows) -> str:
+def _goals(rows) -> list[readme.Goal]:
   sums, lengths = part(rows, 'addition'), part(rows, 'length')
   before = [row['sft.pass_1'] for row in sums]
   after = [row['exact.pass_1'] for row in sums]
@@ -77,57 +84,50 @@ def _goal_table(rows) -> str:
   apart = report.mean_interval([a - b for a, b in zip(grpo, dr_grpo)])
   flat = report.mean_interval(dr_grpo)
   low, high = BEFORE
-  lines = [
-    (
+  return [
+    readme.Goal(
       'pass@1 on held-out sums after fine-tuning, %',
       f'{100 * low:.0f} to {100 * high:.0f} in each run',
       _percent(before),
       all(low <= value <= high for value in before),
     ),
-    (
+    readme.Goal(
       'the same after GRPO, %',
       f'≥ {100 * PASS_GOAL:.0f} in each run',
       _percent(after),
       min(after) >= PASS_GOAL,
     ),
-    (
+    readme.Goal(
       'minutes for both',
       f'≤ {MINUTES_GOAL} in each run',
       _pair(report.mean_interval(minutes), 1),
       max(minutes) <= MINUTES_GOAL,
     ),
-    (
+    readme.Goal(
       'gain of pass@1 by a random reward (control), points',
       f'≤ {100 * RANDOM_GOAL:.0f}',
       _percent(lifted),
       max(lifted) <= RANDOM_GOAL,
     ),
-    (
-      'length of wrong answers, GRPO over before',
+    readme.Goal(
+      'length of wrong completions, GRPO over before',
       f'≥ {GROWS}',
       _pair(report.mean_interval(grpo), 2),
       report.mean_interval(grpo)[0] >= GROWS,
     ),
-    (
+    readme.Goal(
       'the same, Dr.GRPO',
       f'{1 - FLAT:.2f} to {1 + FLAT:.2f}',
       _pair(flat, 2),
       abs(flat[0] - 1) <= FLAT,
     ),
-    (
+    readme.Goal(
       'GRPO less Dr.GRPO, pairs of equal seeds',
       '> 0 with its interval',
       _pair(apart, 2),
       apart[0] - apart[1] > 0,
     ),
   ]
-  return readme.table(
-    ('number', 'goal', 'measured', 'reached'),
-    [
-      (name, goal, value, 'yes' if reached else 'no')
-      for name, goal, value, reached in lines
-    ],
-  )
 
 
 def _addition_table(rows) -> str:
@@ -148,7 +148,7 @@ def _addition_table(rows) -> str:
   return (
     readme.table(header, lines)
     + f'\n{rows[0]["sft.parameters"]:,} parameters. Fine-tuning took {steps} '
-    'steps. Groups of answers that differ in their rewards: '
+    'steps. Groups of completions that differ in their rewards: '
     f'{_percent(_at(rows, "exact", "groups_with_signal", 0))}% in the first '
     f'steps, {_percent(_at(rows, "exact", "groups_with_signal", -1))}% in the '
     'last ones; entropy '
@@ -175,7 +175,7 @@ def _length_table(rows) -> str:
   header = (
     'additions with a tail',
     'pass@1, %',
-    'tokens of wrong answers',
+    'tokens of wrong completions',
     'of right ones',
     'of all',
     'marks tell, %',
@@ -213,7 +213,9 @@ def _draw(rows, path: str) -> None:
     axis.spines[['top', 'right']].set_visible(False)
     axis.set_xlabel('step')
     axis.legend(frameon=False, fontsize=8)
-  axes[0].set(title='additions', ylabel='mean reward of the answers')
-  axes[1].set(title='additions with a tail', ylabel='tokens of wrong answers')
+  axes[0].set(title='additions', ylabel='mean reward')
+  axes[1].set(
+    title='additions with a tail', ylabel='tokens of wrong completions'
+  )
   figure.savefig(path, dpi=150)
   plt.close(figure)

@@ -1,13 +1,13 @@
-"""Arithmetic learned from the reward of its answers, one part and seed a run.
+"""Arithmetic learned from rewards, one part and seed a run.
 
 python launch.py --config=experiments/grpo_arithmetic/config.py \
     --config.part=addition --workdir=runs/arithmetic
 
 `part` is one of
 
-  addition  fine-tuning to a mediocre model, then GRPO with an exact answer's
-            reward, and beside it with a random reward
-  length    fine-tuning on answers with a tail of dots, then GRPO and Dr.GRPO
+  addition  fine-tuning to a mediocre model, then GRPO with a reward for the
+            exact answer, and with a random reward
+  length    fine-tuning on sums with a tail of marks, then GRPO and Dr.GRPO
             with a reward that does not look at the tail
 
 Expected: `result.json` with held-out accuracies and lengths after some minutes
@@ -28,7 +28,7 @@ def get_config(arg=None):
   config = ml_collections.ConfigDict()
   config.task = measure.run
   config.part = 'addition'
-  config.seed = 0  # of the sums, the weights, the order and the answers
+  config.seed = 0  # of the sums, the weights, the order and the completions
 
   own = config.addition = _part(arg.smoke)
   own.operands = (10, 99)  # the smallest and the largest one
@@ -56,14 +56,14 @@ def _part(smoke):
   own = ml_collections.ConfigDict()
   own.layers = 1 if smoke else 3
   own.heads = 1 if smoke else 5  # of width 32
-  # Fine-tuning goes on from one of these steps to the next until this share
-  # of sampled answers is right.
+  # Fine-tuning continues from one of these steps to the next until this share
+  # of sampled completions is right.
   own.sft_steps = (4, 8) if smoke else tuple(range(100, 701, 5))
   own.sft_goal = 0.38
   own.sft_lr = 1e-3
   own.rl_steps = 2 if smoke else 1000
   own.rl_lr = 4e-4
   own.rl_warmup = 1 if smoke else 50
-  own.prompts = 4 if smoke else 32  # of a rollout, 8 answers to each
-  own.answers = 8  # to each sum in the exam
+  own.prompts = 4 if smoke else 32  # of a rollout, 8 completions of each
+  own.answers = 8  # completions of each sum in the exam
   return own

@@ -23,7 +23,7 @@ from llm.tasks import rl, supervised
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 MODULE = __name__
-GROUP = 8  # answers to a prompt in training
+GROUP = 8  # completions per prompt in training
 CURVE_STEPS = 10  # that a point of a curve is the mean of
 WATCHED = (
   'reward_mean',
@@ -33,7 +33,7 @@ WATCHED = (
   'groups_with_signal',
 )
 ANSWERS_AT_ONCE = 512  # in the exam
-# Tokens of an answer, the end token included, by part.
+# Tokens of a completion, the end token included, by part.
 MAX_NEW_TOKENS = {'addition': 4, 'length': 24}
 
 
@@ -46,7 +46,7 @@ def starts_right(row: dict[str, Any], text: str, finished: bool) -> float:
 def random_reward(
   row: dict[str, Any], text: str, finished: bool, *, seed: int
 ) -> float:
-  """0 or 1, whatever was answered."""
+  """0 or 1 at random."""
   del row, text, finished
   return float(_coin(seed).random() < 0.5)
 
@@ -99,7 +99,7 @@ def addition(config, workdir: pathlib.Path) -> dict:
 
 
 def length(config, workdir: pathlib.Path) -> dict:
-  """How GRPO and Dr.GRPO change the length of answers.
+  """How GRPO and Dr.GRPO change the length of completions.
 
   All sums are demonstrated, right and wrong, and examined: what matters is
   that the model knows which is which, not that it adds.
@@ -140,10 +140,10 @@ def _tune(
   demonstrations: list[dict],
   trial: list[dict],
 ) -> dict:
-  """SFT of fresh weights, until enough of the answers are right.
+  """SFT of fresh weights, until enough of the completions are right.
 
   When a model begins to add differs by a hundred steps between seeds, so the
-  run goes on, some steps at a time, until it answers `sft_goal` of `trial`.
+  run continues, some steps at a time, until `sft_goal` of `trial` are right.
   """
   own = config[config.part]
   fields = _tuning_fields(config)
@@ -227,8 +227,8 @@ def _reinforce(
 def curve(rows: list[dict], key: str) -> dict[int, float]:
   """Means over `CURVE_STEPS` steps, by the last of them.
 
-  Steps that lack the key (a rollout without a wrong answer has no length of
-  wrong ones) are left out.
+  Steps without the key are left out: a rollout without wrong completions has
+  no length of them.
   """
   points = {}
   for start in range(0, len(rows), CURVE_STEPS):
@@ -240,7 +240,7 @@ def curve(rows: list[dict], key: str) -> dict[int, float]:
 
 
 def _examine(config, workdir, rows: list[dict], result: dict) -> dict:
-  """Adds what each exported model answers to these prompts."""
+  """Adds the numbers of each exported model on these prompts."""
   answers = config[config.part].answers
   for name in result:
     if not (workdir / name).is_dir():
@@ -252,10 +252,10 @@ def _examine(config, workdir, rows: list[dict], result: dict) -> dict:
 
 
 class Answers(NamedTuple):
-  """Of `size` answers to each of some rows: [rows, size] each.
+  """Of `size` completions of each of some rows: [rows, size] each.
 
   `right` bool, `lengths` int in tokens, `tells` float: 1 where the first mark
-  after the sum says whether it is right, 0 where it says the contrary, NaN
+  after the sum tells whether it is right, 0 where it tells the opposite, NaN
   without a mark.
   """
 
@@ -267,7 +267,7 @@ class Answers(NamedTuple):
 def _sample(
   config, folder: pathlib.Path, rows: list[dict], size: int, temperature: float
 ) -> Answers:
-  """`size` answers to each prompt by a saved model."""
+  """`size` completions of each prompt by a saved model."""
   model, params, tok = api.load(str(folder))
   answers, part = [], max(1, ANSWERS_AT_ONCE // size)
   for start in range(0, len(rows), part):
@@ -287,7 +287,7 @@ def _sample(
 
 
 def read(rows, answers, tok, is_right) -> Answers:
-  """What the answers, `size` to each row, are."""
+  """Rightness, lengths and marks of `size` completions of each row."""
   size = len(answers) // len(rows)
   found = []
   for i, answer in enumerate(answers):
@@ -300,11 +300,11 @@ def read(rows, answers, tok, is_right) -> Answers:
 
 
 def summarise(greedy: Answers, drawn: Answers) -> dict[str, float]:
-  """Accuracies and lengths of the answers of an exam.
+  """Accuracies and lengths of the completions of an exam.
 
   Args:
-    greedy: one to each prompt.
-    drawn: some to each.
+    greedy: one of each prompt.
+    drawn: several of each.
   """
   right, lengths, tells = drawn
   result = {

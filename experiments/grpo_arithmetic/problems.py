@@ -53,9 +53,9 @@ def demonstrations(rows: Iterable[dict]) -> list[dict]:
 
 
 def with_tails(rows: Iterable[dict], seed: int) -> list[dict]:
-  """Rows of SFT, half of them wrong, that say so and go on.
+  """Rows of SFT, half of them wrong, with marks that tell which.
 
-  After the sum come marks, as many as a coin says whatever the sum is: '46....'
+  After the sum comes a random number of marks, whatever the sum is: '46....'
   or, where it is wrong, '47????'.
 
   Args:

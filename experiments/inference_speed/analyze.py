@@ -26,14 +26,14 @@ _COLORS = dict(zip(NAMES, ('#c44e52', '#4c72b0', '#8da9d0', '#55a868')))
 
 
 def analyze(csv_path: str, out_dir: str) -> None:
-  """Writes the README's part and speed.png."""
+  """Writes the parts of README.md and HISTORY.md, and speed.png."""
   rows = report.read_csv(csv_path)
-  readme.write_section(FOLDER, out_dir, section(rows))
+  readme.write_section(FOLDER, out_dir, section(rows), details(rows))
   _draw(rows, os.path.join(out_dir, 'speed.png'))
 
 
 def section(rows: Sequence[report.Row]) -> str:
-  """Returns the README's part with all numbers."""
+  """Returns the README's part: the claim's numbers and the cost."""
   tokens = min(row['tokens.equal'] for row in rows)
   of = rows[0]['tokens.of']
   versions = ', '.join(
@@ -44,13 +44,17 @@ def section(rows: Sequence[report.Row]) -> str:
   return '\n'.join(
     (
       _goal_table(rows),
-      _speed_table(rows),
-      f'Control: in every run, all answers of all systems agree in their first '
-      f'{tokens} of {of} tokens (goal: {of}); a row has at least '
+      f'Control: in every run, the completions of all systems agree in their '
+      f'first {tokens} of {of} tokens (goal: {of}); a row has at least '
       f'{min(row["tokens.distinct"] for row in rows)} different tokens.\n',
       f'{readme.cost_line(rows)}Versions: {versions}.\n',
     )
   )
+
+
+def details(rows: Sequence[report.Row]) -> str:
+  """Returns the table of HISTORY.md."""
+  return _speed_table(rows)
 
 
 def _goal_table(rows) -> str:
@@ -78,16 +82,16 @@ def _speed_table(rows) -> str:
     for system, name in NAMES.items():
       group = _group(rows, batch, f'{system}.decode_tokens_per_s')
       if group:
-        share, _ = report.mean_interval(
-          [row[f'{system}.bandwidth_share'] for row in group]
-        )
+        known = _group(group, batch, f'{system}.bandwidth_share')
+        shares = [row[f'{system}.bandwidth_share'] for row in known]
+        mean = f'{report.mean_interval(shares)[0]:.0%}' if shares else 'unknown'
         lines.append(
           [
             str(batch),
             name,
             readme.mean(group, f'{system}.prefill_tokens_per_s', 0),
             readme.mean(group, f'{system}.decode_tokens_per_s', 1),
-            f'{share:.0%}',
+            mean,
           ]
         )
   header = (
@@ -116,7 +120,7 @@ def _short(other: str) -> str:
 
 def _draw(rows, path: str) -> None:
   figure, axes = plt.subplots(
-    1, 3, figsize=(12, 3.4), width_ratios=(4, 3, 4), layout='constrained'
+    1, 3, figsize=(10, 3), width_ratios=(4, 3, 4), layout='constrained'
   )
   panels = ((1, 'decode'), (8, 'decode'), (1, 'prefill'))
   for axis, (batch, phase) in zip(axes, panels):
@@ -142,8 +146,9 @@ def _draw(rows, path: str) -> None:
       [NAMES[s].replace(', ', ',\n') for s in systems],
       fontsize=7,
     )
-    axis.set_title(f'{phase}, batch of {batch}')
+    axis.set_title(f'{phase}, {batch} {"row" if batch == 1 else "rows"}')
+    axis.margins(y=0.15)
     axis.spines[['top', 'right']].set_visible(False)
   axes[0].set_ylabel('tokens per second')
-  figure.savefig(path, dpi=150)
+  figure.savefig(path, dpi=120)
   plt.close(figure)

@@ -16,7 +16,9 @@ from experiments.turns import Requests
 def ours(folder: str, threads: int) -> opponents.Generator:
   """llm-jax: `generate`, as its users call it, with greedy sampling."""
   del threads  # as many as the process has cores
-  from llm.checkpoints.hf import load as hf
+  import jax.numpy as jnp
+
+  from llm.checkpoints.source import open_checkpoint
   from llm.decode.generate import generate
   from llm.decode.sampling_params import SamplingParams
   from llm.host.memory import keep_freed_memory
@@ -25,9 +27,9 @@ def ours(folder: str, threads: int) -> opponents.Generator:
 
   keep_freed_memory()  # as every run of launch.py does
   enable_compilation_cache()
-  config = hf.read_config(folder)
-  params = hf.load_params(folder, config)
-  model = Transformer(config)
+  source = open_checkpoint(folder)
+  params = source.load(jnp.float32)
+  model = Transformer(source.config)
 
   def run(prompts, new_tokens):
     sampling = SamplingParams(

@@ -21,27 +21,35 @@ _WITH, _WITHOUT = '#c44e52', '#4c72b0'
 
 
 def analyze(csv_path: str, out_dir: str) -> None:
-  """Writes the README's part and cost.png."""
+  """Writes the parts of README.md and HISTORY.md, and cost.png."""
   rows = report.read_csv(csv_path)
-  readme.write_section(FOLDER, out_dir, section(rows))
+  readme.write_section(FOLDER, out_dir, section(rows), details(rows))
   _draw(rows, os.path.join(out_dir, 'cost.png'))
 
 
 def section(rows: Sequence[report.Row]) -> str:
-  """Returns the README's part with all numbers."""
+  """Returns the README's part: the claim's numbers and the cost."""
   answers = part(rows, 'answer')
   equal = sum(row['equal'] for row in answers)
   distinct = min(row['distinct'] for row in answers)
   return '\n'.join(
     (
-      _goal_table(rows),
-      _answer_table(answers),
-      f'Control: {equal} of {len(answers)} answers are the same with and '
+      readme.goal_table(_goals(rows)),
+      f'Control: {equal} of {len(answers)} completions are the same with and '
       f'without the cache, token by token; each has at least {distinct} '
       'different tokens.\n',
+      readme.cost_line(rows),
+    )
+  )
+
+
+def details(rows: Sequence[report.Row]) -> str:
+  """Returns the tables of HISTORY.md."""
+  return '\n'.join(
+    (
+      _answer_table(part(rows, 'answer')),
       _used_table(rows),
       _price_table(part(rows, 'price')[0]),
-      readme.cost_line(rows),
     )
   )
 
@@ -98,7 +106,7 @@ def _means(rows, column):
   return np.array(tokens), np.array(means)
 
 
-def _goal_table(rows) -> str:
+def _goals(rows) -> list[readme.Goal]:
   answers = part(rows, 'answer')
   longest = max(row['config.tokens'] for row in answers)
   last = [row for row in answers if row['config.tokens'] == longest]
@@ -142,13 +150,10 @@ def _goal_table(rows) -> str:
       fit >= 0.95,
     ),
   )
-  return readme.table(
-    ('number', 'goal', 'measured', 'reached'),
-    [
-      (name, goal, _pair(*value), 'yes' if reached else 'no')
-      for name, goal, value, reached in lines
-    ],
-  )
+  return [
+    readme.Goal(name, goal, _pair(*value), bool(reached))
+    for name, goal, value, reached in lines
+  ]
 
 
 def _pair(value: float, half: float) -> str:
@@ -163,7 +168,7 @@ def _answer_table(rows) -> str:
     names = ('cached_s', 'uncached_s', 'speedup')
     cells = [readme.mean(group, n, d) for n, d in zip(names, (3, 2, 1))]
     lines.append([str(tokens), *cells])
-  header = ('answer tokens', 'with cache, s', 'without, s', 'speed-up')
+  header = ('completion tokens', 'with cache, s', 'without, s', 'speed-up')
   return readme.table(header, lines)
 
 
@@ -233,7 +238,7 @@ def _draw_answers(axis, rows) -> None:
   axis.set_xticks(tokens, [str(n) for n in tokens], fontsize=7)
   axis.set_xticks([], minor=True)
   axis.set(
-    xlabel='tokens of the answer', ylabel='seconds', title='a whole answer'
+    xlabel='tokens of the completion', ylabel='seconds', title='a completion'
   )
   axis.legend(frameon=False, fontsize=8)
 

@@ -5,7 +5,8 @@ python launch.py --config=experiments/kv_cache/config.py \
 
 `part` is one of
 
-  answer     seconds for an answer of `tokens` tokens, with and without a cache
+  answer     seconds for a completion of `tokens` tokens, with and without a
+             cache
   used       decode time per token with about `tokens` tokens in the cache
   allocated  decode time per token, 512 slots allocated against 16 times that
   price      bytes of cache for the shapes of published models
@@ -27,7 +28,7 @@ def get_config(arg=None):
   config.task = measure.run
   config.part = 'answer'
   config.seed = 0  # of the weights and the prompt
-  config.tokens = 256  # of the answer, or in the cache; multiple of 64 there
+  config.tokens = 256  # of the completion; or in the cache, a multiple of 64
   config.prompt_tokens = 16  # of the parts answer and allocated
   config.repetitions = 2 if arg.smoke else 15
   model = config.model = ml_collections.ConfigDict()

@@ -28,7 +28,7 @@ from llm.runs import outputs
 
 GROWTH = 16  # of the allocated cache
 _SLOTS = 512  # allocated before that
-_CHUNKS = 4  # of a timed answer in the parts used and allocated
+_CHUNKS = 4  # that are timed in the parts used and allocated
 _TIMED = CHUNK_STEPS * _CHUNKS
 _4K, _128K = 4096, 131_072
 _BLOCK = 32  # the forward pass without a cache is padded to multiples of this
@@ -53,7 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
 
 
 def answer(config) -> dict:
-  """Seconds for the same greedy answer with and without a cache."""
+  """Seconds for the same greedy completion with and without a cache."""
   model, params = _model(config, config.prompt_tokens + config.tokens)
   prompt = _prompt(config, config.prompt_tokens)
   cached = functools.partial(_cached, model, params, prompt, config.tokens)
@@ -93,8 +93,8 @@ def used(config) -> dict:
 def allocated(config) -> dict:
   """Decode time per token with few and with many slots, few of them used.
 
-  The control looks at all slots that are allocated, as a cache does that knows
-  no other length: if its time did not grow, the measurement would be blind.
+  The control reads all slots that are allocated, like a cache that knows no
+  other length. If its time did not grow, the measurement could not see growth.
   """
   model, params = _model(config, _SLOTS * GROWTH)
   prompt = _prompt(config, _SLOTS // 2 - _TIMED + 1)
@@ -232,7 +232,7 @@ def _time_per_token(model, params, after_prompt, held: int, bounded: bool):
   slots in use or at all that are allocated.
   """
   state = jax.block_until_ready(fork(after_prompt, np.zeros((1,), np.int32)))
-  capacity = state.cache.layers[0].k.shape[2]
+  capacity = state.cache.capacity
   began = time.perf_counter()
   for chunk in range(_CHUNKS):
     attend = fine_bucket(held + chunk * CHUNK_STEPS)

@@ -43,21 +43,57 @@ class Curve(NamedTuple):
 
 
 def analyze(csv_path: str, out_dir: str) -> None:
-  """Writes the README's part and curves.png."""
+  """Writes the parts of README.md and HISTORY.md, and curves.png."""
   rows = report.read_csv(csv_path)
-  readme.write_section(FOLDER, out_dir, section(rows))
+  readme.write_section(FOLDER, out_dir, section(rows), details(rows))
   _draw(rows, os.path.join(out_dir, 'curves.png'))
 
 
 def section(rows: Sequence[report.Row]) -> str:
-  """Returns the README's part with all numbers."""
-  tables = [_curve_table(rows, way) for way in WAYS]
+  """Returns the README's part: the claim's numbers and the cost."""
+  peaks_5, best_5, peaks_20, best_20 = [_peak_goal(rows, way) for way in WAYS]
+  *falls, setback_goal = _fall_goals(rows)
+  gold, *coins, follows = _control_goals(rows)
+  what = f'peak of gold from {_sizes()} pairs'
+  each = '5 tokens, best policy; best of n; 20 tokens, RLOO; best of n'
+  goals = (
+    readme.join(f'5 tokens, {what}: best policy; best of n', (peaks_5, best_5)),
+    readme.join(f'20 tokens, {what}: RLOO; best of n', (peaks_20, best_20)),
+    readme.join(
+      '20 tokens, RLOO: least fall of gold from its peak, % of it; most of the '
+      'proxy',
+      (min(falls, key=lambda goal: float(goal.measured)), setback_goal),
+    ),
+    readme.join(
+      f'lowest R² of a fit: {each}', [_lowest_fit_goal(rows, w) for w in WAYS]
+    ),
+    readme.join(
+      f'peak with random labels over that with right ones (control): {each}',
+      coins,
+    ),
+    readme.join(
+      'RLOO (controls): fall on gold itself, % of the peak; distance from the '
+      'best policy, gold',
+      (gold, follows),
+    ),
+  )
+  return f'{readme.goal_table(goals)}\n{readme.cost_line(rows)}'
+
+
+def details(rows: Sequence[report.Row]) -> str:
+  """Returns the tables of HISTORY.md, each goal by itself first."""
+  goals = (
+    *(_peak_goal(rows, way) for way in WAYS),
+    *(_rise_goal(rows, way) for way in WAYS),
+    *_fall_goals(rows),
+    *(_fit_goal(rows, way) for way in WAYS),
+    *_control_goals(rows),
+  )
   return '\n'.join(
     (
-      _goal_table(rows),
-      *tables,
+      readme.goal_table(goals),
+      *(_curve_table(rows, way) for way in WAYS),
       _follows_table(_worlds(rows, 'short')),
-      readme.cost_line(rows),
     )
   )
 
@@ -118,21 +154,9 @@ def _worlds(rows, part: str) -> list[report.Row]:
   return sorted(found, key=lambda row: row['config.seed'])
 
 
-def _goal_table(rows) -> str:
-  lines = [_peak_goal(rows, way) for way in WAYS]
-  lines += [_rise_goal(rows, way) for way in WAYS]
-  lines += _fall_goals(rows)
-  lines += [_fit_goal(rows, way) for way in WAYS]
-  lines += _control_goals(rows)
-  return readme.table(
-    ('number', 'goal', 'measured', 'reached'),
-    [(*line[:3], 'yes' if line[3] else 'no') for line in lines],
-  )
-
-
-def _peak_goal(rows, way) -> tuple:
+def _peak_goal(rows, way) -> readme.Goal:
   means = [statistics.fmean(peaks(rows, way, size)) for size in SIZES]
-  return (
+  return readme.Goal(
     f'{WAYS[way]}: peak of gold from {_sizes()} pairs',
     'each above the one before',
     _list(means),
@@ -140,10 +164,10 @@ def _peak_goal(rows, way) -> tuple:
   )
 
 
-def _rise_goal(rows, way) -> tuple:
+def _rise_goal(rows, way) -> readme.Goal:
   few, many = (peaks(rows, way, size) for size in (SIZES[0], SIZES[-1]))
   mean, half = report.mean_interval(list(np.subtract(many, few)))
-  return (
+  return readme.Goal(
     f'{WAYS[way]}: peak from {SIZES[-1]} pairs less that from {SIZES[0]}',
     '> 0 with its interval',
     f'{mean:.2f} ± {half:.2f}',
@@ -151,13 +175,13 @@ def _rise_goal(rows, way) -> tuple:
   )
 
 
-def _fall_goals(rows) -> list[tuple]:
+def _fall_goals(rows) -> list[readme.Goal]:
   found = [curves_of(rows, _RL, size) for size in SIZES]
   lines = []
   for size, group in zip(SIZES, found, strict=True):
     share = fall_share(group)
     lines.append(
-      (
+      readme.Goal(
         f'{WAYS[_RL]}, {size} pairs: fall of gold from its peak, % of it',
         f'≥ {100 * FALL_GOAL:.0f}',
         f'{100 * share:.0f}',
@@ -168,7 +192,7 @@ def _fall_goals(rows) -> list[tuple]:
   what = 'most that a proxy lies below its highest so far, % of it'
   return [
     *lines,
-    (
+    readme.Goal(
       f'{WAYS[_RL]}: {what}',
       f'≤ {100 * SETBACK_GOAL:.0f}',
       f'{100 * worst:.1f}',
@@ -177,13 +201,23 @@ def _fall_goals(rows) -> list[tuple]:
   ]
 
 
-def _fit_goal(rows, way) -> tuple:
-  means = [
+def _mean_r2(rows, way) -> list[float]:
+  """By number of pairs."""
+  return [
     statistics.fmean(fit.r2 for fit in fits(curves_of(rows, way, size), way))
     for size in SIZES
   ]
+
+
+def _lowest_fit_goal(rows, way) -> readme.Goal:
+  low = min(_mean_r2(rows, way))
+  return readme.Goal(WAYS[way], f'≥ {R2_GOAL}', f'{low:.2f}', low >= R2_GOAL)
+
+
+def _fit_goal(rows, way) -> readme.Goal:
+  means = _mean_r2(rows, way)
   form = 'd (α - β ln d)' if way[1] == 'rl' else 'd (α - β d)'
-  return (
+  return readme.Goal(
     f'{WAYS[way]}: R² of {form} from {_sizes()} pairs',
     f'≥ {R2_GOAL} each',
     _list(means),
@@ -191,10 +225,10 @@ def _fit_goal(rows, way) -> tuple:
   )
 
 
-def _control_goals(rows) -> list[tuple]:
+def _control_goals(rows) -> list[readme.Goal]:
   share = fall_share(curves_of(rows, _RL, GOLD))
   lines = [
-    (
+    readme.Goal(
       f'{WAYS[_RL]} on gold itself: fall from the peak, % of it (control)',
       f'≤ {100 * GOLD_GOAL:.0f}',
       f'{100 * share:.1f}',
@@ -208,8 +242,8 @@ def _control_goals(rows) -> list[tuple]:
     )
     share = coin / right
     lines.append(
-      (
-        f"{WAYS[way]}, a coin's labels: peak of the mean curve over that with "
+      readme.Goal(
+        f'{WAYS[way]}, random labels: peak of the mean curve over that with '
         'right ones (control)',
         f'≤ {COIN_GOAL}',
         f'{share:.3f}',
@@ -223,7 +257,8 @@ def _control_goals(rows) -> list[tuple]:
   ]
   what = '5 tokens: most that RLOO ends away from the best policy, gold'
   reached = max(apart) <= FOLLOWS_GOAL
-  return [*lines, (what, f'≤ {FOLLOWS_GOAL}', f'{max(apart):.3f}', reached)]
+  goal = readme.Goal(what, f'≤ {FOLLOWS_GOAL}', f'{max(apart):.3f}', reached)
+  return [*lines, goal]
 
 
 def _curve_table(rows, way) -> str:
@@ -237,7 +272,7 @@ def _curve_table(rows, way) -> str:
     alpha, beta, r2 = zip(*fitted)
     lines.append(
       (
-        str(judge),
+        'random labels' if judge == COIN else str(judge),
         _interval([f.peak for f in falls]),
         _mean([c.kl[f.place] for c, f in zip(found, falls, strict=True)]),
         _interval([f.end for f in falls]),
@@ -289,7 +324,7 @@ def _draw(rows, path: str) -> None:
     _draw_way(axis, rows, way, colors)
   for part, axis in zip(('short', 'long'), axes[:, 2], strict=True):
     _draw_peaks(axis, rows, part)
-  axes[1, 0].plot([], [], 'k--', lw=0.8, label='what the proxy says')
+  axes[1, 0].plot([], [], 'k--', lw=0.8, label='proxy')
   figure.legend(
     *axes[1, 0].get_legend_handles_labels(),
     loc='outside lower center',
@@ -311,7 +346,7 @@ def _draw_way(axis, rows, way, colors) -> None:
   for judge, color in judges:
     mean = mean_curve(curves_of(rows, way, judge))
     d = np.sqrt(np.maximum(mean.kl, 0.0))
-    label = {COIN: "gold, a coin's labels", GOLD: 'gold, optimised itself'}.get(
+    label = {COIN: 'gold, random labels', GOLD: 'gold, itself optimised'}.get(
       judge, f'gold, {judge} pairs'
     )
     axis.plot(d, mean.gold, color=color, label=label)

@@ -1,4 +1,4 @@
-"""Rewards learnt from few pairs and optimised too far, one part a run.
+"""Rewards learned from few pairs and optimised too far, one part a run.
 
 python launch.py --config=experiments/overoptimisation/config.py \
     --config.part=long --config.seed=0 --workdir=runs/overoptimisation
@@ -6,9 +6,9 @@ python launch.py --config=experiments/overoptimisation/config.py \
 `part` is one of
 
   short  strings of 5 tokens, all of which are counted: the best policy of each
-         KL by the proxy, best-of-n, and RLOO beside them
+         KL by the proxy, best-of-n, and RLOO for comparison
   long   strings of 20 tokens: RLOO on the proxy, best-of-n from samples, and
-         RLOO on the gold reward and on a proxy from the labels of a coin
+         RLOO on the gold reward and on a proxy from random labels
 
 Expected: `result.json` with the curves of KL, proxy and gold for proxies from
 30 to 3,000 pairs, after a minute on two cores. `:smoke` takes a few steps

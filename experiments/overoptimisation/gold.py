@@ -1,4 +1,4 @@
-"""What is truly good: a reward that few pairs of the reference reveal."""
+"""The gold reward: what is truly good, and few pairs reveal."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ PENALTY = 0.5  # for each two equal triples, in standard deviations of a worth
 
 
 class Gold(NamedTuple):
-  """`worth` of each three tokens, numbers in base VOCAB, and a standard."""
+  """`worth` of each three tokens (numbers in base VOCAB), and how to scale."""
 
   worth: jax.Array  # float32[VOCAB**3]
   mean: jax.Array  # float32[], under the reference
@@ -22,7 +22,7 @@ class Gold(NamedTuple):
 def make_gold(
   rng: jax.Array, strings: jax.Array, weights: jax.Array | None = None
 ) -> Gold:
-  """A gold reward with mean 0 and deviation 1 under the reference.
+  """A gold reward with mean 0 and standard deviation 1 under the reference.
 
   Args:
     rng: typed key of the worths.

@@ -118,7 +118,7 @@ def make_long(config) -> Callable[[int], tuple[Pool, policy.Log]]:
       value = lambda strings: gold_lib.score(gold, strings)
       return train_policy(keys[4], params, reward, value)
 
-    # The last turn has a proxy too, whose word does not count.
+    # In the last turn, gold itself, the proxy is not used.
     again = jax.tree.map(lambda x: jnp.concatenate([x, x[-1:]]), judges)
     logs = lax.map(learn, (again, jnp.arange(len(JUDGES) + 1) == len(JUDGES)))
     scores = lax.map(lambda judge: proxy_lib.score(judge, pool), judges)
@@ -128,10 +128,10 @@ def make_long(config) -> Callable[[int], tuple[Pool, policy.Log]]:
 
 
 def make_short(config) -> Callable:
-  """Returns the compiled `train(seed)`: the reference and what all say.
+  """Returns the compiled `train(seed)`: the reference, gold and proxies.
 
   Gold float32[COUNT] and proxies float32[JUDGES, COUNT] are of all strings,
-  with mean 0 and deviation 1 under the reference.
+  with mean 0 and standard deviation 1 under the reference.
   """
 
   @jax.jit

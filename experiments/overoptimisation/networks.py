@@ -28,7 +28,7 @@ def init_proxy(rng: jax.Array, width: int) -> Params:
 
 
 def scores(params: Params, strings: jax.Array) -> jax.Array:
-  """float32[B], what a proxy says of int[B, T]: a sum over its states."""
+  """float32[B], the score of a proxy on int[B, T]: a sum over its states."""
 
   def read(carry, token):
     state, total = carry

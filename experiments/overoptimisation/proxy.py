@@ -1,4 +1,4 @@
-"""Proxies: what is learnt of the gold reward from pairs."""
+"""Proxies: reward models that are learned from pairs labelled by gold."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Pairs(NamedTuple):
 
 
 class Settings(NamedTuple):
-  """Of the training; the rate falls to 0 as a cosine."""
+  """Of the training; the learning rate falls to 0 as a cosine."""
 
   width: int
   steps: int
@@ -34,7 +34,7 @@ class Settings(NamedTuple):
 
 
 class Proxy(NamedTuple):
-  """A network and its standard: mean 0, deviation 1 under the reference."""
+  """A network, and the mean and standard deviation of its scores."""
 
   params: Params
   mean: jax.Array  # float32[]
@@ -44,7 +44,7 @@ class Proxy(NamedTuple):
 def compare(
   rng: jax.Array, strings: jax.Array, rewards: jax.Array
 ) -> tuple[Pairs, Pairs]:
-  """Pairs labelled by Bradley and Terry, and the same ones by a coin.
+  """Pairs labelled by Bradley and Terry, and the same pairs at random.
 
   Args:
     rng: typed key of the labels.
@@ -138,5 +138,5 @@ def standardise(
 
 
 def score(proxy: Proxy, strings: jax.Array) -> jax.Array:
-  """float32[B], what a proxy says of int[B, T]."""
+  """float32[B], the standardised score of a proxy on int[B, T]."""
   return (networks.scores(proxy.params, strings) - proxy.mean) / proxy.scale

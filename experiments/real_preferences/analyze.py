@@ -29,21 +29,40 @@ _LEFT_OUT = {
 
 
 def analyze(csv_path: str, out_dir: str) -> None:
-  """Writes the README's part and accuracy.png."""
+  """Writes the parts of README.md and HISTORY.md, and accuracy.png."""
   rows = report.read_csv(csv_path)
-  readme.write_section(FOLDER, out_dir, section(rows))
+  readme.write_section(FOLDER, out_dir, section(rows), details(rows))
   _draw(rows, os.path.join(out_dir, 'accuracy.png'))
 
 
 def section(rows: Sequence[report.Row]) -> str:
-  """Returns the README's part with all numbers."""
+  """Returns the README's part: the claim's numbers and the cost."""
+  *ends, rasbt_labels, harmless_labels, rasbt_margin, harmless_margin = _goals(
+    rows
+  )
+  sets = '; '.join(NAMES.values())
+  goals = (
+    *ends,
+    readme.join(
+      f'accuracy with shuffled labels, % (control): {sets}',
+      (rasbt_labels, harmless_labels),
+    ),
+    readme.join(
+      f"least held-out margin of DPO's runs: {sets}",
+      (rasbt_margin, harmless_margin),
+    ),
+  )
+  return f'{readme.goal_table(goals)}\n{readme.cost_line(rows)}'
+
+
+def details(rows: Sequence[report.Row]) -> str:
+  """Returns the tables of HISTORY.md, each goal by itself first."""
   return '\n'.join(
     (
-      _goal_table(rows),
+      readme.goal_table(_goals(rows)),
       _accuracy_table(rows),
       _dpo_table(rows),
-      _pairs_table(rows),
-      _base_line(rows) + readme.cost_line(rows),
+      _pairs_table(rows) + _base_line(rows),
     )
   )
 
@@ -81,13 +100,13 @@ def _interval(rows, data, name):
   return right / total, *wilson_interval(right / total, total), total
 
 
-def _goal_table(rows) -> str:
-  lines = []
+def _goals(rows) -> list[readme.Goal]:
+  goals = []
   for run in ('reward', 'dpo'):
     for data, goal in GOALS.items():
       share, low, high, _ = pooled(rows, data, run)
-      lines.append(
-        (
+      goals.append(
+        readme.Goal(
           f'{RUNS[run]}, {NAMES[data]}: lower end of the held-out accuracy, %',
           f'> {100 * goal:.0f}',
           f'{100 * low:.1f}',
@@ -97,8 +116,8 @@ def _goal_table(rows) -> str:
   for data in GOALS:
     values = [row[f'{data}.control.eval_reward_accuracy'] for row in rows]
     mean, half = report.mean_interval(values)
-    lines.append(
-      (
+    goals.append(
+      readme.Goal(
         f'shuffled labels, {NAMES[data]}: accuracy over the seeds (control), %',
         'has 50 in its interval',
         _pair((100 * mean, 100 * half), 1),
@@ -107,21 +126,15 @@ def _goal_table(rows) -> str:
     )
   for data in GOALS:
     margins = [row[f'{data}.dpo.eval_reward_margin'] for row in rows]
-    lines.append(
-      (
+    goals.append(
+      readme.Goal(
         f'DPO, {NAMES[data]}: least held-out margin of a run',
         '> 0',
         f'{min(margins):.3f}',
         min(margins) > 0,
       )
     )
-  return readme.table(
-    ('number', 'goal', 'measured', 'reached'),
-    [
-      (name, goal, value, 'yes' if reached else 'no')
-      for name, goal, value, reached in lines
-    ],
-  )
+  return goals
 
 
 def _accuracy_table(rows) -> str:
@@ -197,7 +210,7 @@ def _base_line(rows) -> str:
     f'\n{rows[0]["sft.parameters"]:,} parameters. The model that all of them '
     'begin with has a held-out loss of '
     f'{readme.mean(rows, "sft.eval_loss", 2)} nats per token of a chosen '
-    'answer.\n\n'
+    'completion.\n'
   )
 
 

@@ -27,9 +27,9 @@ def get_config(arg=None):
   config.vocab_size = 512 if smoke else 4096  # of the tokenizer
   config.embed_dim = 32 if smoke else 128
   config.num_layers = 1 if smoke else 2
-  config.max_length = 256 if smoke else 320  # tokens of a prompt and answer
+  config.max_length = 256 if smoke else 320  # tokens of a prompt and completion
   config.sft = _part(2 if smoke else 200, 3e-3)
-  # Steps and rates of reward models (rm) and of DPO, by data set.
+  # Steps and learning rates of reward models (rm) and of DPO, by data set.
   config.rasbt = ml_collections.ConfigDict()
   config.rasbt.rm = _part(2 if smoke else 60, 1e-3)
   config.rasbt.dpo = _part(2 if smoke else 60, 3e-4)

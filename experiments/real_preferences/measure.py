@@ -64,10 +64,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
 
 
 def describe_pairs(pairs: Pairs) -> dict[str, float]:
-  """What became of the rows, and how often the longer answer is chosen.
+  """Counts of the rows, and how often the longer completion is chosen.
 
-  `longer` is the share of pairs whose chosen answer has more tokens, with half
-  of those whose answers are equally long: the accuracy of that rule.
+  `longer` is the share of pairs whose chosen completion has more tokens, plus
+  half of those of equal length: the accuracy of that rule.
   """
   examples = pairs.examples
   tokens = np.add.reduceat(examples.loss_mask, examples.offsets[:-1], dtype=int)
@@ -87,7 +87,7 @@ def _write_tokenizer(config, folder, parts) -> None:
 
 
 def _fine_tune(config, folder, splits) -> dict:
-  """Fresh weights, trained on the chosen answers of both data sets."""
+  """Fresh weights, trained on the chosen completions of both data sets."""
   fields = _fields('sft', config, config.sft)
   fields.model.update(
     embed_dim=config.embed_dim,

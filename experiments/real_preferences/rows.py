@@ -16,7 +16,7 @@ def split(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
 
   Seeds 0, 1 and 2 hold out each pair once, as do 3, 4 and 5 in other thirds.
   Pairs with the same first prompt are on the same side, for real files have
-  several answers to a prompt, and conversations that go on from one another.
+  several completions of a prompt, and conversations that continue others.
 
   Args:
     rows: of a shape that `llm.data.pairs` knows.
@@ -41,12 +41,12 @@ def first_prompt(row: Row) -> str:
   chosen = canonical_pair(row)[0]
   if 'instruction' in chosen:
     return f'{chosen["instruction"]}\n{chosen.get("input", "")}'
-  # Some answers stand before any question: then the answer tells them apart.
+  # Some rows have no question first: then the completion tells them apart.
   return [*chosen['prompt'], *chosen['completion']][0]['content']
 
 
 def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
-  """The rows with chosen and rejected exchanged in a random half of them."""
+  """The rows with chosen and rejected swapped in a random half of them."""
   order = np.random.default_rng(seed).permutation(len(rows))
   swapped = set(order[: len(rows) // 2].tolist())
   return [
@@ -58,7 +58,7 @@ def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def dialogues(rows: Sequence[Row]) -> Iterator[Row]:
-  """The chosen answers as rows to fine-tune on; empty ones are left out."""
+  """The chosen completions as rows to fine-tune on; empty ones are left out."""
   for row in rows:
     chosen = canonical_pair(row)[0]
     answer = chosen.get('output') or chosen.get('completion')
@@ -69,7 +69,7 @@ def dialogues(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
-  """The lines of prompts and of both answers, to train a tokenizer on."""
+  """The lines of prompts and of both completions, to train a tokenizer on."""
   for row in rows:
     for name in ('instruction', 'input', 'chosen', 'rejected'):
       yield from row.get(name, '').split('\n')

@@ -30,20 +30,34 @@ _COLORS = {
 
 
 def analyze(csv_path: str, out_dir: str) -> None:
-  """Writes the README's part and learning.png."""
+  """Writes the parts of README.md and HISTORY.md, and learning.png."""
   rows = report.read_csv(csv_path)
-  readme.write_section(FOLDER, out_dir, section(rows))
+  readme.write_section(FOLDER, out_dir, section(rows), details(rows))
   _draw(rows, os.path.join(out_dir, 'learning.png'))
 
 
 def section(rows: Sequence[report.Row]) -> str:
-  """Returns the README's part with all numbers."""
+  """Returns the README's part: the claim's numbers and the cost."""
+  loss, seconds, shuffled, step, ended, ended_before, fresh = _goals(rows)
+  what = 'completions that end by themselves, %: after fine-tuning; before'
+  goals = (
+    loss,
+    seconds,
+    shuffled,
+    step,
+    readme.join(f'{what} (control)', (ended, ended_before)),
+    fresh,
+  )
+  return f'{readme.goal_table(goals)}\n{readme.cost_line(rows)}'
+
+
+def details(rows: Sequence[report.Row]) -> str:
+  """Returns the tables of HISTORY.md, each goal by itself first."""
   return '\n'.join(
     (
-      _goal_table(rows),
+      readme.goal_table(_goals(rows)),
       _bytes_table(rows),
       _instructions_table(rows),
-      readme.cost_line(rows),
     )
   )
 
@@ -90,64 +104,57 @@ def largest_rise(row: report.Row) -> float:
   return max(after - before for before, after in zip(losses, losses[1:]))
 
 
-def _goal_table(rows) -> str:
+def _goals(rows) -> list[readme.Goal]:
   real, tuned = byte_runs(rows, 'adamw'), tuning_runs(rows)
   shuffled = byte_runs(rows, 'shuffled')
   loss = report.mean_interval([row['eval_loss'] for row in real])
   seconds = report.mean_interval([row['seconds'] for row in real])
   above = [row['eval_loss'] - row['entropy'] for row in shuffled]
   rises = [largest_rise(row) for row in tuned]
-  lines = [
-    (
+  return [
+    readme.Goal(
       'held-out loss on Shakespeare, nats per byte',
       f'≤ {LOSS_GOAL}',
       _pair(loss, 3),
       loss[0] <= LOSS_GOAL,
     ),
-    (
+    readme.Goal(
       'seconds for it, everything included',
       f'≤ {SECONDS_GOAL}',
       _pair(seconds, 0),
       seconds[0] <= SECONDS_GOAL,
     ),
-    (
+    readme.Goal(
       'the same loss on shuffled bytes, above their entropy (control)',
       '≥ 0',
       _pair(report.mean_interval(above), 3),
       min(above) >= 0,
     ),
-    (
+    readme.Goal(
       'largest step of the completion loss in the first epoch, nats',
       '< 0 in each run',
       f'{max(rises):.3f}',
       max(rises) < 0,
     ),
-    (
-      'answers that end by themselves, %',
+    readme.Goal(
+      'completions that end by themselves, %',
       f'≥ {100 * EOS_GOAL:.0f}',
       _percent(tuned, 'pretrained.eos_share'),
       _mean(tuned, 'pretrained.eos_share') >= EOS_GOAL,
     ),
-    (
+    readme.Goal(
       'the same before fine-tuning (control), %',
       f'< {100 * EOS_GOAL:.0f}',
       _percent(tuned, 'stories.eos_share'),
       _mean(tuned, 'stories.eos_share') < EOS_GOAL,
     ),
-    (
+    readme.Goal(
       'completion loss from random weights, above that from stories (control)',
       '> 0 in each run',
       _pair(report.mean_interval(_gaps(tuned)), 3),
       min(_gaps(tuned)) > 0,
     ),
   ]
-  return readme.table(
-    ('number', 'goal', 'measured', 'reached'),
-    [
-      (name, goal, value, 'yes' if reached else 'no')
-      for name, goal, value, reached in lines
-    ],
-  )
 
 
 def _gaps(rows) -> list[float]:
@@ -194,16 +201,16 @@ def _instructions_table(rows) -> str:
     'instructions, held out',
     'nats per token',
     'ended by EOS, %',
-    'tokens of an answer',
+    'tokens of a completion',
     'as in the data, %',
     'seconds',
   )
   return (
     readme.table(header, lines)
-    + f'\nThe right answers have {first["fresh.wanted_tokens"]:.1f} tokens, '
-    f'the longest {first["fresh.longest_wanted"]}. A token of the tokenizer '
-    f'has {first["text.bytes_per_token"]:.1f} bytes of the instructions, and '
-    f'{100 * first["text.single_bytes"]:.0f}% of the tokens one byte only. '
+    + f'\nThe held-out completions have {first["fresh.wanted_tokens"]:.1f} '
+    f'tokens, the longest {first["fresh.longest_wanted"]}. A token '
+    f'covers {first["text.bytes_per_token"]:.1f} bytes of the instructions; '
+    f'{100 * first["text.single_bytes"]:.0f}% of the tokens are single bytes. '
     'Pretraining ends with a held-out loss of '
     f'{readme.mean(group, "stories.eval_loss", 3)} nats per token on stories, '
     f'of {first["stories.tokens"] / 1e6:.1f}M tokens.\n'

@@ -40,5 +40,5 @@ def get_config(arg=None):
   own.vocab_size = 1024  # of the tokenizer, trained on the stories
   own.pretrain_steps = 20 if arg.smoke else 1000
   own.epochs = 1 if arg.smoke else 3
-  own.max_new_tokens = 16 if arg.smoke else 128  # of an answer
+  own.max_new_tokens = 16 if arg.smoke else 128  # of a completion
   return config

@@ -66,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
 
 
 def shakespeare(config, workdir: pathlib.Path, data: pathlib.Path) -> dict:
-  """Held-out loss after pretraining on bytes, beside n-gram models."""
+  """Held-out loss after pretraining on bytes, and that of n-gram models."""
   own = config.bytes
   text = np.frombuffer((data / SHAKESPEARE).read_bytes(), np.uint8)
   cut = int(len(text) * (1 - HELD_OUT) + 1e-9)
@@ -203,7 +203,7 @@ def _curve(folder: pathlib.Path) -> dict[int, float]:
 def _answer(
   folder: pathlib.Path, held_out: Examples, max_new_tokens: int
 ) -> dict:
-  """Answers the held-out prompts, greedily, with an exported model."""
+  """Completes the held-out prompts, greedily, with an exported model."""
   model, params, tok = api.load(str(folder))
   prompts = [e.tokens[: e.loss_mask.argmax()].tolist() for e in held_out]
   right = [e.tokens[e.loss_mask].tolist() for e in held_out]

@@ -29,14 +29,14 @@ _SPLIT = {
 
 
 def analyze(csv_path: str, out_dir: str) -> None:
-  """Writes the README's part and speed.png."""
+  """Writes the parts of README.md and HISTORY.md, and speed.png."""
   rows = report.read_csv(csv_path)
-  readme.write_section(FOLDER, out_dir, section(rows))
+  readme.write_section(FOLDER, out_dir, section(rows), details(rows))
   _draw(rows, os.path.join(out_dir, 'speed.png'))
 
 
 def section(rows: Sequence[report.Row]) -> str:
-  """Returns the README's part with all numbers."""
+  """Returns the README's part: the claim's numbers and the cost."""
   apart = max(row['losses.apart'] for row in rows)
   versions = ', '.join(
     f'{name} {rows[0][f"versions.{name}"]}'
@@ -46,8 +46,6 @@ def section(rows: Sequence[report.Row]) -> str:
   return '\n'.join(
     (
       _goal_table(rows),
-      _speed_table(rows),
-      _split_table(rows),
       f'Control: over the first {rows[0]["losses.steps"]} steps the losses of '
       f'all systems are at most {apart:.1e} apart (goal: {MOST_APART:.0e}); '
       f'they go from {readme.mean(rows, "losses.first", 3)} to '
@@ -55,6 +53,11 @@ def section(rows: Sequence[report.Row]) -> str:
       f'{readme.cost_line(rows)}Versions: {versions}.\n',
     )
   )
+
+
+def details(rows: Sequence[report.Row]) -> str:
+  """Returns the tables of HISTORY.md."""
+  return '\n'.join((_speed_table(rows), _split_table(rows)))
 
 
 def _goal_table(rows) -> str:

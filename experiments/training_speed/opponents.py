@@ -18,7 +18,7 @@ def transformers_fused(folder: str, settings: dict[str, Any]):
 
 
 def _trainer(folder, settings, fused):
-  """Returns `train(steps) -> losses`, which goes on where it stopped.
+  """Returns `train(steps) -> losses`, which continues where it stopped.
 
   Batches are torch tensors before the clock starts.
   """

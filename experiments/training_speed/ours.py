@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from experiments.training_speed.rows import draw_rows
 from llm.align.supervised_loss import make_training_loss
-from llm.checkpoints.hf import load as hf
+from llm.checkpoints.source import open_checkpoint
 from llm.checkpoints.train_state import Checkpoints
 from llm.data.examples import Example, from_list
 from llm.data.pipeline import make_source
@@ -37,11 +37,12 @@ class Trainer:
   def __init__(self, folder: str, settings: dict[str, Any]):
     keep_freed_memory()
     enable_compilation_cache()
-    config = hf.read_config(folder)
+    source = open_checkpoint(folder)
     mesh = make_mesh(types.SimpleNamespace(data=1, fsdp=1, tensor=1))
-    params = hf.load_params(folder, config)
-    spec = ModelSpec(None, None, config, None, None)
-    train_model = TrainModel(spec, Transformer(config), mesh, params, {})
+    params = source.load(jnp.float32)
+    spec = ModelSpec(None, None, source.config, None, None)
+    model = Transformer(source.config)
+    train_model = TrainModel(spec, model, mesh, params, {})
     optim = types.SimpleNamespace(**settings['optim'])
     tx = make_optimizer(optim, settings['all_steps'], params)
     step = make_train_step(
@@ -60,8 +61,8 @@ class Trainer:
     self._mesh = mesh
 
   def train(self, steps: int) -> list[float]:
-    """Goes on for so many steps; returns their losses."""
-    return [row['loss'] for row in self._fit(self._step, steps)]
+    """Trains for so many more steps; returns their losses."""
+    return [metrics['loss'] for metrics in self._fit(self._step, steps)]
 
   def split(self, steps: int) -> dict[str, float]:
     """Where the time goes, in seconds of a step.
@@ -79,14 +80,16 @@ class Trainer:
           checkpoints.save(int(state.step), state, where, scores)
 
         began = time.perf_counter()
-        rows = self._fit(self._step, steps, save=save, save_every=half)
+        found = self._fit(self._step, steps, save=save, save_every=half)
         checkpoints.wait()
         whole = (time.perf_counter() - began) / steps
-    data = sum(row['data_s'] for row in rows) / steps
-    saving = sum(row.get('save_s', 0.0) for row in rows) / 2
-    # Between two rows, without evaluation and saving.
-    tokens = rows[0]['tokens']
-    step = statistics.median(tokens / row['tokens_per_s'] for row in rows[1:])
+    data = sum(metrics['data_s'] for metrics in found) / steps
+    saving = sum(metrics.get('save_s', 0.0) for metrics in found) / 2
+    # Between two steps, without evaluation and saving.
+    tokens = found[0]['tokens']
+    step = statistics.median(
+      tokens / metrics['tokens_per_s'] for metrics in found[1:]
+    )
     return {
       'step_s': step,
       'data_s': data,
@@ -108,26 +111,25 @@ class Trainer:
     return (time.perf_counter() - began) / steps
 
   def _fit(self, step, steps, save=None, save_every=0):
-    """Rows of `steps` more steps, each written as the runs write theirs."""
-    rows = []
+    """Metrics of `steps` more steps, each written as the runs write theirs."""
+    found = []
     # The loop counts from the state's step, which `nothing` leaves as it is.
     schedule = loop.Schedule(
       int(self._state.step) + steps, save_every=save_every
     )
 
-    def draw(state):
+    def next_batch(state):
       del state
       batch, stats = next(self._source)
       return shard_batch(batch, self._mesh), stats
 
     with tempfile.TemporaryFile('w') as file:
 
-      def on_row(row):
-        file.write(json.dumps(row) + '\n')
+      def on_metrics(metrics):
+        file.write(json.dumps(metrics) + '\n')
         file.flush()
-        rows.append(row)
+        found.append(metrics)
 
-      self._state = loop.fit(
-        self._state, step, draw, schedule, on_row=on_row, save=save
-      )
-    return rows
+      hooks = loop.Hooks(on_metrics, save=save)
+      self._state = loop.fit(self._state, step, next_batch, schedule, hooks)
+    return found

@@ -1,32 +1,23 @@
-"""The batches of a distillation: rows as they are, or answered anew."""
+"""The batches of a distillation: rows as they are, or with new completions."""
 
 import functools
 from typing import Any
 
 import numpy as np
 
+from llm.align.checks import reads_completions, samples_completions
 from llm.align.teacher import Teacher
 from llm.data import dataset, pipeline, prompts, records
 from llm.data.examples import Examples
 from llm.decode.rollout import completion_arrays, sample_completions
 from llm.errors import UserError
+from llm.models.config import length_limit
 from llm.models.transformer import Transformer
 from llm.parallel.sharding import shard_batch
 from llm.runs import datasets, outputs
+from llm.runs.batches import make_source
+from llm.runs.checks import check_data
 from llm.runs.train_model import ModelSpec, TrainModel
-
-# Of the sampler, where `rollout` does not say otherwise.
-MAX_NEW_TOKENS, TEMPERATURE = 128, 1.0
-
-
-def reads_completions(rollout) -> bool:
-  """True where some batches are the rows with their own answers."""
-  return rollout.lmbda < 1.0 and not rollout.seq_kd
-
-
-def draws_completions(rollout) -> bool:
-  """True where some batches are answers of one of the models."""
-  return rollout.lmbda > 0.0 or rollout.seq_kd
 
 
 def load(
@@ -34,29 +25,29 @@ def load(
 ) -> tuple[Examples, Examples | None]:
   """The rows to train on and those held out, or None.
 
-  Rows of a prompt alone become examples without an answer.
+  Rows of a prompt alone become examples without a completion.
 
   Raises:
     UserError: a field, a file or a row is wrong; the message says which.
   """
   data, rollout = config.data, config.rollout
-  datasets.check_data(data, spec)
+  check_data(data, length_limit(spec.config))
   if not _are_prompts(data):
     examples, held_out = datasets.load_texts(config, spec)
-    if draws_completions(rollout) and 'text' in examples.counts['shapes']:
+    if samples_completions(rollout) and 'text' in examples.counts['shapes']:
       raise UserError(
-        f'data.path={data.path!r}: texts have no prompt to answer; use '
+        f'data.path={data.path!r}: texts have no prompt to complete; use '
         'rollout.lmbda=0 without rollout.seq_kd, or rows with a prompt'
       )
   elif reads_completions(rollout):
     raise UserError(
-      f'data.path={data.path!r}: has prompts without answers, which '
+      f'data.path={data.path!r}: has prompts without completions, which '
       f'rollout.lmbda={rollout.lmbda} reads in a share of the batches; use '
       'rollout.lmbda=1 or rollout.seq_kd=True'
     )
   else:
     examples, held_out = _load_prompts(config, spec)
-  if draws_completions(rollout):
+  if samples_completions(rollout):
     longest = int(prompts.prompt_lengths(examples).max())
     _check_room(rollout, longest, spec.config, 'student')
     _check_room(rollout, longest, teacher.model.config, 'teacher')
@@ -64,42 +55,31 @@ def load(
 
 
 class Batches:
-  """The data of a run; each batch has the next rows.
+  """The `batches.Batches` of a run; each batch has the next rows.
 
   Whether batch n is on policy is a function of (seed, n), and so are the
-  answers, given the parameters: the state is the place in the rows and n.
+  completions, given the parameters: the state is the position in the rows and
+  n.
   """
 
   def __init__(
     self, config, train_model: TrainModel, teacher: Teacher, examples: Examples
   ):
-    data = config.data
-    self._config, self._trainee, self._teacher = config, train_model, teacher
-    self._examples, self._drawn = examples, 0
+    self._config, self._teacher = config, teacher
+    self._train_model = train_model
+    self._examples, self._count = examples, 0
     self._prompts = prompts.prompt_lengths(examples)
     self._decoder = Transformer(
       train_model.spec.config, dtype=train_model.model.dtype
     )
-    self._source = pipeline.make_source(
-      examples,
-      batch_size=config.train.batch_size,
-      max_length=data.max_length,
-      packing=data.packing,
-      shuffle=data.shuffle,
-      seed=data.seed,
-      named=True,
-    )
+    self._source = make_source(config, examples, named=True)
 
-  def draw(self, state) -> tuple[Any, dict[str, float]]:
-    """The next batch; `state.params` answer its prompts where it is on policy.
-
-    Returns:
-      the batch on the devices, and numbers about it.
-    """
-    rollout, train_model = self._config.rollout, self._trainee
+  def next_batch(self, state) -> tuple[Any, dict[str, float]]:
+    """See `Batches`; where it is on policy, `state.params` complete prompts."""
+    rollout, train_model = self._config.rollout, self._train_model
     batch, stats = next(self._source)
     rows = batch.pop('examples')[:, 0]
-    rng = np.random.default_rng((self._config.seed, self._drawn))
+    rng = np.random.default_rng((self._config.seed, self._count))
     on_policy = rng.random() < rollout.lmbda
     if on_policy:
       batch, more = self._complete(
@@ -111,54 +91,50 @@ class Batches:
         rows, self._teacher.model, train_model.frozen['teacher']
       )
       stats |= more
-    self._drawn += 1
+    self._count += 1
     return shard_batch(batch, train_model.mesh), stats | {
       'on_policy': float(on_policy)
     }
 
   def get_state(self) -> dict[str, Any]:
-    """JSON-able."""
-    return {'source': self._source.get_state(), 'drawn': self._drawn}
+    """See `Batches`."""
+    return {'source': self._source.get_state(), 'drawn': self._count}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes to the place of a `get_state`."""
+    """See `Batches`."""
     self._source.set_state(state['source'])
-    self._drawn = state['drawn']
+    self._count = state['drawn']
 
   def _complete(self, rows, model: Transformer, params):
-    """New answers to the prompts of these examples, as a batch and numbers."""
+    """Samples completions of these examples' prompts: a batch and numbers."""
     rollout = self._config.rollout
-    asked = [self._examples[i].tokens[: self._prompts[i]] for i in rows]
-    asked = [prompt.tolist() for prompt in asked]
+    asked = [
+      self._examples[i].tokens[: self._prompts[i]].tolist() for i in rows
+    ]
     completions = sample_completions(
       model,
       params,
       asked,
       group_size=1,
-      seed=(self._config.seed, self._drawn),
+      seed=(self._config.seed, self._count),
       max_new_tokens=rollout.max_new_tokens,
       temperature=rollout.temperature,
-      eos_ids=self._trainee.spec.config.eos_ids,
+      eos_ids=self._train_model.spec.config.eos_ids,
     )
     batch = completion_arrays(asked, completions)
     del batch['old_logprobs']
     return batch, pipeline.fill_stats(batch) | {
-      'length': float(np.mean([len(a.token_ids) for a in completions])),
+      'length': float(np.mean([len(c.token_ids) for c in completions])),
       'finished': float(
-        np.mean([a.finish_reason == 'stop' for a in completions])
+        np.mean([c.finish_reason == 'stop' for c in completions])
       ),
     }
 
 
 def _are_prompts(data) -> bool:
-  """True where the first row has a prompt and no answer."""
-  first = next(records.read_records(data.path, separator=data.separator)).value
-  first = {k: v for k, v in first.items() if v is not None}
-  if 'prompt' in first:
-    return not {'completion', 'response'} & set(first)
-  turns = first.get('messages')
-  last = turns[-1] if isinstance(turns, list) and turns else None
-  return isinstance(last, dict) and last.get('role') != 'assistant'
+  """True where the first row has a prompt and no completion."""
+  rows = records.read_records(data.path, separator=data.separator)
+  return prompts.is_prompt(next(rows).value)
 
 
 def _load_prompts(config, spec: ModelSpec):
@@ -167,8 +143,8 @@ def _load_prompts(config, spec: ModelSpec):
   if data.eval_fraction:
     raise UserError(
       f'data.eval_fraction={data.eval_fraction}: {data.path} has prompts '
-      'without answers, and what is held out is scored on its answers; give '
-      'rows that have some as data.eval_path'
+      'without completions, and what is held out is scored on its '
+      'completions; give rows that have some as data.eval_path'
     )
   load_eval = functools.partial(
     dataset.load_examples,

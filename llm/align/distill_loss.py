@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from llm.align.hidden import hidden_states
 from llm.align.teacher import Teacher
 from llm.losses.distill import chunked_generalized_jsd_loss
 from llm.losses.language import next_token_targets
@@ -14,16 +15,17 @@ from llm.train.step import LossFn
 def make_distill_loss(
   train_model: TrainModel, teacher: Teacher, loss: Any, *, training: bool
 ) -> LossFn:
-  """Divergence of the student's next tokens from the teacher's, where learned.
+  """Divergence of the student's next tokens from the teacher's.
 
-  Reads the teacher's parameters from `frozen['teacher']`. The logits of either
-  model exist for a few tokens at a time.
+  It counts the tokens under the loss mask. The teacher's parameters are
+  `frozen['teacher']`. The logits of either model exist for a few tokens at a
+  time.
 
   Args:
     train_model: the student.
     teacher: of the same tokens.
     loss: `config.loss`, with `beta` and `temperature`.
-    training: with LoRA's dropout; else nothing is drawn.
+    training: with LoRA's dropout; else without random numbers.
   """
   student_model, shared = train_model.model, teacher.shared
 
@@ -35,10 +37,10 @@ def make_distill_loss(
       batch['tokens'], batch['loss_mask'], batch['segment_ids']
     )
     return chunked_generalized_jsd_loss(
-      _hidden(student_model, variables, batch),
-      _output_rows(student_model, variables['params'], shared),
-      _hidden(teacher.model, {'params': frozen['teacher']}, batch),
-      _output_rows(teacher.model, frozen['teacher'], shared),
+      hidden_states(student_model, variables, batch),
+      _output_rows(variables['params'], student_model, shared),
+      hidden_states(teacher.model, {'params': frozen['teacher']}, batch),
+      _output_rows(frozen['teacher'], teacher.model, shared),
       weights,
       beta=loss.beta,
       temperature=loss.temperature,
@@ -49,17 +51,6 @@ def make_distill_loss(
   return loss_fn
 
 
-def _hidden(model: Transformer, variables, batch):
-  hidden, _ = model.apply(
-    variables,
-    batch['tokens'],
-    positions=batch['positions'],
-    segment_ids=batch['segment_ids'],
-    method='trunk',
-  )
-  return hidden
-
-
-def _output_rows(model: Transformer, params, count: int):
+def _output_rows(params: Any, model: Transformer, count: int) -> Any:
   """The output weight's rows of the first `count` tokens."""
   return sliced(output_weight(params, model.config), slice(count))

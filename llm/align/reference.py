@@ -1,49 +1,18 @@
-"""The model that a preference run compares with."""
+"""The model that a preference loss compares with."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from llm.align.preference_loss import (
-  BASE,
-  FROZEN,
-  PRECOMPUTED,
-  REFERENCES,
-  needs_reference,
-)
+from llm.align.checks import BASE, FROZEN, PRECOMPUTED, needs_reference
+from llm.align.scores import score_completions
 from llm.errors import UserError
 from llm.runs.train_model import TrainModel
 
 
-def check_reference(config) -> None:
-  """Refuses a `loss.reference` that is unknown or does not fit `lora`."""
-  loss = config.loss
-  if config.lora.rank and config.lora.dropout:
-    raise UserError(
-      f'lora.dropout={config.lora.dropout}: the reference is without it, so '
-      'that the two would differ by noise; set it to 0'
-    )
-  if not needs_reference(loss.name):
-    if loss.reference is not None:
-      raise UserError(
-        f'loss.reference={loss.reference!r}: {loss.name} has no reference; '
-        'leave it unset'
-      )
-    return
-  if loss.reference not in REFERENCES:
-    raise UserError(
-      f'loss.reference={loss.reference!r}: use one of {", ".join(REFERENCES)}'
-    )
-  if loss.reference == BASE and not config.lora.rank:
-    raise UserError(
-      f"loss.reference='{BASE}' is the model without its adapters: set "
-      f"lora.rank above 0, or use '{PRECOMPUTED}'"
-    )
-
-
 def with_reference(config, train_model: TrainModel) -> TrainModel:
-  """The trainee, with a copy of its first parameters where it is asked for."""
+  """The model, with a copy of its first parameters where the loss reads one."""
   loss = config.loss
   if loss.reference != FROZEN or not needs_reference(loss.name):
     return train_model
@@ -57,3 +26,17 @@ def with_reference(config, train_model: TrainModel) -> TrainModel:
   return dataclasses.replace(
     train_model, frozen={**train_model.frozen, 'reference': copy}
   )
+
+
+def reference_logprobs(train_model, frozen, batch, loss) -> jax.Array:
+  """float32[B, S]: the reference's log-probability of each completion.
+
+  It is a column of the batch, or of parameters that are not trained.
+  """
+  if 'ref_logprobs' in batch:
+    return batch['ref_logprobs']
+  params = frozen['base' if loss.reference == BASE else 'reference']
+  scores = score_completions(
+    train_model.model, {'params': params}, batch, loss.ld_alpha
+  )
+  return jax.lax.stop_gradient(scores.logprobs)

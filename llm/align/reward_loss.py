@@ -1,18 +1,17 @@
-"""From a batch of answers, or of steps, to the loss of a reward model."""
+"""From a batch of completions, or of their steps, to a reward model's loss."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from llm.align.checks import PROCESS
+from llm.align.hidden import hidden_states
 from llm.losses.reward import bradley_terry_loss, process_reward_loss
 from llm.losses.sequences import completion_ends
 from llm.rewards.model import head_scores
 from llm.runs.train_model import TrainModel
 from llm.train.step import LossFn
-
-OUTCOME, PROCESS = 'bradley_terry', 'process'
-LOSSES = (OUTCOME, PROCESS)
 
 
 def make_reward_loss(
@@ -31,9 +30,10 @@ def make_reward_loss(
   """
 
   def loss_fn(params, frozen, batch, keys):
-    hidden = _trunk(
-      train_model, params, frozen, batch, keys if training else None
+    variables = train_model.variables(
+      params['model'], frozen, keys if training else None
     )
+    hidden = hidden_states(train_model.model, variables, batch)
     head = params['reward_head']
     if loss.name == PROCESS:
       scores = head_scores(hidden, head)
@@ -52,9 +52,9 @@ def make_reward_loss(
 
 
 def completion_rewards(hidden: jax.Array, head: Any, batch: Any) -> jax.Array:
-  """float32[B, S]: the score at the last token of each answer.
+  """float32[B, S]: the score at the last token of each completion.
 
-  What a template writes after an answer's end mark is not seen.
+  What a template writes after a completion's end mark is not read.
 
   Args:
     hidden: float[B, T, D].
@@ -66,14 +66,3 @@ def completion_rewards(hidden: jax.Array, head: Any, batch: Any) -> jax.Array:
   )
   last = jnp.take_along_axis(hidden, ends[..., None], axis=1)
   return head_scores(last, head)
-
-
-def _trunk(train_model, params, frozen, batch, keys):
-  hidden, _ = train_model.model.apply(
-    train_model.variables(params['model'], frozen, keys),
-    batch['tokens'],
-    positions=batch['positions'],
-    segment_ids=batch['segment_ids'],
-    method='trunk',
-  )
-  return hidden

@@ -2,6 +2,7 @@
 
 import jax
 
+from llm.align.hidden import hidden_states
 from llm.losses.chunked import chunked_cross_entropy_loss
 from llm.losses.language import next_token_targets
 from llm.models.transformer import output_weight
@@ -11,7 +12,7 @@ from llm.train.step import LossFn
 
 
 def make_loss(train_model: TrainModel) -> LossFn:
-  """The loss as it is evaluated: nothing is drawn."""
+  """The loss as it is evaluated, without random numbers."""
 
   def loss_fn(params, frozen, batch, keys):
     del keys
@@ -31,12 +32,12 @@ def make_training_loss(train_model: TrainModel, neftune_alpha: float) -> LossFn:
   model = train_model.model
 
   def loss_fn(params, frozen, batch, keys):
-    draw = lambda i: jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-    variables = train_model.variables(params, frozen, draw(0))
+    fold = lambda i: jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+    variables = train_model.variables(params, frozen, fold(0))
     noise = None
     if neftune_alpha:
       noise = neftune_noise(
-        draw(1),
+        fold(1),
         batch['segment_ids'],
         model.config.embed_dim,
         neftune_alpha,
@@ -49,14 +50,7 @@ def make_training_loss(train_model: TrainModel, neftune_alpha: float) -> LossFn:
 
 def _cross_entropy(train_model, variables, batch, noise):
   model = train_model.model
-  hidden, _ = model.apply(
-    variables,
-    batch['tokens'],
-    positions=batch['positions'],
-    segment_ids=batch['segment_ids'],
-    embed_noise=noise,
-    method='trunk',
-  )
+  hidden = hidden_states(model, variables, batch, embed_noise=noise)
   targets, weights = next_token_targets(
     batch['tokens'], batch['loss_mask'], batch['segment_ids']
   )

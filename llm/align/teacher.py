@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 
-from llm.checkpoints import source
-from llm.errors import UserError, without_field
+from llm.align.checks import of_teacher, open_teacher_source
+from llm.checkpoints.opened import Source
+from llm.checkpoints.source import to_dtype
+from llm.errors import UserError
 from llm.host import terminal
-from llm.models.config import ModelConfig
+from llm.models.config import ModelConfig, length_limit
 from llm.models.transformer import Transformer, init_params
 from llm.parallel.sharding import param_shardings
 from llm.runs.train_model import ModelSpec, fingerprint
@@ -20,13 +22,13 @@ class Teacher:
   """A teacher without its weights.
 
   Attributes:
-    path: where they are.
-    weights: a fingerprint of them.
+    source: the opened checkpoint.
+    weights: a fingerprint of its files.
     model: the Transformer; it is frozen, so nothing is recomputed for it.
     shared: ids that both models have; those above are no token's.
   """
 
-  path: str
+  source: Source
   weights: str
   model: Transformer
   shared: int
@@ -39,28 +41,22 @@ def open_teacher(config, student: ModelSpec) -> Teacher:
     UserError: it is no model, has another vocabulary than the student, or
       takes fewer tokens than a row may have.
   """
-  path = config.teacher.path
-  if path is None:
-    raise UserError(
-      'teacher.path is not set: give the folder of a larger model with the '
-      "student's vocabulary (--config.teacher.path=PATH)"
-    )
+  source = open_teacher_source(config)
+  shape, path = source.config, config.teacher.path
   try:
-    shape = source.read_config(path)
-    tokenizer = source.read_tokenizer(path, shape)
-    _check_vocabulary(shape, tokenizer, student)
+    _check_vocabulary(shape, source.tokenizer, student)
   except UserError as error:
-    message = without_field(error, path)
-    raise UserError(f'teacher.path={path!r}: {message}') from None
-  if config.data.max_length > shape.max_length and shape.rope.type != 'dynamic':
+    raise of_teacher(path, error) from None
+  limit = length_limit(shape)
+  if config.data.max_length > limit:
     raise UserError(
       f'data.max_length={config.data.max_length}: the teacher takes '
-      f'{shape.max_length} tokens; use at most as many'
+      f'{limit} tokens; use at most as many'
     )
   return Teacher(
-    path,
+    source,
     fingerprint(path),
-    Transformer(shape, dtype=source.DTYPES[config.dtype]),
+    Transformer(shape, dtype=to_dtype(config.dtype)),
     min(shape.vocab_size, student.config.vocab_size),
   )
 
@@ -72,12 +68,10 @@ def read_teacher(teacher: Teacher, mesh) -> Any:
   shapes = jax.eval_shape(lambda: init_params(shape, key, dtype))
   with terminal.progress_bar() as bar:
     task = bar.add_task('loading the teacher', total=None)
-    return source.read_params(
-      teacher.path,
-      shape,
+    return teacher.source.load(
       dtype,
-      lambda done, total, _: bar.update(task, completed=done, total=total),
       param_shardings(shapes, mesh),
+      lambda done, total, _: bar.update(task, completed=done, total=total),
     )
 
 

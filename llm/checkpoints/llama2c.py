@@ -6,14 +6,14 @@ weights. A negative vocab_size says that the output table is not shared with
 the embedding.
 """
 
+import functools
 import math
 import os
 from typing import Any
 
-import jax
 import numpy as np
 
-from llm.checkpoints.hf.folder import Progress
+from llm.checkpoints.opened import Progress, Source, locate_tokenizer
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 
@@ -28,6 +28,28 @@ _HEADER = (
 )
 _HEADER_BYTES = 4 * len(_HEADER)
 _BOS, _EOS = 1, 2
+
+
+def open_file(path: str, tokenizer: str | None = None) -> Source | None:
+  """Opens a `.bin` file of llama2.c; None if `path` is no file.
+
+  Args:
+    path: of the file.
+    tokenizer: where the tokenizer is; None: beside the file, or nowhere.
+
+  Raises:
+    UserError: as `load`.
+  """
+  if not os.path.isfile(path):
+    return None
+  config = read_config(path)
+  return Source(
+    path=path,
+    config=config,
+    tokenizer_path=locate_tokenizer(path, tokenizer),
+    generation={},
+    load=functools.partial(_load_params, path),
+  )
 
 
 def read_config(path: str) -> ModelConfig:
@@ -46,7 +68,7 @@ def load(
 
   Its rotary embedding turns neighbouring features (2i, 2i + 1); here feature i
   turns with i + H/2, so the rows of the query and key weights are permuted.
-  Training documents are only separated by BOS, so BOS ends an answer, too.
+  Training documents are only separated by BOS, so BOS ends a completion, too.
 
   Args:
     path: the file.
@@ -60,6 +82,8 @@ def load(
     UserError: no such file, a header of impossible numbers, or a size that is
       not what the header implies, by what is missing or left over.
   """
+  import jax
+
   config = read_config(path)
   layout = _layout(config)
   total = sum(4 * math.prod(shape) for shape in layout.values())
@@ -73,6 +97,18 @@ def load(
         progress(done, total, name)
   params = _params(config, weights)
   return config, jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), params)
+
+
+def _load_params(
+  path: str,
+  dtype: Any,
+  shardings: Any = None,
+  progress: Progress | None = None,
+) -> Any:
+  import jax
+
+  params = load(path, dtype=dtype, progress=progress)[1]
+  return params if shardings is None else jax.device_put(params, shardings)
 
 
 def _config(path: str) -> ModelConfig:

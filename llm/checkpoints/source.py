@@ -1,114 +1,119 @@
-"""Reads a checkpoint, whatever the kind of its path."""
+"""Opens a checkpoint, whatever the kind of its path.
 
+A new kind is one module with a function like those in `KINDS`, and its entry
+there.
+"""
+
+from collections.abc import Callable
+import dataclasses
 import os
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from llm.checkpoints import llama2c
-from llm.checkpoints.hf import load as hf
-from llm.checkpoints.hf import peft
+from llm.checkpoints.hf import source as hf
+from llm.checkpoints.hf.peft_folder import open_peft
+from llm.checkpoints.opened import Progress, Source
 from llm.errors import UserError
-from llm.models import lora as lora_lib
 from llm.models.config import ModelConfig
 from llm.models.lora_config import LoraConfig
-from llm.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 
-DTYPES = {
-  'float32': jnp.float32,
-  'bfloat16': jnp.bfloat16,
-  'float16': jnp.float16,
-}
+# Called in this order with (path, where the tokenizer is or None). Each looks
+# at what the path is; one that it does not know gives None. Files of llama2.c
+# have nothing to know them by, so that they come last.
+Kind = Callable[[str, str | None], Source | None]
+KINDS: tuple[Kind, ...] = (hf.open_folder, llama2c.open_file)
+
+DTYPES = ('float32', 'bfloat16', 'float16')
 # Settings, and the adapter tree in float32 with unrolled layers.
 Adapters = tuple[LoraConfig, Any]
 
 
-def check_dtype(dtype: str) -> None:
-  """Raises UserError unless `dtype` is a name of `DTYPES`."""
-  if dtype not in DTYPES:
-    raise UserError(f'dtype={dtype!r}: use one of {", ".join(DTYPES)}')
+def open_checkpoint(path: str, tokenizer: str | None = None) -> Source:
+  """Reads config and tokenizer of a language model, and no weights.
+
+  Args:
+    path: a Hugging Face folder or a llama2.c `.bin` file.
+    tokenizer: where the tokenizer is; None: with the model.
+
+  Raises:
+    UserError: there is nothing at `path`, it is no language model, or one of
+      its files is broken.
+  """
+  for open_kind in KINDS:
+    source = open_kind(path, tokenizer)
+    if source is not None:
+      return source
+  what = 'is of no known kind' if os.path.exists(path) else 'does not exist'
+  raise UserError(
+    f'model.path={path!r} {what}: give a Hugging Face model folder '
+    'or a llama2.c .bin file'
+  )
 
 
-def read_config(path: str) -> ModelConfig:
-  """The shape of a Hugging Face folder or a llama2.c `.bin` file."""
-  if not os.path.exists(path):
-    raise UserError(
-      f'model.path={path!r} does not exist: give a Hugging Face model folder '
-      'or a llama2.c .bin file'
+def add_adapters(source: Source, path: str) -> Source:
+  """The same model with the adapters of a PEFT folder merged into its weights.
+
+  The sum of weights and adapters is taken in float32 and cast to the dtype of
+  `load`; what is loaded has no adapters, so that decoding costs what it does
+  without.
+
+  Raises:
+    UserError: as `check_adapters`.
+  """
+  check_adapters(path, source.config)
+
+  def load(
+    dtype: Any, shardings: Any = None, progress: Progress | None = None
+  ) -> Any:
+    import jax
+
+    from llm.models import lora as lora_lib
+
+    settings, lora = read_adapters(path, source.config)
+    merge = jax.jit(
+      lora_lib.merge,
+      static_argnums=2,
+      donate_argnums=0,
+      out_shardings=shardings,
     )
-  names = os.listdir(path) if os.path.isdir(path) else []
-  if peft.CONFIG in names and 'config.json' not in names:
-    raise UserError(
-      f'model.path={path!r} holds adapters alone: name them as lora.path, and '
-      'their base as model.path'
-    )
-  if not os.path.isdir(path):
-    return llama2c.read_config(path)
-  config, kind = hf.read_config(path), hf.architecture(path)
-  if kind.endswith('ForSequenceClassification'):
-    raise UserError(
-      f'model.path={path!r}: holds a {kind}, which scores texts and writes '
-      'none: give a language model'
-    )
-  return config
+    return merge(source.load(dtype, shardings, progress), lora, settings)
+
+  return dataclasses.replace(source, load=load)
+
+
+def check_adapters(path: str, config: ModelConfig) -> LoraConfig:
+  """The settings of a PEFT folder's adapters, if they fit the model.
+
+  Raises:
+    UserError: as `peft_folder.open_peft`.
+  """
+  try:
+    return open_peft(path, config)[0]
+  except UserError as error:
+    raise UserError(f'lora.path: {error}') from None
 
 
 def read_adapters(path: str, config: ModelConfig) -> Adapters:
   """The adapters of a PEFT folder for a model of this shape.
 
   Raises:
-    UserError: as `peft.read_peft`.
+    UserError: as `check_adapters`.
   """
-  try:
-    return peft.read_peft(path, config)
-  except UserError as error:
-    raise UserError(f'lora.path: {error}') from None
+  from llm.checkpoints.hf import peft
+
+  check_adapters(path, config)
+  return peft.read_peft(path, config)
 
 
-def read_params(
-  path: str,
-  config: ModelConfig,
-  dtype: Any,
-  progress=None,
-  shardings=None,
-  adapters: Adapters | None = None,
-):
-  """The parameters of either.
-
-  Args:
-    path: of the checkpoint.
-    config: as `read_config` gives it.
-    dtype: of every parameter.
-    progress: as for `load`.
-    shardings: tree of where each parameter shall lie; None: the default
-      device.
-    adapters: of `read_adapters`, to be added to the weights: the sum is taken
-      in float32 and cast to `dtype`.
-  """
-  if os.path.isdir(path):
-    params = hf.load_params(
-      path, config, dtype=dtype, shardings=shardings, progress=progress
-    )
-  else:
-    params = llama2c.load(path, dtype=dtype, progress=progress)[1]
-    if shardings is not None:
-      params = jax.device_put(params, shardings)
-  if adapters is None:
-    return params
-  settings, lora = adapters
-  merge = jax.jit(
-    lora_lib.merge,
-    static_argnums=2,
-    donate_argnums=0,
-    out_shardings=shardings,
-  )
-  return merge(params, lora, settings)
+def check_dtype(dtype: str) -> None:
+  """Raises UserError unless `dtype` is one of `DTYPES`."""
+  if dtype not in DTYPES:
+    raise UserError(f'dtype={dtype!r}: use one of {", ".join(DTYPES)}')
 
 
-def read_tokenizer(
-  path: str, config: ModelConfig, where: str | None = None
-) -> Tokenizer | None:
-  """The tokenizer at `where`, else the one with the model, else None."""
-  where = where or find_tokenizer(path)
-  return load_tokenizer(where, config.vocab_size) if where else None
+def to_dtype(name: str) -> Any:
+  """The scalar type of `jax.numpy` with one of the names in `DTYPES`."""
+  import jax.numpy as jnp
+
+  check_dtype(name)
+  return getattr(jnp, name)

@@ -1,9 +1,9 @@
 """Safetensors files, read by slices and written tensor by tensor.
 
 Nothing is mapped: a slice is read at its offset through a small buffer, so
-that the memory of the process is what it asked for and no page of a file
-stays resident. The format: 8 bytes little-endian length of a JSON header,
-the header, the data (https://github.com/huggingface/safetensors).
+that a process holds the arrays that it reads and no page of a file besides.
+The format: 8 bytes little-endian length of a JSON header, the header, the data
+(https://github.com/huggingface/safetensors).
 """
 
 from collections.abc import Callable, Iterable
@@ -153,7 +153,7 @@ def read_slice(
   sizes = [s.stop - s.start for s in index]
   strides = [math.prod(view[axis + 1 :]) for axis in range(len(view))]
   # Axes from `axis` + 1 on are read in full: a run of `axis` is contiguous in
-  # the file. Go on inwards where one element of the run is over the buffer.
+  # the file. Move inwards while one element of the run exceeds the buffer.
   axis = len(view) - 1
   while axis > 0 and sizes[axis] == view[axis]:
     axis -= 1
@@ -182,7 +182,7 @@ def _fill(
   view = memoryview(out.reshape(-1).view(np.uint8))
   file.seek(info.offset + start)
   done = 0
-  while done < len(view):  # a read may return less than was asked for
+  while done < len(view):  # a read may return less than its buffer holds
     got = file.readinto(view[done:])
     if not got:
       raise UserError(
@@ -206,7 +206,7 @@ def cast_into(out: np.ndarray, block: np.ndarray, name: str) -> None:
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   """An array that starts at a multiple of 64 bytes.
 
-  JAX takes such memory as a CPU array without a copy.
+  JAX uses such memory as a CPU array without a copy.
   """
   dtype = np.dtype(dtype)
   nbytes = math.prod(shape) * dtype.itemsize

@@ -168,19 +168,34 @@ def canonical_pair(value: dict[str, Any]) -> tuple[dict, dict]:
   return _continued(completions[0][:shared], [c[shared:] for c in completions])
 
 
-def _encode(tok, value: dict):
-  """Two examples, chosen first, and the margin of a row."""
+def parse_row(
+  value: dict[str, Any], has_template: bool = True
+) -> tuple[list[shapes.Row], float]:
+  """A preference row as it is encoded: two rows, chosen first, and its margin.
+
+  Args:
+    value: of one of SHAPES.
+    has_template: the tokenizer has a chat template.
+
+  Raises:
+    UserError: no known shape, or a part of a wrong type.
+  """
   margin = value.get('margin')
   margin = 0.0 if margin is None else margin
   if isinstance(margin, bool) or not isinstance(margin, (int, float)):
     raise UserError(f'margin={margin!r}: give a number')
   if not math.isfinite(margin):
     raise UserError(f'margin={margin!r}: give a finite number')
-  has_template = bool(tok.chat_templates)
-  return [
-    examples_lib.encode_row(tok, shapes.canonical_row(row, has_template))
-    for row in canonical_pair(value)
-  ], float(margin)
+  rows = [
+    shapes.canonical_row(row, has_template) for row in canonical_pair(value)
+  ]
+  return rows, float(margin)
+
+
+def _encode(tok, value: dict):
+  """Two examples, chosen first, and the margin of a row."""
+  rows, margin = parse_row(value, bool(tok.chat_templates))
+  return [examples_lib.encode_row(tok, row) for row in rows], margin
 
 
 def _messages_of(value, name: str):

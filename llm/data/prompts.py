@@ -126,19 +126,40 @@ def prompt_order(
     place += count - at
 
 
-def _encode(tok, row: dict[str, Any]) -> list[int]:
+def is_prompt(row: dict[str, Any]) -> bool:
+  """True for a row of a prompt without a completion."""
+  row = {k: v for k, v in row.items() if v is not None}
+  if 'prompt' in row:
+    return not {'completion', 'response'} & set(row)
+  turns = row.get('messages')
+  last = turns[-1] if isinstance(turns, list) and turns else None
+  return isinstance(last, dict) and last.get('role') != 'assistant'
+
+
+def parse_row(row: dict[str, Any]) -> str | list[dict]:
+  """The prompt of a row, a text or messages.
+
+  Raises:
+    UserError: there is none, or it ends with a message of the assistant.
+  """
   prompt = row.get('prompt', row.get('messages'))
-  if isinstance(prompt, str):
-    token_ids = _encode_text(tok, prompt)
-  elif isinstance(prompt, list):
+  if isinstance(prompt, list):
     _check_turns(prompt)
-    token_ids = chat.encode(tok, prompt, add_generation_prompt=True)
-  else:
+  elif not isinstance(prompt, str):
     keys = ', '.join(map(repr, row)) or 'none'
     raise UserError(
       f'has no prompt (its keys: {keys}); give {{"prompt": …, "answer": …}}, '
       'the prompt being a string or a list of messages'
     )
+  return prompt
+
+
+def _encode(tok, row: dict[str, Any]) -> list[int]:
+  prompt = parse_row(row)
+  if isinstance(prompt, str):
+    token_ids = _encode_text(tok, prompt)
+  else:
+    token_ids = chat.encode(tok, prompt, add_generation_prompt=True)
   if not token_ids:
     raise UserError('the prompt has no token; give it a text')
   return token_ids

@@ -129,17 +129,30 @@ def mismatched(
   return out
 
 
-def _encode(tok, value: dict[str, Any], counts) -> list[tuple[Example, bool]]:
-  """The completions of a row with their ratings; empty ones are counted."""
+def parse_row(
+  value: dict[str, Any], has_template: bool = True
+) -> list[tuple[shapes.Row, bool]]:
+  """A row as it is encoded: its completions, and which of them are good.
+
+  Args:
+    value: of one of SHAPES.
+    has_template: the tokenizer has a chat template.
+
+  Raises:
+    UserError: no known shape, or a part of a wrong type.
+  """
   value = {k: v for k, v in value.items() if v is not None}
   if 'chosen' in value or 'rejected' in value:
     rows = zip(pairs.canonical_pair(value), (True, False), strict=True)
   else:
     rows = [_rated_row(value)]
-  has_template = bool(tok.chat_templates)
+  return [(shapes.canonical_row(row, has_template), good) for row, good in rows]
+
+
+def _encode(tok, value: dict[str, Any], counts) -> list[tuple[Example, bool]]:
+  """The completions of a row with their ratings; empty ones are counted."""
   out = []
-  for row, good in rows:
-    row = shapes.canonical_row(row, has_template)
+  for row, good in parse_row(value, bool(tok.chat_templates)):
     try:
       out.append((examples_lib.encode_row(tok, row), good))
     except EmptyCompletionError:

@@ -17,6 +17,9 @@ from llm.data.examples import Example, Examples
 from llm.data.records import Record
 from llm.errors import UserError
 
+# How much `check_first_rows` reads: files, and bytes of a file that has to be
+# read as a whole.
+_MOST_FILES, _MOST_BYTES = 16, 1 << 24
 # What a row that is too long is counted as, by `data.overlong`.
 _COUNTED = {'truncate': 'truncated', 'drop': 'dropped', 'split': 'split'}
 
@@ -44,6 +47,26 @@ def encode_records(
       raise UserError(f'{record.where}: {error}') from None
     counts['rows'] += 1
     yield kept
+
+
+def check_first_rows(
+  path, parse: Callable[[dict[str, Any]], Any], field: str = 'data.path'
+) -> None:
+  """Refuses files whose first row is broken, as reading all of them would.
+
+  Args:
+    path: see `records.read_records`.
+    parse: raises a UserError for a row that cannot be used.
+    field: the config field of `path`, for messages.
+
+  Raises:
+    UserError: there is no such file, one is empty or of no known kind, or a
+      first row is refused.
+  """
+  for file in records.find_files(path, field)[:_MOST_FILES]:
+    if records.is_read_by_row(file) or file.stat().st_size <= _MOST_BYTES:
+      rows = records.read_records([file], field=field)
+      next(encode_records(rows, parse, {'rows': 0}))
 
 
 def load_completions(

@@ -143,6 +143,11 @@ def is_text(file: pathlib.Path) -> bool:
   return _kind(file)[0] == '.txt'
 
 
+def is_read_by_row(file: pathlib.Path) -> bool:
+  """True where the first row costs little, however large the file is."""
+  return _kind(file)[0] in ('.jsonl', '.ndjson', '.parquet')
+
+
 def _kind(file: pathlib.Path) -> tuple[str, str]:
   """The suffix of a file's kind ('' if unknown) and that of its compression."""
   packed = file.suffix if file.suffix in ('.gz', '.zst') else ''
@@ -208,8 +213,14 @@ def _documents(chunks, file, field, separator) -> Iterator[tuple[int, Any]]:
 
 def _parquet(raw, file, field) -> Iterator[tuple[int, Any]]:
   # Imported here since most runs have no Parquet file.
-  import pyarrow
-  from pyarrow import parquet
+  try:
+    import pyarrow
+    from pyarrow import parquet
+  except ImportError:
+    raise UserError(
+      f'{field}: {file} needs pyarrow, which is not installed: pip install '
+      '"llm-jax[train]"'
+    ) from None
 
   number = 0
   try:

@@ -113,15 +113,21 @@ def load_steps(
   )
 
 
-def _encode(
-  tok, value: dict[str, Any], separator: str
-) -> tuple[Example, np.ndarray] | None:
-  """An example and float32 labels of its tokens; None for a row of no step."""
+def parse_row(
+  value: dict[str, Any],
+) -> tuple[str | list[dict], list[str], list[bool]]:
+  """Prompt, steps and labels of a row.
+
+  Raises:
+    UserError: the row is not of SHAPE.
+  """
   for name in ('prompt', 'completions', 'labels'):
     if value.get(name) is None:
       keys = ', '.join(map(repr, value)) or 'none'
       raise UserError(f'has no {name!r} (its keys: {keys}); known is {SHAPE}')
-  steps, labels = value['completions'], value['labels']
+  prompt, steps, labels = (
+    value[name] for name in ('prompt', 'completions', 'labels')
+  )
   if not isinstance(steps, list) or not all(isinstance(s, str) for s in steps):
     raise UserError(f'completions={steps!r}: give a list of strings')
   if not isinstance(labels, list) or not all(
@@ -132,9 +138,20 @@ def _encode(
     raise UserError(
       f'has {len(steps)} completions and {len(labels)} labels: label each step'
     )
+  if not isinstance(prompt, (str, list)):
+    raise UserError(f'prompt={prompt!r}: give a string or a list of messages')
+  return prompt, steps, labels
+
+
+def _encode(
+  tok, value: dict[str, Any], separator: str
+) -> tuple[Example, np.ndarray] | None:
+  """An example and float32 labels of its tokens; None for a row of no step."""
+  prompt, steps, labels = parse_row(value)
   if not steps:
     return None
-  ids = list(_prompt_ids(tok, value['prompt']))
+  is_text = isinstance(prompt, str)
+  ids = list(tok.encode(prompt) if is_text else chat.encode(tok, prompt))
   mask, marks = [False] * len(ids), [0.0] * len(ids)
   for step, label in zip(steps, labels):
     part = tok.encode(step, bos=False)
@@ -147,11 +164,3 @@ def _encode(
     marks += [0.0] * (len(part) - 1) + [float(label)]
   example = Example(np.array(ids, np.int32), np.array(mask, bool))
   return example, np.array(marks, np.float32)
-
-
-def _prompt_ids(tok, prompt) -> list[int]:
-  if isinstance(prompt, list):
-    return chat.encode(tok, prompt)
-  if not isinstance(prompt, str):
-    raise UserError(f'prompt={prompt!r}: give a string or a list of messages')
-  return tok.encode(prompt)

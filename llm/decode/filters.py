@@ -42,13 +42,13 @@ def top_k(logits: jax.Array, k: jax.Array, *, min_keep: int = 1) -> jax.Array:
 def top_p(logits: jax.Array, cut: jax.Array, *, min_keep: int = 1) -> jax.Array:
   """Keeps the most likely tokens whose mass reaches p (arXiv:1904.09751).
 
-  From the least likely token upwards, tokens go as long as the mass gone so
-  far is at most `cut` = 1 - p. Among equal logits the higher id goes first, so
-  that the last one standing is the greedy choice (in `transformers` it depends
-  on the sort).
+  From the least likely token upwards, tokens are dropped as long as their mass
+  together is at most `cut` = 1 - p. Of equal logits the higher id is dropped
+  first, so that the last one left is the greedy choice (in `transformers` it
+  depends on the sort).
 
-  Trace, p = 0.8: probabilities [.3, .1, .1, .5] add up from below to .1, .2,
-  .5, 1; the first two are at most .2 and go: [.3, 0, 0, .5] stay.
+  Trace, p = 0.8: probabilities [.3, .1, .1, .5] add up from the smallest to .1,
+  .2, .5, 1; the first two are at most .2 and are dropped: [.3, 0, 0, .5] stay.
 
   Args:
     logits: float32[V].
@@ -60,7 +60,7 @@ def top_p(logits: jax.Array, cut: jax.Array, *, min_keep: int = 1) -> jax.Array:
   def too_much(value):
     return jnp.sum(jnp.where(logits <= value, probs, 0.0)) > cut
 
-  # The least logit that cannot go, at least not all of its equals.
+  # The least logit that cannot be dropped, at least not with all its equals.
   edge = _smallest(too_much, jnp.min(logits), jnp.max(logits))
   tied = logits == edge
   num_tied = jnp.sum(tied, dtype=jnp.int32)
@@ -86,6 +86,8 @@ def min_p(
   logits: jax.Array, share: jax.Array, *, min_keep: int = 1
 ) -> jax.Array:
   """Drops what is less likely than `share` x the likeliest (arXiv:2407.01082).
+
+  Trace, share = 0.3: probabilities [.5, .2, .1, .2] -> below .15 goes .1.
 
   Args:
     logits: float32[V].
@@ -163,11 +165,11 @@ def xtc(
   threshold: jax.Array,
   key: jax.Array,
 ) -> jax.Array:
-  """Drops all likely tokens but the least likely of them, now and then.
+  """Drops all likely tokens but the least likely of them, with some chance.
 
   With chance `probability`, of the tokens with p >= `threshold` only the least
-  likely stays (of equals the highest id), as in llama.cpp; below two of them
-  nothing happens. XTC: exclude top choices.
+  likely stays (of equals the highest id), as in llama.cpp; where there are
+  fewer than two of them, nothing happens. XTC: exclude top choices.
 
   Trace, threshold 0.1: probabilities [.5, .3, .15, .05] -> .15 and .05 stay.
 
@@ -184,7 +186,7 @@ def xtc(
   ids = jnp.arange(logits.shape[0])
   spared = jnp.max(jnp.where(likely & (probs == least), ids, -1))
   acts = jax.random.uniform(key) < probability
-  # One likely token is its own least likely one: nothing goes.
+  # One likely token is its own least likely one: nothing is dropped.
   return _cut(logits, ~(acts & likely & (ids != spared)))
 
 
@@ -202,8 +204,8 @@ def _smallest(
 ) -> jax.Array:
   """Returns the smallest float32 in [low, high] from which on `holds` is true.
 
-  `holds` must be monotone; it is not asked about `high`, where it is taken to
-  be true.
+  `holds` must be monotone. It is never called with `high`, where it is taken
+  to be true.
   """
   found = _bisect(
     lambda bits: holds(_from_ordered(bits)), _ordered(low), _ordered(high)

@@ -30,10 +30,8 @@ from llm.decode.slots import advance, release
 from llm.decode.step import CHUNK_STEPS, start
 from llm.errors import UserError
 from llm.models.cache import make_layer
-from llm.models.config import ModelConfig
+from llm.models.config import length_limit
 from llm.models.transformer import Transformer
-
-UNBOUNDED = 1 << 30
 
 
 def slots_needed(
@@ -102,11 +100,6 @@ def _check_rows(sampling, on_tokens):
         f'sampling.stop={list(params.stop)!r}: stop strings need text; use '
         '`llm.generate`, or end rows through `on_tokens`'
       )
-
-
-def length_limit(config: ModelConfig) -> int:
-  """Tokens that a row may hold; dynamic RoPE scales on without a bound."""
-  return UNBOUNDED if config.rope.type == 'dynamic' else config.max_length
 
 
 @dataclasses.dataclass(frozen=True)

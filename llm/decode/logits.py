@@ -1,6 +1,6 @@
-"""Processors: they move logits by what a row asked for and what it has said.
+"""Processors: they move logits by a row's settings and its tokens so far.
 
-Every function takes `logits: float32[V]`, traced settings and the row's past,
+Every function takes `logits: float32[V]`, traced settings and the row's tokens,
 and returns `float32[V]`; `vmap` them for a batch. Results are those of the
 processors of `transformers` 5 where it has them. Filters, which drop unlikely
 tokens, are in `filters.py`.
@@ -95,8 +95,8 @@ def min_new_tokens(
 def permitted(logits: jax.Array, values: jax.Array) -> jax.Array:
   """Where all logits are -inf, gives 0 to what the bias permits.
 
-  A row that allows only ids which something else forbids could not go on; as
-  in `PrefixConstrainedLogitsProcessor`, what it allows wins.
+  A row that allows only ids which something else forbids would have no token
+  left; as in `PrefixConstrainedLogitsProcessor`, what it allows wins.
 
   Args:
     logits: float32[V].
@@ -104,6 +104,24 @@ def permitted(logits: jax.Array, values: jax.Array) -> jax.Array:
   """
   fallback = jnp.where(values > -jnp.inf, 0.0, -jnp.inf)
   return jnp.where(jnp.max(logits) > -jnp.inf, logits, fallback)
+
+
+def constraint(logits: jax.Array, allowed: jax.Array) -> jax.Array:
+  """Forbids what is not `allowed`: bool[V], true somewhere.
+
+  Where no allowed id is left, because a ban or a penalty took them all, each
+  of them gets 0: a constraint wins over every other setting.
+
+  Trace, [2, 1, -inf] with the ids 1 and 2 allowed -> [-inf, 1, -inf]; with id 2
+  alone -> [-inf, -inf, 0].
+
+  Args:
+    logits: float32[V].
+    allowed: bool[V].
+  """
+  kept = jnp.where(allowed, logits, -jnp.inf)
+  fallback = jnp.where(allowed, 0.0, -jnp.inf)
+  return jnp.where(jnp.max(kept) > -jnp.inf, kept, fallback)
 
 
 def dry(
@@ -119,7 +137,7 @@ def dry(
 
   m is the number of last tokens after which the candidate has come before
   (its largest over all places); nothing happens below `allowed_length`. No
-  match reaches across a breaker, and breakers themselves go free. DRY: "don't
+  match reaches across a breaker, and breakers are never penalised. DRY: "don't
   repeat yourself" (p-e-w, oobabooga/text-generation-webui#5677), with the
   conventions of llama.cpp; the whole context is searched.
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from llm.buckets import fine_bucket
-from llm.decode.generate import Completion, generate
+from llm.decode.completion import Completion
+from llm.decode.generate import generate
 from llm.decode.sampling_params import SamplingParams
 from llm.decode.step import CHUNK_STEPS
 from llm.models.transformer import Transformer
@@ -83,7 +84,7 @@ def rows_after_prompts(
                            targets       a b c
                            old_logprobs  a b c
 
-  So a step reads prompts once where rows share them (`tasks.rl_loss`).
+  So a step reads prompts once where rows share them (`rl.loss`).
 
   Args:
     prompts: token ids, one per answer.

@@ -1,10 +1,11 @@
-"""What the sampler reads about each row: its settings and its past.
+"""What the sampler reads about each row: settings, tokens so far, constraint.
 
-Both are pytrees of arrays with the batch in front, so that rows with different
+All are pytrees of arrays with the batch in front, so that rows with different
 settings share one compiled program.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from flax import struct
 import jax
@@ -152,8 +153,8 @@ def idle_rows(rows: RowSampling, idle: jax.Array) -> RowSampling:
 def row_keys(seeds: jax.Array) -> jax.Array:
   """Returns `fold_in(root, seed)` for seeds uint32[B]: keys [B].
 
-  The generator is named, so that a process-wide default of another one does
-  not change what a seed means.
+  The generator is named here, so that a seed means the same whatever the
+  default generator of the process is.
   """
   root = jax.random.key(0, impl='threefry2x32')
   return jax.vmap(lambda seed: jax.random.fold_in(root, seed))(seeds)
@@ -227,3 +228,58 @@ def append(history: History, tokens: jax.Array, valid: jax.Array) -> History:
       valid.astype(jnp.int32), mode='drop'
     ),
   )
+
+
+@struct.dataclass
+class Constraint:
+  """Which ids B rows may write next, and how that changes with each token.
+
+  A finite automaton, for example: `state` is the automaton's state per row and
+  `tables` its transitions, which all rows share. Rows whose state allows every
+  id are free, so that some rows of a batch can be constrained and others not.
+
+  Trace, even and odd ids in turn: state 0 allows {0, 2, …}; after token 4 the
+  state is 1, which allows {1, 3, …}; after token 3 it is 0 again.
+
+  Attributes:
+    allow: static; (tables, state of one row) -> bool[V], true somewhere.
+    step: static; (tables, state of one row, token int32[]) -> its next state.
+      Both are pure. Functions of a module share compiled programs; one that is
+      made anew for each call compiles them each time.
+    state: pytree of arrays [B, …].
+    tables: pytree of arrays that belong to no row.
+  """
+
+  allow: Callable[..., jax.Array] = struct.field(pytree_node=False)
+  step: Callable[..., Any] = struct.field(pytree_node=False)
+  state: Any
+  tables: Any = None
+
+
+def allowed_ids(constraint: Constraint) -> jax.Array:
+  """bool[B, V]: what each row may write next."""
+  return jax.vmap(constraint.allow, (None, 0))(
+    constraint.tables, constraint.state
+  )
+
+
+def advance(
+  constraint: Constraint | None, tokens: jax.Array, valid: jax.Array
+) -> Constraint | None:
+  """The constraint after one more token of each row that is `valid`.
+
+  Args:
+    constraint: of B rows; None stays None.
+    tokens: int32[B].
+    valid: bool[B]; the other rows keep their state.
+  """
+  if constraint is None:
+    return None
+  moved = jax.vmap(constraint.step, (None, 0, 0))(
+    constraint.tables, constraint.state, tokens
+  )
+
+  def select(new, old):
+    return jnp.where(valid.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+
+  return constraint.replace(state=jax.tree.map(select, moved, constraint.state))

@@ -1,51 +1,40 @@
-"""Draws the next token of every row: processors, filters, noise, argmax.
+"""Draws the next token of every row: stages, noise, argmax.
 
-The order of the stages is data: `DEFAULT_ORDER` is that of `generate` in
-`transformers` 5, with the penalties of other systems beside their kin and XTC
-last. Settings are traced and per row. A stage, and each group of stages, is
-skipped by a `lax.cond` when no row of the batch asks for it; where it runs,
-the rows that did not ask keep their logits bit for bit. So a row's token does
-not depend on its neighbours, and asking for nothing costs nothing.
+`distribution` gives the log-probabilities that are left after processors and
+filters (see `llm.decode.stages`), `draw` draws from them; `sample_rows` does
+both and reports on the draw.
 
 Noise is Gumbel noise by vocabulary id from the row's key and the position of
 the token, so a token depends on (logits, settings, seed, position) alone.
+
+Trace, one row with top_k = 2, V = 4:
+
+  logits                      [2.0, 0.0, 1.0, -1.0]
+  after the stages            [2.0, -inf, 1.0, -inf]
+  distribution: minus 2.313   [-0.313, -inf, -1.313, -inf]
+  Gumbel noise at this place  [-0.5, 3.0, 1.2, 0.1]
+  sum                         [-0.813, -inf, -0.113, -inf]
+  draw: its argmax            2
 """
 
-from collections.abc import Callable
-import dataclasses
 import functools
+from typing import NamedTuple
 
 from flax import struct
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from llm.decode import filters
-from llm.decode import logits as processors
 from llm.decode.noise import gumbel
-from llm.decode.rows import History, RowSampling
-
-DEFAULT_ORDER = (
-  'bias',
-  'repetition_penalty',
-  'presence_penalty',
-  'frequency_penalty',
-  'dry',
-  'no_repeat_ngram',
-  'min_new_tokens',
-  'permitted',
-  'temperature',
-  'top_k',
-  'top_p',
-  'min_p',
-  'typical',
-  'epsilon',
-  'eta',
-  'xtc',
+from llm.decode.rows import Constraint, History, RowSampling, allowed_ids
+from llm.decode.stages import (
+  DEFAULT_ORDER,
+  PROCESSORS,
+  Context,
+  any_on,
+  run_stages,
+  split_order,
 )
-
-_XTC_DRAW = 0x587463
-"""Folded into a position's key for XTC's own draw."""
 
 
 @struct.dataclass
@@ -75,120 +64,63 @@ class SampleInfo:
   top_logprobs: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stage:
-  """`asked(rows) -> bool[B]` and a function of one row's logits.
+@functools.partial(jax.jit, static_argnames='order', inline=True)
+def distribution(
+  logits: jax.Array,
+  rows: RowSampling,
+  history: History,
+  constraint: Constraint | None = None,
+  *,
+  order: tuple[str, ...] = DEFAULT_ORDER,
+) -> jax.Array:
+  """The log-probabilities that the next token of each row is drawn from.
 
-  A costly stage has a `lax.cond` of its own; the others are elementwise and
-  run with their group, which compiles faster than a branch each.
+  Args:
+    logits: float[B, V], of the position after `history`.
+    rows: settings.
+    history: the tokens of the rows so far.
+    constraint: what the rows may write next; None: anything.
+    order: static; names of `STAGES` in the order in which they apply. A stage
+      that is left out does not act.
+
+  Returns:
+    float32[B, V], natural logarithms: -inf where a token cannot be drawn, and
+    the exponentials of a row add up to 1. A greedy row has 0 at its token.
+
+  Raises:
+    ValueError: `order` names an unknown stage, or one twice, or leaves out the
+      constraint.
   """
+  processed = _process(logits, rows, history, constraint, order)
+  hot = rows.temperature[:, None] > 0.0
+  ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+  best = argmax(processed.logits)[:, None]
+  certain = jnp.where(ids == best, 0.0, -jnp.inf)
 
-  asked: Callable[[RowSampling], jax.Array]
-  apply: Callable[[jax.Array, RowSampling, History, jax.Array], jax.Array]
-  costly: bool = True
+  def filtered():
+    left, total, _ = _filter(processed)
+    return jnp.where(hot, left - total[:, None], certain)
+
+  return lax.cond(jnp.any(hot), filtered, lambda: certain)
 
 
-PROCESSORS = {
-  'bias': _Stage(
-    lambda r: r.biased,
-    lambda x, r, h, key: processors.bias(x, r.bias),
-    costly=False,
-  ),
-  'repetition_penalty': _Stage(
-    lambda r: r.repetition_penalty != 1.0,
-    lambda x, r, h, key: processors.repetition_penalty(
-      x, r.repetition_penalty, h.prompt_seen | (h.output_counts > 0)
-    ),
-    costly=False,
-  ),
-  'presence_penalty': _Stage(
-    lambda r: r.presence_penalty != 0.0,
-    lambda x, r, h, key: processors.presence_penalty(
-      x, r.presence_penalty, h.output_counts
-    ),
-    costly=False,
-  ),
-  'frequency_penalty': _Stage(
-    lambda r: r.frequency_penalty != 0.0,
-    lambda x, r, h, key: processors.frequency_penalty(
-      x, r.frequency_penalty, h.output_counts
-    ),
-    costly=False,
-  ),
-  'dry': _Stage(
-    lambda r: r.dry_multiplier > 0.0,
-    lambda x, r, h, key: processors.dry(
-      x,
-      r.dry_multiplier,
-      r.dry_base,
-      r.dry_allowed_length,
-      r.dry_breakers,
-      h.tokens,
-      h.length,
-    ),
-  ),
-  'no_repeat_ngram': _Stage(
-    lambda r: r.no_repeat_ngram > 0,
-    lambda x, r, h, key: processors.no_repeat_ngram(
-      x, r.no_repeat_ngram, h.tokens, h.length
-    ),
-  ),
-  'min_new_tokens': _Stage(
-    lambda r: r.min_new_tokens > 0,
-    lambda x, r, h, key: processors.min_new_tokens(
-      x, r.min_new_tokens, h.length - h.prompt_length, r.stop_ids
-    ),
-    costly=False,
-  ),
-  'permitted': _Stage(
-    lambda r: (
-      r.biased
-      | (r.no_repeat_ngram > 0)
-      | (r.min_new_tokens > 0)
-      | (r.dry_multiplier > 0.0)
-    ),
-    lambda x, r, h, key: processors.permitted(x, r.bias),
-    costly=False,
-  ),
-  'temperature': _Stage(
-    lambda r: (r.temperature != 0.0) & (r.temperature != 1.0),
-    lambda x, r, h, key: processors.temperature(x, r.temperature),
-    costly=False,
-  ),
-}
-FILTERS = {
-  'top_k': _Stage(
-    lambda r: r.top_k > 0,
-    lambda x, r, h, key: filters.top_k(x, r.top_k),
-  ),
-  'top_p': _Stage(
-    lambda r: r.top_p_cut > 0.0,
-    lambda x, r, h, key: filters.top_p(x, r.top_p_cut),
-  ),
-  'min_p': _Stage(
-    lambda r: r.min_p > 0.0,
-    lambda x, r, h, key: filters.min_p(x, r.min_p),
-  ),
-  'typical': _Stage(
-    lambda r: r.typical_p < 1.0,
-    lambda x, r, h, key: filters.typical(x, r.typical_p),
-  ),
-  'epsilon': _Stage(
-    lambda r: r.epsilon > 0.0,
-    lambda x, r, h, key: filters.epsilon(x, r.epsilon),
-  ),
-  'eta': _Stage(
-    lambda r: r.eta > 0.0,
-    lambda x, r, h, key: filters.eta(x, r.eta),
-  ),
-  'xtc': _Stage(
-    lambda r: r.xtc_probability > 0.0,
-    lambda x, r, h, key: filters.xtc(
-      x, r.xtc_probability, r.xtc_threshold, jax.random.fold_in(key, _XTC_DRAW)
-    ),
-  ),
-}
-STAGES = PROCESSORS | FILTERS
+def draw(logprobs: jax.Array, key: jax.Array, position: jax.Array) -> jax.Array:
+  """Draws one token per row by the Gumbel-max trick (Gumbel, 1954).
+
+  `draw(distribution(logits, rows, history), rows.key, history.length)` is the
+  token of `sample_rows`. That function adds the same noise to logits that are
+  not normalised: the two can differ only where the best two sums agree in all
+  bits but the last ones of float32.
+
+  Args:
+    logprobs: float32[B, V]; a constant added to a row changes nothing.
+    key: typed keys [B], `RowSampling.key`.
+    position: int32[B], the place of the token in its row.
+
+  Returns:
+    int32[B]; never an id whose log-probability is -inf.
+  """
+  return _perturbed_argmax(logprobs, _keys_at(key, position))
 
 
 # Traced once for the first token and for chunks of every length, as long as the
@@ -198,51 +130,35 @@ def sample_rows(
   logits: jax.Array,
   rows: RowSampling,
   history: History,
+  constraint: Constraint | None = None,
   *,
   order: tuple[str, ...] = DEFAULT_ORDER,
   top_n: int = 0,
 ) -> tuple[jax.Array, SampleInfo]:
-  """Draws one token per row.
+  """Draws one token per row, and says how likely it was.
 
   Args:
-    logits: float32[B, V], of the position after `history`.
-    rows: settings.
-    history: what the rows have said.
-    order: static; names of `STAGES` in the order in which they apply. A stage
-      that is left out does not act.
+    logits, rows, history, constraint, order: as for `distribution`.
     top_n: static; how many alternatives to report.
 
   Returns:
     int32[B] and what is known of the draw.
 
   Raises:
-    ValueError: `order` names an unknown stage, or one twice.
+    ValueError: as `distribution`.
   """
-  head, tail = _split(order)
-  raw = logits.astype(jnp.float32)
-  raw_lse = jax.nn.logsumexp(raw, axis=-1)
-  keys = jax.vmap(jax.random.fold_in)(rows.key, history.length)
-  context = rows, history, keys
-  base = run_stages(head, raw, *context)
-  # With a processor among the filters (llama.cpp's order has temperature
-  # last), "processed" is what all processors make of it without the filters.
-  between = tuple(name for name in tail if name in PROCESSORS)
-  processed = run_stages(between, base, *context)
-  lse = lax.cond(
-    jnp.any(_asked(head + between, rows)),
-    lambda: jax.nn.logsumexp(processed, axis=-1),
-    lambda: raw_lse,
-  )
+  processed = _process(logits, rows, history, constraint, order)
+  raw, raw_lse = processed.raw, processed.raw_lse
   tokens, drawn = lax.cond(
     jnp.any(rows.temperature > 0.0),
-    lambda: _draw(tail, base, processed, lse, *context),
-    lambda: _greedy(processed, lse),
+    lambda: _draw_rows(processed),
+    lambda: _greedy(processed),
   )
   top_logits, top_ids = lax.top_k(raw, top_n)
   logprob_filtered, mass = drawn
   return tokens, SampleInfo(
     logprob=_pick(raw, tokens) - raw_lse,
-    logprob_processed=_pick(processed, tokens) - lse,
+    logprob_processed=_pick(processed.logits, tokens) - processed.lse,
     logprob_filtered=logprob_filtered,
     surviving_mass=mass,
     top_ids=top_ids,
@@ -250,30 +166,72 @@ def sample_rows(
   )
 
 
-def _greedy(processed, lse):
-  """Tokens int32[B], and (filtered log-probability, surviving mass)."""
-  tokens = argmax(processed)
-  mass = jnp.exp(_pick(processed, tokens) - lse)
-  return tokens, (jnp.zeros_like(mass), mass)
+class _Processed(NamedTuple):
+  """Logits of B rows on their way, float32[B, V], and their normalisers [B].
+
+  `base` is what the filters are given. `logits` are those after all processors
+  and no filter: they differ where a processor comes after a filter (llama.cpp's
+  order has temperature last).
+  """
+
+  raw: jax.Array
+  raw_lse: jax.Array
+  base: jax.Array
+  logits: jax.Array
+  lse: jax.Array
+  tail: tuple[str, ...]  # stages from the first filter on
+  context: Context
 
 
-def _draw(tail, base, processed, lse, rows, history, keys):
-  """As `_greedy`, for a batch in which some row has a temperature."""
-  filtered = run_stages(tail, base, rows, history, keys)
-  noise = jax.vmap(gumbel, (0, None))(keys, base.shape[-1])
-  best, (zero, best_mass) = _greedy(processed, lse)
-  hot = rows.temperature > 0.0
-  tokens = jnp.where(hot, argmax(filtered + noise), best)
+def _process(logits, rows, history, constraint, order) -> _Processed:
+  head, tail = split_order(order, constraint is not None)
+  raw = logits.astype(jnp.float32)
+  raw_lse = jax.nn.logsumexp(raw, axis=-1)
+  keys = _keys_at(rows.key, history.length)
+  allowed = None if constraint is None else allowed_ids(constraint)
+  context = Context(rows, history, keys, allowed)
+  base = run_stages(head, raw, *context)
+  between = tuple(name for name in tail if name in PROCESSORS)
+  processed = run_stages(between, base, *context)
+  lse = lax.cond(
+    jnp.any(any_on(head + between, context)),
+    lambda: jax.nn.logsumexp(processed, axis=-1),
+    lambda: raw_lse,
+  )
+  return _Processed(raw, raw_lse, base, processed, lse, tail, context)
+
+
+def _filter(processed: _Processed):
+  """Logits float32[B, V] after the filters, their normaliser and mass [B]."""
+  lse, tail, context = processed.lse, processed.tail, processed.context
+  filtered = run_stages(tail, processed.base, *context)
 
   def measured():
     total = jax.nn.logsumexp(filtered, axis=-1)
-    left = jnp.where(filtered > -jnp.inf, processed, -jnp.inf)
+    left = jnp.where(filtered > -jnp.inf, processed.logits, -jnp.inf)
     kept = jax.nn.logsumexp(left, axis=-1)
     return total, jnp.minimum(jnp.exp(kept - lse), 1.0)
 
   total, mass = lax.cond(
-    jnp.any(_asked(tail, rows)), measured, lambda: (lse, jnp.ones_like(lse))
+    jnp.any(any_on(tail, context)), measured, lambda: (lse, jnp.ones_like(lse))
   )
+  return filtered, total, mass
+
+
+def _greedy(processed: _Processed):
+  """Tokens int32[B], and (filtered log-probability, surviving mass)."""
+  tokens = argmax(processed.logits)
+  mass = jnp.exp(_pick(processed.logits, tokens) - processed.lse)
+  return tokens, (jnp.zeros_like(mass), mass)
+
+
+def _draw_rows(processed: _Processed):
+  """As `_greedy`, for a batch in which some row has a temperature."""
+  filtered, total, mass = _filter(processed)
+  best, (zero, best_mass) = _greedy(processed)
+  hot = processed.context.settings.temperature > 0.0
+  drawn = _perturbed_argmax(filtered, processed.context.key)
+  tokens = jnp.where(hot, drawn, best)
   logprob = _pick(filtered, tokens) - total
   return tokens, (
     jnp.where(hot, logprob, zero),
@@ -281,63 +239,13 @@ def _draw(tail, base, processed, lse, rows, history, keys):
   )
 
 
-def run_stages(names, logits, rows, history, keys):
-  """Applies the stages `names` to float32[B, V], each where a row asks for it.
-
-  Args:
-    names: static; of `STAGES`, in order.
-    logits: float32[B, V].
-    rows: settings.
-    history: what the rows have said.
-    keys: typed keys [B] of the rows at this position (for XTC).
-  """
-
-  def stage(name, x):
-    asked = _asked((name,), rows)
-
-    def changed():
-      moved = jax.vmap(STAGES[name].apply)(x, rows, history, keys)
-      return jnp.where(asked[:, None], moved, x)
-
-    if not STAGES[name].costly:
-      return changed()
-    return lax.cond(jnp.any(asked), changed, lambda: x)
-
-  def stages(x):
-    for name in names:
-      x = stage(name, x)
-    return x
-
-  # One test for the whole group, so that a group nobody asks for costs once.
-  if not names:
-    return logits
-  return lax.cond(
-    jnp.any(_asked(names, rows)), lambda: stages(logits), lambda: logits
-  )
+def _keys_at(key: jax.Array, position: jax.Array) -> jax.Array:
+  return jax.vmap(jax.random.fold_in)(key, position)
 
 
-def _asked(names, rows):
-  """bool[B]: which rows ask for any of these stages."""
-  asked = jnp.zeros(rows.temperature.shape, bool)
-  for name in names:
-    # A greedy row takes the best token; filters have nothing to add.
-    able = rows.temperature > 0.0 if name in FILTERS else True
-    asked |= STAGES[name].asked(rows) & able
-  return asked
-
-
-def _split(order):
-  """Splits an order before its first filter."""
-  for name in order:
-    if name not in STAGES:
-      raise ValueError(
-        f'order names {name!r}: known stages are {", ".join(STAGES)}'
-      )
-    if order.count(name) > 1:
-      raise ValueError(f'order names {name!r} twice: once is meant')
-  first = [i for i, name in enumerate(order) if name in FILTERS]
-  at = first[0] if first else len(order)
-  return order[:at], order[at:]
+def _perturbed_argmax(logits: jax.Array, keys: jax.Array) -> jax.Array:
+  noise = jax.vmap(gumbel, (0, None))(keys, logits.shape[-1])
+  return argmax(logits + noise)
 
 
 def argmax(x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""How one request wants its tokens drawn: checked on the host, once.
+"""The sampling settings of one request, checked on the host, once.
 
-`SamplingParams` is what configs, files and HTTP requests are turned into. It
-cannot exist with a wrong value: each field is checked when it is made, and
+Configs, files and HTTP requests are turned into a `SamplingParams`. It cannot
+exist with a wrong value: each field is checked when it is made, and
 what depends on the model (`check_ids`) when the vocabulary is known. Its
 counterpart on the device is `rows.RowSampling`.
 """
@@ -93,9 +93,10 @@ class SamplingParams:
     logit_bias: token id -> number added to its logit.
     allowed_ids: if not empty, only these ids can be drawn.
     forbidden_ids: ids that cannot be drawn.
-    seed: noise of this request; its tokens depend on params, prompt, seed and
-      position alone.
-    n: how many samples; sample i is what `seed + i` alone gives (`expand`).
+    seed: of the noise; the tokens depend on params, prompt, seed and position
+      alone.
+    n: how many samples; sample i is that of a request with `seed + i` (see
+      `expand`).
     stop: strings that end the text.
     stop_token_ids: ids that end it, beside those of the model.
     ignore_eos: do not stop at the model's end-of-sequence ids.
@@ -103,10 +104,11 @@ class SamplingParams:
     logprobs: number of most likely alternatives to report per token.
     dry_multiplier: strength of the DRY penalty on repeated sequences; 0 is off.
     dry_base: growth of the DRY penalty with each repeated token.
-    dry_allowed_length: repeated tokens that DRY lets pass.
-    dry_breakers: ids across which DRY sees no repetition.
+    dry_allowed_length: DRY penalises repetitions of this many tokens or more.
+    dry_breakers: ids across which DRY counts no repetition.
     xtc_probability: chance per token that XTC acts; 0 is off.
-    xtc_threshold: XTC drops all tokens at least this likely but the last.
+    xtc_threshold: of tokens at least this likely, XTC keeps only the least
+      likely one.
   """
 
   max_new_tokens: int = 128
@@ -278,7 +280,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-  """Whether `value` is a finite number that float32 arithmetic can bear."""
+  """Whether `value` is finite and small enough for float32 arithmetic."""
   if isinstance(value, (str, bytes, bool)) or not hasattr(value, '__float__'):
     return False
   try:

@@ -21,7 +21,7 @@ import numpy as np
 
 from llm.buckets import bucket, fine_bucket
 from llm.decode.prefill import empty_cache
-from llm.decode.rows import IDLE, idle_rows, stack_rows
+from llm.decode.rows import IDLE, Constraint, idle_rows, stack_rows
 from llm.decode.step import (
   DecodeState,
   StepOutput,
@@ -34,7 +34,12 @@ from llm.models.transformer import Transformer
 
 
 def init_slots(
-  *, model: Transformer, batch: int, capacity: int, **layout: Any
+  *,
+  model: Transformer,
+  batch: int,
+  capacity: int,
+  constraint: Constraint | None = None,
+  **layout: Any,
 ) -> DecodeState:
   """A state of idle slots.
 
@@ -42,13 +47,15 @@ def init_slots(
     model: the transformer.
     batch: B, how many slots.
     capacity: tokens that a row may have, and cache slots of each.
+    constraint: of B rows, where those that come are to have one; its tables are
+      those of all rows.
     **layout: of the cache: `dtype` and `make_layer`, as for `empty_cache`.
   """
   cache = empty_cache(model=model, batch=batch, capacity=capacity, **layout)
   vocab_size = model.config.vocab_size
   rows = stack_rows([IDLE] * batch, vocab_size=vocab_size)
   state = _idle_state(rows, capacity=capacity, vocab_size=vocab_size)
-  return state.replace(cache=cache)
+  return state.replace(cache=cache, constraint=constraint)
 
 
 # Compiled, since its outputs are arrays of their own then, and can be donated.
@@ -74,19 +81,30 @@ def insert(
     slots: int32[R], different ones; B drops the row that fills a batch up.
 
   Raises:
-    ValueError: rows are longer than a slot, or they share prompts.
+    ValueError: rows are longer than a slot, they share prompts, or only one of
+      the two states has a constraint.
   """
   if state.shared is not None or fresh.shared is not None:
     raise ValueError(
       'rows that share prompts fill all slots at once: use what `start` returns'
     )
+  constraint = state.constraint
+  if (constraint is None) != (fresh.constraint is None):
+    raise ValueError(
+      'only one of state and fresh has a constraint: give one to both, with '
+      'rows that it leaves free'
+    )
   cache = state.cache.insert_rows(fresh.cache, slots)
+  put = lambda x, new: insert_rows(x, new, slots)
   rest = jax.tree.map(
-    lambda x, new: insert_rows(x, new, slots),
-    state.replace(cache=None),
-    fresh.replace(cache=None),
+    put,
+    state.replace(cache=None, constraint=None),
+    fresh.replace(cache=None, constraint=None),
   )
-  return rest.replace(cache=cache)
+  if constraint is not None:  # its tables belong to no row
+    moved = jax.tree.map(put, constraint.state, fresh.constraint.state)
+    constraint = constraint.replace(state=moved)
+  return rest.replace(cache=cache, constraint=constraint)
 
 
 @functools.partial(jax.jit, donate_argnames=('state',))

@@ -8,7 +8,14 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from llm.decode.rows import History, RowSampling, append, init_history
+from llm.decode.rows import (
+  Constraint,
+  History,
+  RowSampling,
+  advance,
+  append,
+  init_history,
+)
 from llm.decode.sampling import DEFAULT_ORDER, SampleInfo, sample_rows
 from llm.models.cache import KVCache, close_cache, open_cache
 from llm.models.transformer import Transformer
@@ -29,6 +36,7 @@ class DecodeState:
     rows: sampling settings.
     remaining: int32[B], tokens that the row may still emit.
     done: bool[B]; a row that is done stays as it is.
+    constraint: what the rows may write next; None: anything.
   """
 
   cache: KVCache
@@ -38,6 +46,7 @@ class DecodeState:
   rows: RowSampling
   remaining: jax.Array
   done: jax.Array
+  constraint: Constraint | None = None
 
 
 @struct.dataclass
@@ -52,7 +61,12 @@ class StepOutput:
 def _emit(state, logits, order, top_n):
   """Samples the next token of every row from logits[B, V]."""
   token, info = sample_rows(
-    logits, state.rows, state.history, order=order, top_n=top_n
+    logits,
+    state.rows,
+    state.history,
+    state.constraint,
+    order=order,
+    top_n=top_n,
   )
   valid = ~state.done
   token = jnp.where(valid, token, state.token)
@@ -61,6 +75,7 @@ def _emit(state, logits, order, top_n):
   state = state.replace(
     token=token,
     history=append(state.history, token, valid),
+    constraint=advance(state.constraint, token, valid),
     remaining=remaining,
     done=state.done | stopped | (remaining <= 0),
   )
@@ -68,12 +83,28 @@ def _emit(state, logits, order, top_n):
 
 
 def first_state(
-  cache, tokens, lengths, rows, limits, *, vocab_size, capacity, shared=None
+  cache,
+  tokens,
+  lengths,
+  rows,
+  limits,
+  *,
+  vocab_size,
+  capacity,
+  shared=None,
+  constraint=None,
 ) -> DecodeState:
   """The state before the first token is sampled; see `start`."""
   history = init_history(tokens, lengths, vocab_size, capacity)
   return DecodeState(
-    cache, shared, jnp.zeros_like(lengths), history, rows, limits, limits <= 0
+    cache,
+    shared,
+    jnp.zeros_like(lengths),
+    history,
+    rows,
+    limits,
+    limits <= 0,
+    constraint,
   )
 
 
@@ -94,6 +125,7 @@ def start(
   order,
   top_n,
   shared=None,
+  constraint=None,
 ):
   """The state after the prompt, and its first token.
 
@@ -105,6 +137,7 @@ def start(
     limits: int32[B], tokens to emit at most; 0 for rows that only fill up.
     capacity: slots of the token history.
     shared: the prompts' cache as `prefill` left it, where rows share prompts.
+    constraint: what the rows may write first; None: anything.
 
   Returns:
     (DecodeState, StepOutput).
@@ -118,6 +151,7 @@ def start(
     vocab_size=logits.shape[-1],
     capacity=capacity,
     shared=shared,
+    constraint=constraint,
   )
   return _emit(state, logits, order, top_n)
 

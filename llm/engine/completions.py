@@ -1,101 +1,124 @@
-"""Answers to requests, a batch at a time: decoded, timed, ready to write."""
+"""Requests in, completions with text out: the one loop that all users share.
 
-from collections.abc import Callable
+`configs/generate.py`, `llm.generate`, the chat, samples during training and
+the exam call `complete`; they differ in what they make of the results.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import math
 from typing import Any
 
 from llm.decode import sampling_params
-from llm.decode.generate import Completion, capacity_for, generate
-from llm.decode.sampling_params import SamplingParams
-from llm.engine import phases as phases_lib
-from llm.engine.loading import Loaded, files_of
-from llm.engine.output import Key, digest
-from llm.engine.requests import Request
-from llm.errors import UserError
-from llm.host import bandwidth
+from llm.decode.completion import Completion
+from llm.decode.generate import capacity_for, generate
+from llm.decode.step import CHUNK_STEPS
+from llm.engine.checks import check_sizes
+from llm.engine.output import Key
+from llm.engine.phases import Phases, add_batch
+from llm.engine.requests import Limits, Sample
 from llm.host.compile_clock import compile_clock
+from llm.models.transformer import Transformer
 from llm.text.text_stream import TextStream, start_stream
+from llm.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-  """One answer to make: sample `sample` of a request, with its own seed."""
+class TextModel:
+  """A model that continues text.
 
-  request: Request
-  sample: int
-  sampling: SamplingParams
-  key: Key
+  Attributes:
+    model: the transformer, with unrolled or stacked layers.
+    params: its parameters.
+    tokenizer: None for a model that is given token ids; its completions have
+      no text.
+    limits: the length of a row and the ids that end one.
+  """
+
+  model: Transformer
+  params: Any
+  tokenizer: Tokenizer | None
+  limits: Limits
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-  """How rows are decoded; the same for a whole run, so that it compiles once.
+  """How samples are decoded; fixed for a run, so that it compiles once.
 
-  `capacity` are the cache slots per row, `batch_size` the rows per batch.
+  Attributes:
+    capacity: cache slots of a row; None: what the rows of a batch need.
+    batch_size: rows of a batch; None: all samples are one batch.
+    chunk_steps, prefill_chunk: as for `llm.decode.generate.generate`.
   """
 
-  capacity: int
-  batch_size: int
-  chunk_steps: int
-  prefill_chunk: int | None
+  capacity: int | None = None
+  batch_size: int | None = None
+  chunk_steps: int = CHUNK_STEPS
+  prefill_chunk: int | None = None
 
 
-def make_rows(found: list[Request], config) -> list[Row]:
-  """One row per request and sample, in order."""
-  model = files_of(config)
-  rows = []
-  for request in found:
-    for i, sampling in enumerate(sampling_params.expand(request.sampling)):
-      parts = (model, config.dtype, request.tokens)
-      settings = dataclasses.asdict(sampling)
-      settings['logit_bias'] = sorted(settings['logit_bias'].items())
-      key = (request.index, i, digest(*parts, request.prompt, settings))
-      rows.append(Row(request, i, sampling, key))
-  return rows
+def plan_decoding(config, samples: Sequence[Sample]) -> Decoding:
+  """Sizes that serve every batch of these samples.
 
+  Args:
+    config: with `batch_size`, `chunk_steps` and `prefill_chunk`.
+    samples: all of the run, at least one.
 
-def plan_decoding(config, rows: list[Row]) -> Decoding:
-  """Sizes that serve every batch of these rows."""
-  for field in ('batch_size', 'chunk_steps', 'prefill_chunk'):
-    value = config[field]
-    if value is not None and value < 1:
-      raise UserError(f'{field}={value}: use 1 or more')
-  prompt = max(len(row.request.tokens) for row in rows)
+  Raises:
+    UserError: a field is below 1.
+  """
+  check_sizes(config)
+  prompt = max(len(sample.request.tokens) for sample in samples)
   total = max(
-    len(row.request.tokens) + row.sampling.max_new_tokens for row in rows
+    len(sample.request.tokens) + sample.sampling.max_new_tokens
+    for sample in samples
   )
   return Decoding(
     capacity=capacity_for(
       prompt, total, config.chunk_steps, config.prefill_chunk
     ),
-    batch_size=min(config.batch_size, len(rows)),
+    batch_size=min(config.batch_size, len(samples)),
     chunk_steps=config.chunk_steps,
     prefill_chunk=config.prefill_chunk,
   )
 
 
-def generate_rows(
-  loaded: Loaded,
-  rows: list[Row],
-  decoding: Decoding,
-  phases: phases_lib.Phases,
-  show: Callable[[int, str], None] | None = None,
-) -> list[dict]:
-  """Generates one batch and adds its times to `phases`.
+def complete(
+  text_model: TextModel,
+  samples: Sequence[Sample],
+  decoding: Decoding = Decoding(),
+  *,
+  phases: Phases | None = None,
+  show: Callable[[Sample, str], None] | None = None,
+) -> Iterator[Completion]:
+  """Yields the completion of each sample, in order, a batch at a time.
 
   Args:
-    loaded: the model.
-    rows: at most `decoding.batch_size`.
-    decoding: sizes.
-    phases: changed in place.
-    show: called with (row of the batch, text) as text becomes certain.
+    text_model: the model.
+    samples: what to make.
+    decoding: sizes of the batches.
+    phases: the times of each batch are added to it.
+    show: called with (sample, text) as soon as more of its text is certain.
 
-  Returns:
-    The rows of the output file, in order.
+  Yields:
+    Completions with their `text`: what follows the prompt, without stop strings
+    and end tokens; None where there is no tokenizer. In `timing` the seconds of
+    prefill and decode are without those of compiling, which are `compile_s`.
+
+  Raises:
+    UserError: a prompt is empty or does not fit.
   """
-  eos_ids = loaded.source.limits.eos_ids
-  streams = [_stream(loaded.source.tokenizer, row, eos_ids) for row in rows]
+  size = decoding.batch_size or max(len(samples), 1)
+  for first in range(0, len(samples), size):
+    batch = samples[first : first + size]
+    yield from _complete_batch(text_model, batch, decoding, phases, show)
+
+
+def _complete_batch(
+  text_model, batch, decoding, phases, show
+) -> list[Completion]:
+  limits = text_model.limits
+  streams = [_stream(text_model, sample) for sample in batch]
   clock = compile_clock()
   began = clock.seconds()
   compiled: dict[int, list[float]] = {}  # per row: until first, last token
@@ -105,49 +128,84 @@ def generate_rows(
     before = streams[i].length
     text = streams[i].push(ids)
     if show and text:
-      show(i, text)
+      show(batch[i], text)
     return streams[i].length - before if streams[i].stopped else None
 
   completions = generate(
-    loaded.model,
-    loaded.params,
-    [row.request.tokens for row in rows],
-    [row.sampling for row in rows],
-    eos_ids=eos_ids,
-    max_length=loaded.source.limits.max_length,
+    text_model.model,
+    text_model.params,
+    [sample.request.tokens for sample in batch],
+    [sample.sampling for sample in batch],
+    eos_ids=limits.eos_ids,
+    max_length=limits.max_length,
     capacity=decoding.capacity,
     batch_size=decoding.batch_size,
     chunk_steps=decoding.chunk_steps,
     prefill_chunk=decoding.prefill_chunk,
     on_tokens=on_tokens,
   )
-  results = []
-  for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+  for i, completion in enumerate(completions):
     rest = streams[i].finish()
     if show and rest:
-      show(i, rest)
+      show(batch[i], rest)
+    if text_model.tokenizer is not None:
+      completion.text = streams[i].text
     first, last = compiled[i][0], compiled[i][-1]
     completion.timing = _without_compiling(completion, first, last - first)
-    results.append(_result(row, completion, streams[i]))
-  _add_phases(phases, loaded, rows, completions)
-  return results
+  if phases is not None:
+    add_batch(
+      phases,
+      text_model.model.config,
+      text_model.params,
+      [sample.request.tokens for sample in batch],
+      completions,
+    )
+  return completions
 
 
-def _stream(tokenizer, row: Row, eos_ids) -> TextStream:
-  end_ids = sampling_params.stop_ids(row.sampling, eos_ids)
+def output_row(
+  key: Key, sample: Sample, completion: Completion, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+  """The object that a generate run writes for a completion."""
+  index, number, row_id = key
+  row = {
+    'index': index,
+    'sample': number,
+    'id': row_id,
+    'prompt': sample.request.prompt,
+    'text': completion.text,
+    'token_ids': completion.token_ids,
+    'logprobs': _finite(completion.logprobs),
+    'finish_reason': completion.finish_reason,
+    'prompt_tokens': completion.prompt_tokens,
+    'prompt_token_ids': list(sample.request.tokens),
+    'timing': completion.timing,
+  }
+  if sample.sampling.logprobs:
+    row['logprobs_processed'] = _finite(completion.logprobs_processed)
+    row['logprobs_filtered'] = _finite(completion.logprobs_filtered)
+    row['surviving_mass'] = _finite(completion.surviving_mass)
+    row['top_logprobs'] = [
+      _alternatives(tokenizer, *top) for top in completion.top
+    ]
+  return row
+
+
+def _stream(text_model: TextModel, sample: Sample) -> TextStream:
+  request = sample.request
   return start_stream(
-    tokenizer,
-    row.request.tokens,
-    row.sampling.stop,
-    end_ids,
-    row.request.continues,
+    text_model.tokenizer,
+    request.tokens,
+    sample.sampling.stop,
+    sampling_params.stop_ids(sample.sampling, text_model.limits.eos_ids),
+    request.continues,
   )
 
 
 def _without_compiling(
   completion: Completion, in_prefill: float, in_decode: float
 ) -> dict[str, float]:
-  """The row's timing with compilation named apart.
+  """A completion's timing with the time of compiling named apart.
 
   `ttft_s` stays what a user waited; the phases are the work itself.
   """
@@ -165,32 +223,6 @@ def _without_compiling(
   }
 
 
-def _result(row: Row, completion: Completion, stream: TextStream) -> dict:
-  """The row of the output file."""
-  index, sample, row_id = row.key
-  result = {
-    'index': index,
-    'sample': sample,
-    'id': row_id,
-    'prompt': row.request.prompt,
-    'text': None if stream.tokenizer is None else stream.text,
-    'token_ids': completion.token_ids,
-    'logprobs': _finite(completion.logprobs),
-    'finish_reason': completion.finish_reason,
-    'prompt_tokens': completion.prompt_tokens,
-    'prompt_token_ids': list(row.request.tokens),
-    'timing': completion.timing,
-  }
-  if row.sampling.logprobs:
-    result['logprobs_processed'] = _finite(completion.logprobs_processed)
-    result['logprobs_filtered'] = _finite(completion.logprobs_filtered)
-    result['surviving_mass'] = _finite(completion.surviving_mass)
-    result['top_logprobs'] = [
-      _alternatives(stream.tokenizer, *top) for top in completion.top
-    ]
-  return result
-
-
 def _alternatives(tokenizer, ids, logprobs) -> list[dict[str, Any]]:
   return [
     {
@@ -206,18 +238,3 @@ def _alternatives(tokenizer, ids, logprobs) -> list[dict[str, Any]]:
 def _finite(values: list[float]) -> list[float | None]:
   # JSON has no infinity: the logarithm of 0 is null.
   return [v if math.isfinite(v) else None for v in values]
-
-
-def _add_phases(phases, loaded, rows, completions) -> None:
-  timings = [c.timing for c in completions]
-  phases.ttft_s.append(max(t['ttft_s'] for t in timings))
-  phases.prompt_tokens += sum(map(len, {r.request.tokens for r in rows}))
-  phases.prefill_s += max(t['prefill_s'] for t in timings)
-  phases.compile_s += max(t['compile_s'] for t in timings)
-  steps = max(len(c.token_ids) for c in completions) - 1
-  phases.decode_tokens += sum(len(c.token_ids) - 1 for c in completions)
-  phases.decode_steps += steps
-  phases.decode_s += max(t['decode_s'] for t in timings)
-  halfway = [c.prompt_tokens + len(c.token_ids) // 2 for c in completions]
-  per_step = bandwidth.step_bytes(loaded.source.config, loaded.params, halfway)
-  phases.bytes_moved += steps * per_step

@@ -1,51 +1,33 @@
 """The model of a run: what is cheap first, the weights when they are needed."""
 
 import dataclasses
-from typing import Any
 
+from llm.checkpoints.opened import Source
 from llm.checkpoints.source import (
-  DTYPES,
-  Adapters,
+  add_adapters,
   check_dtype,
-  read_adapters,
-  read_config,
-  read_params,
-  read_tokenizer,
+  open_checkpoint,
+  to_dtype,
 )
-from llm.decode.generate import length_limit
 from llm.engine.output import fingerprint
-from llm.engine.requests import Limits
+from llm.engine.requests import Limits, model_limits
 from llm.errors import UserError
-from llm.host import terminal
-from llm.models.config import ModelConfig
-from llm.models.transformer import Transformer
-from llm.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """A checkpoint without its weights; `tokenizer` is None if it has none.
+class OpenedModel:
+  """The model that a config names, without its weights.
 
-  `adapters` are those of `lora.path`, or None.
+  Attributes:
+    source: the checkpoint, with the adapters of `lora.path` if that is set.
+    limits: what its requests may have.
   """
 
-  path: str
-  config: ModelConfig
-  tokenizer: Tokenizer | None
-  limits: Limits
-  adapters: Adapters | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-  """A model that can run."""
-
   source: Source
-  model: Transformer
-  params: Any
+  limits: Limits
 
 
-def open_model(config) -> Source:
+def open_model(config) -> OpenedModel:
   """Reads config, tokenizer and adapters, and no weights.
 
   Args:
@@ -62,48 +44,52 @@ def open_model(config) -> Source:
       '.bin (--config.model.path=PATH)'
     )
   check_dtype(config.dtype)
-  model_config = read_config(path)
-  tokenizer = read_tokenizer(path, model_config, config.tokenizer.path)
-  adapters = None
+  source = open_checkpoint(path, config.tokenizer.path)
   if config.lora.path is not None:
-    adapters = read_adapters(config.lora.path, model_config)
-  limits = _limits(config, model_config)
-  return Source(path, model_config, tokenizer, limits, adapters)
+    source = add_adapters(source, config.lora.path)
+  return OpenedModel(source, _limits(config, source))
 
 
 def files_of(config) -> list:
-  """What tells the files of model and adapters from all others."""
+  """Names, sizes and times of the model's files and those of its adapters."""
   paths = (config.model.path, config.lora.path)
   return [part for path in paths if path for part in fingerprint(path)]
 
 
-def load_weights(config, source: Source) -> Loaded:
+def load_weights(config, opened: OpenedModel):
   """Reads the parameters, with a progress bar on stderr.
 
-  Adapters are added to them: decoding costs what it does without.
+  Returns:
+    A `llm.engine.completions.TextModel`.
   """
-  dtype = DTYPES[config.dtype]
-  model = Transformer(source.config, dtype=dtype)
+  # Not above: what `open_model` refuses is refused before JAX is imported.
+  from llm.engine.completions import TextModel
+  from llm.host import terminal
+  from llm.models.transformer import Transformer
+
+  source, dtype = opened.source, to_dtype(config.dtype)
   with terminal.progress_bar() as bar:
     task = bar.add_task('loading', total=None)
-
-    def progress(done, total, _):
-      bar.update(task, completed=done, total=total)
-
-    params = read_params(
-      source.path, source.config, dtype, progress, adapters=source.adapters
+    params = source.load(
+      dtype,
+      progress=lambda done, total, _: bar.update(
+        task, completed=done, total=total
+      ),
     )
-  return Loaded(source, model, params)
+  model = Transformer(source.config, dtype=dtype)
+  return TextModel(model, params, source.tokenizer, opened.limits)
 
 
-def _limits(config, model_config: ModelConfig) -> Limits:
+def _limits(config, source: Source) -> Limits:
   """What fits: the model's length, or `max_length` where that is less."""
-  limit, name = length_limit(model_config), 'model.max_length'
-  if config.max_length is not None:
-    if not 1 <= config.max_length <= limit:
-      raise UserError(
-        f'max_length={config.max_length}: use 1 to {limit}, the tokens that '
-        'the model takes'
-      )
-    limit, name = config.max_length, 'max_length'
-  return Limits(limit, model_config.vocab_size, model_config.eos_ids, name)
+  limits = model_limits(source.config)
+  if config.max_length is None:
+    return limits
+  if not 1 <= config.max_length <= limits.max_length:
+    raise UserError(
+      f'max_length={config.max_length}: use 1 to {limits.max_length}, the '
+      'tokens that the model takes'
+    )
+  return dataclasses.replace(
+    limits, max_length=config.max_length, name='max_length'
+  )

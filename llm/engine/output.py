@@ -1,17 +1,20 @@
 """JSONL output that survives an interruption.
 
-Each row carries `index` (which input), `sample` (which of its answers) and
+Each row carries `index` (which input), `sample` (which of its completions) and
 `id`, a digest of all that decides the row. A run that finds its own unfinished
 file keeps the finished rows and continues; a file of other inputs is never
 overwritten but renamed to `OUT.jsonl.1`, `.2`, ….
 """
 
+from collections.abc import Sequence
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import pathlib
 
+from llm.engine.requests import Sample
 from llm.errors import UserError
 
 Key = tuple[int, int, str]  # index, sample, id
@@ -27,7 +30,7 @@ class Output:
   moved_to: pathlib.Path | None = None
 
   def note(self, total: int) -> str | None:
-    """What the user should know of the file before work starts."""
+    """A remark on the file for the user, before work starts."""
     if self.moved_to:
       return f'{self.path} held rows of other inputs: now {self.moved_to}'
     if len(self.done) == total:
@@ -37,9 +40,29 @@ class Output:
     return None
 
   def write(self, row: dict) -> None:
-    """Appends one row; it is on its way to the disk when this returns."""
+    """Appends one row; the operating system has it when this returns."""
     with self.path.open('a', encoding='utf-8') as file:
       file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n')
+
+
+def sample_keys(
+  samples: Sequence[Sample], files: list, dtype: str
+) -> list[Key]:
+  """What a completion depends on, as the keys of its output rows.
+
+  Args:
+    samples: the completions to make.
+    files: of the model, see `fingerprint`.
+    dtype: of the computation.
+  """
+  keys = []
+  for sample in samples:
+    request = sample.request
+    settings = dataclasses.asdict(sample.sampling)
+    settings['logit_bias'] = sorted(settings['logit_bias'].items())
+    row_id = digest(files, dtype, request.tokens, request.prompt, settings)
+    keys.append((request.index, sample.number, row_id))
+  return keys
 
 
 def digest(*parts) -> str:
@@ -69,17 +92,13 @@ def open_output(path: str, keys: list[Key], *, fresh: bool = False) -> Output:
   Raises:
     UserError: the path is a folder, or a file that this command did not write.
   """
+  check_output(path)
   out = pathlib.Path(path)
-  if out.is_dir():
-    raise UserError(f'output={path!r} is a folder: name a .jsonl file')
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.touch()
   except OSError as error:
-    raise UserError(
-      f'output={path!r}: cannot be written ({error.strerror}); '
-      'name a file in a folder that you may write to'
-    ) from None
+    raise _not_writable(path, error.strerror) from None
   found, end = _read_keys(out)
   if fresh or not found <= set(keys):
     same = found <= set(keys)
@@ -88,6 +107,27 @@ def open_output(path: str, keys: list[Key], *, fresh: bool = False) -> Output:
     return Output(out, frozenset(), moved_to)
   os.truncate(out, end)
   return Output(out, frozenset(found))
+
+
+def check_output(path: str) -> None:
+  """Refuses a path at which no file can be written; makes nothing."""
+  out = pathlib.Path(path)
+  if out.is_dir():
+    raise UserError(f'output={path!r} is a folder: name a .jsonl file')
+  there = out.absolute()
+  while not there.exists():
+    there = there.parent
+  if there != out.absolute() and not there.is_dir():
+    raise _not_writable(path, os.strerror(errno.ENOTDIR))
+  if not os.access(there, os.W_OK):
+    raise _not_writable(path, os.strerror(errno.EACCES))
+
+
+def _not_writable(path: str, why: str | None) -> UserError:
+  return UserError(
+    f'output={path!r}: cannot be written ({why}); name a file in a folder that '
+    'you may write to'
+  )
 
 
 def _read_keys(path: pathlib.Path) -> tuple[set[Key], int]:

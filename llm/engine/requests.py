@@ -1,14 +1,16 @@
 """Prompts with their sampling settings, checked before any work starts."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from llm import config_args
-from llm.decode.sampling_params import SamplingParams, check_ids
+from llm.decode.sampling_params import SamplingParams, check_ids, expand
 from llm.errors import UserError
+from llm.models.config import ModelConfig, length_limit
 from llm.text import chat
 
 ROW_KEYS = ('prompt', 'messages', 'token_ids', 'sampling')
@@ -21,8 +23,8 @@ class Request:
 
   `prompt` is what the user wrote: the text, the rendered messages, or None for
   bare token ids without a tokenizer. `tokens` includes BOS where the tokenizer
-  puts one. `sampling.n` answers are wanted. `continues` says that the answer
-  goes on with the prompt's text, which an assistant's message does not.
+  puts one. `sampling.n` completions are wanted. `continues` says that prompt
+  and completion are one text; an assistant's message is a text of its own.
   """
 
   index: int
@@ -33,6 +35,15 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sample:
+  """One completion to make: the `number`-th of a request, with its own seed."""
+
+  request: Request
+  number: int
+  sampling: SamplingParams
+
+
+@dataclasses.dataclass(frozen=True)
 class Limits:
   """What the model and the cache allow: tokens in a row, and token ids."""
 
@@ -40,6 +51,23 @@ class Limits:
   vocab_size: int
   eos_ids: tuple[int, ...] = ()
   name: str = 'model.max_length'  # the field that max_length comes from
+
+
+def model_limits(config: ModelConfig) -> Limits:
+  """What a model of this shape allows."""
+  return Limits(length_limit(config), config.vocab_size, config.eos_ids)
+
+
+def make_samples(requests: Sequence[Request]) -> list[Sample]:
+  """The `sampling.n` samples of each request, in order.
+
+  Two requests with n = 2 and seed 5 give samples with the seeds 5, 6, 5, 6.
+  """
+  return [
+    Sample(request, number, sampling)
+    for request in requests
+    for number, sampling in enumerate(expand(request.sampling))
+  ]
 
 
 def read_jsonl(path: str, field: str) -> Iterator[tuple[str, dict]]:
@@ -93,16 +121,13 @@ def read_requests(
   """
   requests = []
   for where, row in read_jsonl(path, 'prompts_file'):
-    check_keys(row, ROW_KEYS, where)
-    own = row.get('sampling', {})
-    if not isinstance(own, dict):
-      raise UserError(f'{where}: sampling={_show(own)}: give an object')
+    settings = row_sampling(row, sampling, where)
     prompt, tokens = prompt_tokens(row, tokenizer, where)
     request = make_request(
       len(requests),
       prompt,
       tokens,
-      {**sampling, **own},
+      settings,
       limits,
       where,
       continues='messages' not in row,
@@ -111,8 +136,37 @@ def read_requests(
   return requests
 
 
-def prompt_tokens(row: dict, tokenizer, where: str) -> tuple[str | None, tuple]:
-  """Text and token ids of a row's only prompt, in whichever form it comes."""
+def check_first_request(path: str, sampling: dict) -> None:
+  """Refuses a file whose first row is broken, whatever the model is.
+
+  Args:
+    path, sampling: as for `read_requests`.
+
+  Raises:
+    UserError: the file or the row, by its line, field and value.
+  """
+  where, row = next(read_jsonl(path, 'prompts_file'))
+  settings = row_sampling(row, sampling, where)
+  parse_prompt(row, where)
+  if settings.get('max_new_tokens') is None:  # what fits the model
+    settings.pop('max_new_tokens', None)
+  try:
+    SamplingParams.from_dict(settings)
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from None
+
+
+def row_sampling(row: dict, sampling: dict, where: str) -> dict:
+  """The run's settings with those of a row, whose keys are checked."""
+  check_keys(row, ROW_KEYS, where)
+  own = row.get('sampling', {})
+  if not isinstance(own, dict):
+    raise UserError(f'{where}: sampling={_show(own)}: give an object')
+  return {**sampling, **own}
+
+
+def parse_prompt(row: dict, where: str) -> tuple[str, Any]:
+  """(key, value) of a row's only prompt: a string, messages or token ids."""
   given = [key for key in ('prompt', 'messages', 'token_ids') if key in row]
   if len(given) != 1:
     raise UserError(
@@ -121,20 +175,27 @@ def prompt_tokens(row: dict, tokenizer, where: str) -> tuple[str | None, tuple]:
     )
   value = row[given[0]]
   if given[0] == 'token_ids':
-    tokens = token_list(value, 'token_ids', where)
-    text = None
+    value = token_list(value, 'token_ids', where)
+  if given[0] == 'prompt' and not isinstance(value, str):
+    raise UserError(f'{where}: prompt={_show(value)}: give a string')
+  return given[0], value
+
+
+def prompt_tokens(row: dict, tokenizer, where: str) -> tuple[str | None, tuple]:
+  """Text and token ids of a row's only prompt, in whichever form it comes."""
+  form, value = parse_prompt(row, where)
+  if form == 'token_ids':
+    tokens, text = value, None
     if tokenizer and all(0 <= t < tokenizer.vocab_size for t in tokens):
       text = tokenizer.decode(list(tokens), skip_special=False)
     return text, tokens
   if tokenizer is None:
     raise UserError(
-      f'{where}: {given[0]} needs a tokenizer and none lies beside the model: '
+      f'{where}: {form} needs a tokenizer and none lies beside the model: '
       'set tokenizer.path, or give token_ids'
     )
-  if given[0] == 'prompt' and not isinstance(value, str):
-    raise UserError(f'{where}: prompt={_show(value)}: give a string')
   try:
-    if given[0] == 'prompt':
+    if form == 'prompt':
       return value, tuple(tokenizer.encode(value))
     text = chat.render(tokenizer, value)
     return text, tuple(chat.encode(tokenizer, value))

@@ -1,4 +1,7 @@
-"""The exam of a world: every question asked, every answer marked."""
+"""The exam of a world: a model answers every question, each answer is marked.
+
+Here an answer is what a model says to a question of the world.
+"""
 
 import dataclasses
 import pathlib
@@ -9,7 +12,7 @@ from rich import console as rich_console
 from rich import markup
 from rich import table as rich_table
 
-from llm.checkpoints import source
+from llm.checkpoints.source import open_checkpoint
 from llm.data.worlds import corpus as corpus_lib
 from llm.data.worlds import world as world_lib
 from llm.data.worlds.corpus import Question
@@ -17,8 +20,14 @@ from llm.data.worlds.quickstart import read_jsonl, write_jsonl
 from llm.engine import loading
 from llm.engine import phases as phases_lib
 from llm.engine import requests as requests_lib
-from llm.engine.completions import generate_rows, make_rows, plan_decoding
-from llm.host import bandwidth, terminal
+from llm.engine.completions import (
+  TextModel,
+  complete,
+  output_row,
+  plan_decoding,
+)
+from llm.engine.output import sample_keys
+from llm.host import terminal
 from llm.host.compile_clock import compile_clock
 from llm.models.transformer import init_params
 from llm.runs.stages import Stage
@@ -74,7 +83,7 @@ def hold_exam(
   Returns:
     `questions` (how many), `models` (the names, with the untrained one),
     `groups` (name: questions, and how many of them each model answered right),
-    `texts` (what the first model goes on to write about popular people),
+    `texts` (what the first model writes about popular people),
     `phases` (the lines of the table of both phases) and `result`, the shares
     of right answers and the speeds by short names.
   """
@@ -93,7 +102,7 @@ def hold_exam(
   answers = {name: [row['text'] for row in rows[name]] for name in rows}
   marks = _mark(questions, answers)
   write_jsonl(folder / 'marks.jsonl', marks)
-  # Free text is what the pretrained model does; the others only answer.
+  # The pretrained model writes free text; the others only answer.
   written = zip(
     world.people, answers[[*models][0]][len(questions) :], strict=False
   )
@@ -102,7 +111,7 @@ def hold_exam(
     'models': list(answers),
     'groups': _count(marks),
     'texts': [person + text for person, text in written],
-    'phases': phases_lib.phase_rows(phases, bandwidth.measure_bandwidth()),
+    'phases': phases_lib.phase_table(phases),
     'result': _shares(marks) | phases_lib.phase_record(phases),
   }
 
@@ -111,8 +120,7 @@ def _answer(
   config, models: dict[str, pathlib.Path], seed: int
 ) -> tuple[dict[str, list[dict]], phases_lib.Phases]:
   """What each model answers, the untrained one first; the times of the last."""
-  opened = loading.open_model(config)
-  last = loading.load_weights(config, opened)
+  last = loading.load_weights(config, loading.open_model(config))
   phases = phases_lib.Phases()
   rows = {[*models][-1]: _generate(config, last, phases)}
   # Placed as the last ones are, or everything would be compiled again.
@@ -121,11 +129,9 @@ def _answer(
     if name in rows:
       continue
     if name == UNTRAINED:
-      params = init_params(opened.config, jax.random.key(seed))
+      params = init_params(last.model.config, jax.random.key(seed))
     else:
-      params = source.read_params(
-        str(models[name]), opened.config, loading.DTYPES[config.dtype]
-      )
+      params = open_checkpoint(str(models[name])).load(last.model.dtype)
     other = dataclasses.replace(last, params=jax.device_put(params, places))
     rows[name] = _generate(config, other, phases_lib.Phases())
   return {name: rows[name] for name in (UNTRAINED, *models)}, phases
@@ -195,25 +201,29 @@ def _mark(
   return marks
 
 
-def _generate(config, loaded, phases: phases_lib.Phases) -> list[dict]:
+def _generate(
+  config, text_model: TextModel, phases: phases_lib.Phases
+) -> list[dict]:
   """What a generate run of `config` would write, in order; adds to `phases`."""
   compile_clock()  # from here on, so that no phase counts compilation
-  requests = requests_lib.read_requests(
-    config.prompts_file,
-    loaded.source.tokenizer,
-    requests_lib.run_sampling(config.sampling),
-    loaded.source.limits,
+  samples = requests_lib.make_samples(
+    requests_lib.read_requests(
+      config.prompts_file,
+      text_model.tokenizer,
+      requests_lib.run_sampling(config.sampling),
+      text_model.limits,
+    )
   )
-  rows = make_rows(requests, config)
-  decoding = plan_decoding(config, rows)
-  results = []
+  keys = sample_keys(samples, loading.files_of(config), config.dtype)
+  decoding = plan_decoding(config, samples)
+  rows = []
   with terminal.progress_bar('answers') as bar:
-    task = bar.add_task('exam', total=len(rows))
-    for first in range(0, len(rows), decoding.batch_size):
-      part = rows[first : first + decoding.batch_size]
-      results += generate_rows(loaded, part, decoding, phases)
-      bar.advance(task, len(part))
-  return results
+    task = bar.add_task('exam', total=len(samples))
+    completions = complete(text_model, samples, decoding, phases=phases)
+    for key, sample, completion in zip(keys, samples, completions, strict=True):
+      rows.append(output_row(key, sample, completion, text_model.tokenizer))
+      bar.advance(task)
+  return rows
 
 
 def _generate_config(folder, model_folder, settings):

@@ -1,18 +1,18 @@
-"""Losses of reinforcement learning: REINFORCE, PPO, RLOO, GRPO and its kin.
+"""Losses of reinforcement learning: REINFORCE, PPO, RLOO, GRPO and variants.
 
-Arrays are per token: float[B, T], row i the i-th answer, `mask` bool or float
-True at the tokens that the policy drew (0 at prompt, padding and after the end;
-whatever stands there, even NaN, is dropped). Log-probabilities are natural
-ones: `logprobs` of the policy being trained, `old_logprobs` at sampling,
-`ref_logprobs` of the reference; gradients flow through `logprobs` alone, and
-where `entropy` has a coefficient, through it.
+Arrays are per token: float[B, T], row i the i-th completion, `mask` bool or
+float, True at the tokens that the policy drew (0 at prompt, padding and after
+the end; whatever stands there, even NaN, is dropped). Log-probabilities are
+natural ones: `logprobs` of the policy being trained, `old_logprobs` at
+sampling, `ref_logprobs` of the reference; gradients flow through `logprobs`
+alone, and where `entropy` has a coefficient, through it.
 
-How tokens and answers are averaged is the difference between algorithms, so it
-has a name, `reduction`, and each is one weighted sum:
+How tokens and completions are averaged is the difference between algorithms, so
+it has a name, `reduction`, and each is one weighted sum:
 
   'token'     Σ loss / Σ tokens                        DAPO, PPO, TRL's GRPO
-  'sequence'  mean over answers of (Σ loss / n_i)      GRPO, GSPO
-  'constant'  Σ loss / (answers · max_length)          Dr.GRPO
+  'sequence'  mean over completions of (Σ loss / n_i)  GRPO, GSPO
+  'constant'  Σ loss / (completions · max_length)      Dr.GRPO
   'group'     mean over groups of (Σ loss / Σ tokens)  DAPO as its paper writes
 
   name      group_advantages     the loss
@@ -27,8 +27,30 @@ has a name, `reduction`, and each is one weighted sum:
 
 `weight_sum` is the denominator, so that losses of microbatches add up exactly.
 Metrics are sums to be divided by it too: means over tokens for 'token', and
-over answers of their token means for the others. An answer counts by
+over completions of their token means for the others. A completion counts by
 `row_weights`; without them by 1 if it has any token.
+
+These arguments mean the same in every loss here:
+
+  logprobs, old_logprobs, ref_logprobs, mask: see above.
+  advantages: float[B] of completions, or float[B, T] of tokens.
+  row_weights: float or bool[B]; a completion of weight 0 is not there. Give 1
+    to one whose tokens are all masked to have it count in the mean.
+  entropy: float[B, T], of the policy at each token, for the metric and for
+    the loss, where its weight is `entropy_coef`.
+  clip_low, clip_high: a ratio r below 1 - clip_low or above 1 + clip_high is
+    clipped; clip_high=None is clip_low.
+  dual_clip: c > 1; where A < 0 the loss is at most -A c (1912.09729; 3 is
+    usual in verl, `delta` in TRL). None: no such limit.
+  log_ratio_limit: log-ratios are clipped to ± this; None, as in TRL, is no
+    limit, verl has 20.
+  reduction: one of the names above.
+  max_length: L of reduction 'constant': the longest completion allowed.
+
+A KL that is multiplied by r (`kl_corrected`, TRL's `use_bias_correction_kl`) is
+one of the next token, at the prefixes given: k3 is then unbiased off policy,
+and its gradient is that of KL(policy, ref); without r it is that of
+KL(ref, policy) on policy.
 """
 
 import jax
@@ -89,12 +111,6 @@ def reinforce_loss(
 ) -> Sums:
   """-A logp: its gradient is the policy gradient of tokens drawn on policy.
 
-  Args:
-    logprobs: float[B, T].
-    advantages: float[B] of answers, or float[B, T] of tokens.
-    mask: bool or float[B, T].
-    row_weights, reduction, max_length: see `grpo_loss`.
-
   Returns:
     (loss_sum, weight_sum, metrics), see the module; metrics: logprob.
 
@@ -125,7 +141,7 @@ def ppo_policy_loss(
 
   Schulman et al., 1707.06347, equation 7; a mean over tokens. It is
   `grpo_loss` with an advantage per token (from `gae`, whitened), the KL being
-  in the rewards; arguments, metrics and errors are those there.
+  in the rewards; metrics and errors are those there.
   """
   return grpo_loss(
     logprobs,
@@ -152,11 +168,11 @@ def rloo_loss(
   clip_low: float = 0.2,
   clip_high: float | None = None,
 ) -> Sums:
-  """The clipped loss with the ratio of whole answers, a mean over answers.
+  """The clipped loss with the ratio of whole completions, a mean over them.
 
   r = exp(Σ_t logp - old_logp). Ahmadian et al., 2402.14740, off policy as in
-  TRL. `advantages` are `rloo_advantages` of `sequence_rewards`; the rest is as
-  in `grpo_loss`.
+  TRL. `advantages` are `rloo_advantages` of `sequence_rewards`; metrics and
+  errors are those of `grpo_loss`.
   """
   return grpo_loss(
     logprobs,
@@ -202,37 +218,16 @@ def grpo_loss(
   A > 0 and r > 1 + clip_high, or A < 0 and r < 1 - clip_low (or, with a dual
   clip, r > dual_clip); else it is -A r times that of logp.
 
-  Args:
-    logprobs: float[B, T].
-    old_logprobs: float[B, T]; None takes `logprobs` without gradient, for
-      one step on fresh samples (r = 1).
-    advantages: float[B] of answers, or float[B, T] of tokens.
-    mask: bool or float[B, T].
-    ref_logprobs: float[B, T], for the KL and its metrics.
-    row_weights: float or bool[B]; an answer of weight 0 is not there. Give 1
-      to an answer whose tokens are all masked to have it count in the mean.
-    group_lengths: float[B], `advantages.group_lengths` of all the answers'
+  Args, besides the module's:
+    old_logprobs: None takes `logprobs` without gradient, for one step on fresh
+      samples (r = 1).
+    group_lengths: float[B], `advantages.group_lengths` of all completions'
       lengths, for reduction 'group'.
-    entropy: float[B, T], of the policy at each token, for the metric and for
-      `entropy_coef`.
-    clip_low: r below 1 - clip_low is clipped.
-    clip_high: r above 1 + clip_high is; None is clip_low.
-    dual_clip: c > 1; where A < 0 the loss is at most -A c (1912.09729; 3 is
-      usual in verl, `delta` in TRL).
     ratio: 'token', 'sequence' (GSPO: exp of the mean log-ratio) or
       'sequence_sum' (exp of the sum).
-    log_ratio_limit: log-ratios are clipped to ± this; None, as in TRL, is no
-      limit, verl has 20.
     kl_coef: weight of the KL to the reference.
-    kl_estimator: see `kl_estimate`.
-    kl_limit: the estimate is clipped to ± this, or None.
-    kl_corrected: multiply the KL by r (TRL's `use_bias_correction_kl`): at the
-      prefixes given, k3 is then unbiased off policy, and its gradient is that
-      of KL(policy, ref) of the next token; without r it is that of KL(ref,
-      policy) on policy.
-    entropy_coef: weight of the entropy.
-    reduction: see the module.
-    max_length: L of reduction 'constant': the longest answer allowed.
+    kl_estimator: see `kl_estimate`; the estimate is clipped to ± `kl_limit`.
+    kl_corrected: multiply the KL by r, see the module.
 
   Returns:
     (loss_sum, weight_sum, metrics), see the module; metrics: ratio, clip_low,
@@ -255,20 +250,13 @@ def grpo_loss(
   )
   old = lax.stop_gradient(old)
   means = reduce(mask, rows, reduction, max_length, group_lengths)
-  log_r = _log_ratio(logprobs - old, mask, ratio, log_ratio_limit)
-  r = jnp.exp(log_r)
+  r = jnp.exp(_log_ratio(logprobs - old, mask, ratio, log_ratio_limit))
+  low = 1.0 - clip_low
   high = 1.0 + (clip_low if clip_high is None else clip_high)
   advantages = per_token(advantages, mask)
-  losses = _clipped(r, advantages, 1.0 - clip_low, high, dual_clip)
-  low_clipped = (r < 1.0 - clip_low) & (advantages < 0)
-  high_clipped = (r > high) & (advantages > 0)
-  metrics = {
-    'ratio': r,
-    'clip_low': low_clipped,
-    'clip_high': high_clipped,
-    'clip_fraction': low_clipped | high_clipped,
-    'old_kl': kl_estimate(old, logprobs, 'k3'),
-  }
+  losses = _clipped(r, advantages, low, high, dual_clip)
+  metrics = _clip_metrics(r, advantages, low, high)
+  metrics['old_kl'] = kl_estimate(old, logprobs, 'k3')
   if ref is not None:
     ref = lax.stop_gradient(ref)
     metrics |= {f'kl_{k}': kl_estimate(logprobs, ref, k) for k in ESTIMATORS}
@@ -294,7 +282,7 @@ def ppo_value_loss(
 
   Args:
     values: float[B, T], of the value head being trained.
-    old_values: float[B, T], when the answers were sampled.
+    old_values: float[B, T], when the completions were sampled.
     returns: float[B, T], from `gae`.
     mask: bool or float[B, T], the mask from `token_rewards`.
     clip: c, or None for no clipping (0.2 in TRL and torchtune, 0.5 in verl
@@ -327,6 +315,18 @@ def ppo_value_loss(
   return reduce(mask, rows, 'token').sums(0.5 * worst, **metrics)
 
 
+def _clip_metrics(r, advantages, low, high):
+  """The ratios, and which tokens are clipped."""
+  low_clipped = (r < low) & (advantages < 0)
+  high_clipped = (r > high) & (advantages > 0)
+  return {
+    'ratio': r,
+    'clip_low': low_clipped,
+    'clip_high': high_clipped,
+    'clip_fraction': low_clipped | high_clipped,
+  }
+
+
 def _clipped(r, advantages, low, high, dual_clip):
   """PPO's pessimistic loss of each token."""
   losses = jnp.maximum(-advantages * r, -advantages * jnp.clip(r, low, high))
@@ -341,7 +341,7 @@ def _clipped(r, advantages, low, high, dual_clip):
 
 
 def _log_ratio(log_r, mask, ratio, limit):
-  """float32[B, T]: of tokens, or of the answer at each of its tokens."""
+  """float32[B, T]: of tokens, or of the completion at each of its tokens."""
   if ratio != 'token':
     whole = jnp.sum(log_r, axis=1, keepdims=True)
     if ratio == 'sequence':

@@ -12,6 +12,7 @@ ROPE_TYPES = ('default', 'linear', 'dynamic', 'llama3', 'yarn', 'longrope')
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh', 'relu')
 GLOBAL, LOCAL = 'global', 'local'
 REMAT = ('none', 'dots', 'full')  # what `remat` keeps, see there
+_UNBOUNDED = 1 << 30
 # A fresh model: what `model.…` is where neither a path nor a value is given.
 FRESH_SHAPE = {
   'embed_dim': 256,
@@ -142,3 +143,8 @@ class ModelConfig:
 
   def is_moe(self, layer: int) -> bool:
     return bool(self.moe_layers) and self.moe_layers[layer]
+
+
+def length_limit(config: ModelConfig) -> int:
+  """Tokens that a row may hold; with dynamic RoPE there is no bound."""
+  return _UNBOUNDED if config.rope.type == 'dynamic' else config.max_length

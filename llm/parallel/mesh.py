@@ -8,8 +8,7 @@ from typing import Any
 import jax
 
 from llm.errors import UserError
-
-AXES = ('data', 'fsdp', 'tensor')
+from llm.parallel.checks import AXES, check_mesh, check_microbatch
 
 
 def make_mesh(config: Any, devices: Any = None) -> jax.sharding.Mesh:
@@ -29,20 +28,12 @@ def make_mesh(config: Any, devices: Any = None) -> jax.sharding.Mesh:
     UserError: a field is no whole number of at least 1 (or one -1), or the
       fields do not multiply to the number of devices.
   """
+  check_mesh(config)
   devices = jax.devices() if devices is None else devices
   count = len(devices)
   sizes = {name: getattr(config, name) for name in AXES}
-  for name, size in sizes.items():
-    whole = isinstance(size, int) and not isinstance(size, bool)
-    if not whole or (size < 1 and size != -1):
-      raise UserError(
-        f'mesh.{name}={size!r}: use a number of devices of at least 1, or -1 '
-        'for those that the other axes leave'
-      )
   said = ', '.join(f'mesh.{name}={size}' for name, size in sizes.items())
   free = [name for name, size in sizes.items() if size == -1]
-  if len(free) > 1:
-    raise UserError(f'{said}: only one axis can be -1, give the others')
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if count % fixed or (not free and count != fixed):
     need = 'must divide' if free else 'must be'
@@ -77,19 +68,8 @@ def check_batch(
     UserError: a size is below 1, the microbatch does not divide the batch, or
       the mesh does not divide the microbatch.
   """
-  if batch_size < 1:
-    raise UserError(f'train.batch_size={batch_size}: use at least 1 row')
-  if microbatch_size is not None and microbatch_size < 0:
-    raise UserError(
-      f'train.microbatch_size={microbatch_size}: use a number of rows, or 0 '
-      'for the whole batch'
-    )
+  check_microbatch(batch_size, microbatch_size)
   rows = microbatch_size or batch_size
-  if batch_size % rows:
-    raise UserError(
-      f'train.microbatch_size={rows}: it must divide train.batch_size='
-      f'{batch_size}'
-    )
   shards = mesh.shape['data'] * mesh.shape['fsdp']
   if rows % shards:
     name = 'microbatch_size' if microbatch_size else 'batch_size'

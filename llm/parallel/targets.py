@@ -140,6 +140,7 @@ def environment(base: Any = None) -> dict[str, str]:
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'TPU_WORKER_ID': '0',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # processes that compile side by side
   }
   nvcc = _nvcc()
   if nvcc is not None:

@@ -1,9 +1,9 @@
-"""Rewards that are functions of a row and an answer's text.
+"""Rewards that are functions of a row and a completion's text.
 
-Each is `(row, text, finished, **options) -> float`; `finished` says that the
-answer came to its end before it was cut off. An entry of `config.rewards` is
-(name, weight) or (name, weight, options), the name one of REWARDS or a function
-of one's own, 'module:function'.
+Each is `(row, text, finished, **options) -> float`; `finished` is False where
+the completion was cut off at its maximum length. An entry of `config.rewards`
+is (name, weight) or (name, weight, options), the name one of REWARDS or a
+function of one's own, 'module:function'.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def matches(
 
 
 def ends(row: dict[str, Any], text: str, finished: bool) -> float:
-  """1 for an answer that ends by itself."""
+  """1 for a completion that ends by itself."""
   del row, text
   return float(finished)
 
@@ -81,7 +81,7 @@ def passes_tests(
 ) -> float:
   """1 if the text, a Python program, passes the row's `tests`, else 0.
 
-  Both run one after the other in a process of their own; see `programs.passes`
+  Both run one after the other in a process of their own; see `sandbox.passes`
   for its limits.
   """
   del finished
@@ -219,10 +219,10 @@ def reward_names(rewards: Any) -> list[str]:
 
 
 def rate(entry: Any, row: dict[str, Any], text: str, finished: bool) -> float:
-  """What the function of one entry says, without its weight.
+  """The reward of one entry's function, without its weight.
 
   Returns:
-    A number; NaN for an answer that could not be rated.
+    A number; NaN for a completion that could not be rated.
 
   Raises:
     RunError: the function raises, or returns no number.
@@ -232,7 +232,7 @@ def rate(entry: Any, row: dict[str, Any], text: str, finished: bool) -> float:
     return float(find_reward(name)(row, text, finished, **options))
   except (Exception, SystemExit) as error:  # one's own may fail in any way
     raise RunError(
-      f'the reward {name} failed on the answer {text[:200]!r} to the row '
+      f'the reward {name} failed on the completion {text[:200]!r} of the row '
       f'{str(row)[:200]}: {type(error).__name__}: {error}'
     ) from error
 

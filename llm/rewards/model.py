@@ -8,8 +8,6 @@ folder, `…ForSequenceClassification` with one label.
 from collections.abc import Sequence
 import dataclasses
 import functools
-import json
-import os
 from typing import Any
 
 import jax
@@ -17,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm.buckets import bucket
-from llm.checkpoints import source
-from llm.checkpoints.hf import load as hf
+from llm.checkpoints.hf.source import open_reward_model
+from llm.checkpoints.source import check_dtype, to_dtype
 from llm.decode.prefill import pad_rows
 from llm.errors import UserError
 from llm.losses.reward import at_last_token
@@ -48,8 +46,8 @@ class RewardModel:
     """The score at the last token of each row.
 
     Args:
-      rows: token ids of prompt and answer together, the answer with its end
-        mark, as this model's tokenizer makes them; at least one each.
+      rows: token ids of prompt and completion together, the completion with
+        its end mark, as this model's tokenizer makes them; at least one each.
       batch_size: rows per call; a score does not depend on it, nor on the rows
         beside it, but for rounding.
 
@@ -80,7 +78,7 @@ class RewardModel:
     if len(row) > config.max_length and config.rope.type != 'dynamic':
       raise UserError(
         f'{name} has {len(row)} tokens, and the reward model takes '
-        f'{config.max_length}: use shorter answers, or another reward model'
+        f'{config.max_length}: use shorter completions, or another reward model'
       )
     if min(row) < 0 or max(row) >= config.vocab_size:
       raise UserError(
@@ -104,19 +102,16 @@ def load_reward_model(
   Raises:
     UserError: no such folder, or it holds something else; naming the remedy.
   """
-  source.check_dtype(dtype)
-  config = hf.read_config(path)
-  _check_kind(path)
-  dtype = source.DTYPES[dtype]
-  params = hf.load_params(
-    path, config, dtype=dtype, reward_head=True, shardings=shardings
-  )
+  check_dtype(dtype)
+  source = open_reward_model(path)
+  tokenizer = source.tokenizer  # refused, if it is, before the weights
+  params = source.load(to_dtype(dtype), shardings)
   head = params.pop('reward_head')
   return RewardModel(
     path,
-    Transformer(config, dtype=dtype),
+    Transformer(source.config, dtype=to_dtype(dtype)),
     {'model': params, 'reward_head': head},
-    source.read_tokenizer(path, config),
+    tokenizer,
   )
 
 
@@ -143,17 +138,3 @@ def _score_rows(params, tokens, lengths, *, model):
   places = jnp.arange(tokens.shape[1])[None]
   scores = head_scores(hidden, params['reward_head'])
   return at_last_token(scores, places < lengths[:, None])
-
-
-def _check_kind(path: str) -> None:
-  with open(os.path.join(path, 'config.json'), encoding='utf-8') as file:
-    raw = json.load(file)
-  name = hf.architecture(path)
-  labels = len(raw.get('id2label') or ('', ''))
-  if not name.endswith('ForSequenceClassification') or labels != 1:
-    raise UserError(
-      f'{path}: holds a {name}'
-      + (f' with {labels} labels' if 'Classification' in name else '')
-      + ', and a reward model is a …ForSequenceClassification with one label: '
-      'train one with configs/reward.py and export it'
-    )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm.data.prompts import Prompt
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.errors import UserError, without_field
 from llm.losses.policy import overlong_penalty
 from llm.rewards import functions as rewards_lib
@@ -18,12 +18,12 @@ from llm.text.tokenizer import Tokenizer
 
 
 class Ratings(NamedTuple):
-  """Of B answers.
+  """Rewards of B completions.
 
-  `totals` float32[B] is NaN for an answer that could not be rated, for one of
-  its rewards is not finite (those of weight 0 are for the metrics alone);
-  `parts` has float32[B] for each reward by name, without its weight, and the
-  penalty of overlong answers where there is one.
+  `totals` float32[B] is NaN for a completion that could not be rated because
+  one of its rewards is not finite (those of weight 0 are for the metrics
+  alone); `parts` has float32[B] for each reward by name, without its weight,
+  and the penalty of overlong completions where there is one.
   """
 
   totals: np.ndarray
@@ -32,13 +32,13 @@ class Ratings(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rater:
-  """Rates answers as `config.rewards` says.
+  """Rates completions by `config.rewards`.
 
   Attributes:
     rewards: the entries.
     tokenizer: the policy's.
     models: reward models by their path.
-    max_new_tokens: of an answer.
+    max_new_tokens: of a completion.
     overlong_margin: see `policy.overlong_penalty`; 0 is none.
   """
 
@@ -51,7 +51,7 @@ class Rater:
   def rate(
     self, prompts: Sequence[Prompt], completions: Sequence[Completion]
   ) -> Ratings:
-    """Ratings of answers, each to the prompt of its index.
+    """Ratings of completions, each of the prompt at its index.
 
     Raises:
       RunError: a reward function failed.

@@ -9,9 +9,9 @@ import tempfile
 
 from llm.errors import UserError
 
-# A word that only the parent knows is written after the tests, so that an
-# answer that ends the process early has not passed them. An answer that looks
-# for it in the frames of this process finds it: see `passes`.
+# A word that only the parent knows is written after the tests, so that a
+# program that ends the process early has not passed them. One that looks for
+# the word in the frames of this process finds it: see `passes`.
 _RUNNER = """
 import resource, sys
 
@@ -30,16 +30,16 @@ def of_unittest(trace):
   while trace:
     files.append(trace.tb_frame.f_code.co_filename)
     trace = trace.tb_next
-  return files[-1].endswith('unittest/main.py') and 'answer' not in files
+  return files[-1].endswith('unittest/main.py') and 'program' not in files
 
-def run(size, seconds, path, word, answer, tests):
+def run(size, seconds, path, word, program, tests):
   limit(int(size), int(seconds))
   sys.argv[1:] = []
   main = sys.modules['__main__'] = type(sys)('__main__')
-  exec(compile(answer, 'answer', 'exec'), main.__dict__)
+  exec(compile(program, 'program', 'exec'), main.__dict__)
   try:
     exec(compile(tests, 'tests', 'exec'), main.__dict__)
-  except SystemExit as end:  # how unittest.main() ends, and how an answer may
+  except SystemExit as end:  # how unittest.main() ends, and how a program may
     if end.code or not of_unittest(end.__traceback__):
       raise
   with open(path, 'w') as file:
@@ -57,15 +57,15 @@ def passes(
   They run in a process of their own, with the standard library only, in an
   empty folder, with bounds on time, memory, the size of files and, but for
   root, on further processes; those that it started are ended with it, unless
-  they left its session. That keeps accidents in, and answers that end the
-  process so as not to be tested. It is no jail for hostile code: an answer
+  they left its session. That contains accidents, and programs that end
+  the process so as not to be tested. It is no jail for hostile code: a program
   shares the interpreter with its tests, and can alter what they see.
 
   Args:
     completion: the program.
     tests: run after it, in the same name space; they pass if they come to
       their end, or to that of `unittest.main()`, and raise nothing.
-    seconds: of the whole, as a clock on the wall has them.
+    seconds: of wall time for the whole.
     megabytes: of address space.
 
   Raises:

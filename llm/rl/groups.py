@@ -1,13 +1,13 @@
-"""Groups of rated answers: what every run on a model's own answers draws."""
+"""Groups of rated completions: what every run on a model's own ones samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from llm.data.prompts import Prompt, prompt_order
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.decode.rollout import sample_completions
 from llm.errors import RunError
 from llm.models.transformer import Transformer
@@ -18,14 +18,14 @@ from llm.text.tokenizer import Tokenizer
 
 
 class Groups(NamedTuple):
-  """Answers to prompts, `group_size` of each, after each other."""
+  """Completions of prompts, `group_size` of each, after each other."""
 
-  prompts: list[Prompt]  # one per answer
+  prompts: list[Prompt]  # one per completion
   completions: list[Completion]
   ratings: Ratings
 
   def take(self, rows: Sequence[int]) -> 'Groups':
-    """The answers of these rows."""
+    """The completions of these rows."""
     totals, parts = self.ratings
     return Groups(
       [self.prompts[i] for i in rows],
@@ -48,25 +48,27 @@ class Groups(NamedTuple):
 
 
 class Sampler:
-  """Draws groups of answers to the next prompts; `place` is where it stands."""
+  """Samples groups of completions; `place` counts the prompts it has used."""
 
   def __init__(
     self, config, train_model: TrainModel, prompts: list[Prompt], rater: Rater
   ):
-    self._config, self._trainee = config, train_model
+    self._config, self._train_model = config, train_model
     self._prompts, self._rater = prompts, rater
     self._decoder = Transformer(
       train_model.spec.config, dtype=train_model.model.dtype
     )
     self.place = 0
 
-  def draw(self, params: Any, count: int, seed: Sequence[int]) -> Groups:
-    """Rated groups of answers to the next `count` prompts.
+  def sample_groups(
+    self, params: Any, count: int, seed: Sequence[int]
+  ) -> Groups:
+    """Rated groups of completions of the next `count` prompts.
 
     Args:
       params: of the policy, merged.
       count: of prompts.
-      seed: numbers that name this draw.
+      seed: numbers that name this call.
     """
     config, size = self._config, self._config.rollout.group_size
     order = prompt_order(
@@ -82,7 +84,7 @@ class Sampler:
       seed=seed,
       max_new_tokens=config.rollout.max_new_tokens,
       temperature=config.rollout.temperature,
-      eos_ids=self._trainee.spec.config.eos_ids,
+      eos_ids=self._train_model.spec.config.eos_ids,
     )
     repeated = [prompt for prompt in prompts for _ in range(size)]
     return Groups(
@@ -93,10 +95,10 @@ class Sampler:
 def group_stats(
   groups: Groups, group_size: int, rollouts: int
 ) -> dict[str, float]:
-  """`rollout_stats` of all that was drawn after `rollouts` other rollouts.
+  """`rollout_stats` of all that was sampled after `rollouts` other rollouts.
 
   Raises:
-    RunError: not one of its answers could be rated.
+    RunError: not one of its completions could be rated.
   """
   stats = rollout_stats(groups.completions, groups.ratings, group_size)
   if stats['unrated'] == len(groups.completions):
@@ -105,7 +107,7 @@ def group_stats(
     raise RunError(
       f'none of the {len(groups.completions)} completions of rollout '
       f'{rollouts + 1} '
-      'has a finite sum of weighted rewards: mend the rewards or their weights '
+      'has a finite sum of weighted rewards: fix the rewards or their weights '
       f'(the first has {values}, its row is '
       f'{str(groups.prompts[0].row)[:200]})'
     )
@@ -115,14 +117,14 @@ def group_stats(
 def shown_completions(
   groups: Groups, group_size: int, tok: Tokenizer, prompts: int = 4
 ) -> list[dict[str, Any]]:
-  """The best and the worst answer to each of the first prompts, as JSON rows.
+  """The best and worst completion of each of the first prompts, as JSON rows.
 
   Args:
     groups: of a rollout.
     group_size: G.
     tok: the policy's tokenizer.
-    prompts: how many; where all rewards are equal, one answer is shown, and
-      one that is not rated is the worst.
+    prompts: how many; where all rewards are equal, one completion is shown,
+      and one that is not rated is the worst.
 
   Returns:
     Rows of `prompt`, `text`, `finished`, `reward` (None: not rated) and, by
@@ -148,20 +150,3 @@ def shown_completions(
 
 def _json_number(value: np.ndarray) -> float | None:
   return float(value) if np.isfinite(value) else None
-
-
-def minibatches(config, rollouts: int) -> Iterator[np.ndarray]:
-  """int[groups of a step]: which groups of rollout `rollouts` a step has.
-
-  Each epoch has every group once; where there are several steps, in an order
-  of its own.
-  """
-  rollout, count = config.rollout, config.train.batch_size
-  part = count // rollout.minibatches
-  for epoch in range(rollout.epochs):
-    order = np.arange(count)
-    if rollout.epochs * rollout.minibatches > 1:
-      seed = (config.seed, rollouts, epoch)
-      order = np.random.default_rng(seed).permutation(count)
-    for start in range(0, count, part):
-      yield order[start : start + part]

@@ -1,20 +1,172 @@
-"""From a rollout's columns to the loss of one minibatch of answers."""
+"""From a rollout's columns to the loss of one minibatch of completions."""
 
-from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from llm.losses import policy
 from llm.losses.chunked import chunked_logprobs, chunked_logprobs_and_entropy
+from llm.losses.pairs import Sums
 from llm.models.cache import SharedCache, init_cache
 from llm.models.transformer import output_weight
-from llm.rl.algorithms import ALGORITHMS, settings
+from llm.rl.algorithms import Algorithm
+from llm.rl.trained import policy_of
 from llm.runs.train_model import TrainModel
 from llm.train.step import LossFn
+
+
+@dataclasses.dataclass(frozen=True)
+class Minibatch:
+  """What the losses read of B completions, float32[B, T] but where noted.
+
+  Attributes:
+    mask: bool[B, T], the tokens that were sampled.
+    logprobs, entropy: of the policy in training.
+    old_logprobs: of the policy that sampled.
+    advantages: float32[B], or float32[B, T] for PPO.
+    row_weights: float32[B].
+    group_lengths: float32[B], `advantages.group_lengths`.
+    ref_logprobs: of the reference; None without a KL in the loss.
+    values, old_values, returns: of the value head; None but for PPO.
+  """
+
+  mask: jax.Array
+  logprobs: jax.Array
+  entropy: jax.Array
+  old_logprobs: jax.Array
+  advantages: jax.Array
+  row_weights: jax.Array
+  group_lengths: jax.Array
+  ref_logprobs: jax.Array | None
+  values: jax.Array | None
+  old_values: jax.Array | None
+  returns: jax.Array | None
+
+
+def make_rl_loss(
+  train_model: TrainModel,
+  algorithm: Algorithm,
+  rollout: Any,
+  rows_of_a_prompt: int = 1,
+) -> LossFn:
+  """The loss of one minibatch of completions, `rollout.rows_after_prompts`.
+
+  Args:
+    train_model: the model.
+    algorithm: of `read_algorithm`.
+    rollout: `config.rollout`.
+    rows_of_a_prompt: see the function of that name.
+
+  Returns:
+    A loss that reads of the batch, besides its tokens, the columns that
+    `Minibatch` has of a rollout.
+  """
+  function = _LOSSES.get(algorithm.name, _grpo)
+
+  def loss_fn(params, frozen, batch, keys):
+    del keys  # no random numbers
+    variables = train_model.variables(policy_of(params), frozen)
+    hidden = _hidden(train_model, variables, batch, rows_of_a_prompt)
+    logprobs, entropy = chunked_logprobs_and_entropy(
+      hidden,
+      output_weight(variables['params'], train_model.model.config),
+      batch['targets'],
+      counts=batch['mask'],
+      cap=train_model.model.config.final_soft_cap,
+      temperature=rollout.temperature,
+    )
+    minibatch = Minibatch(
+      mask=batch['mask'],
+      logprobs=logprobs,
+      entropy=entropy,
+      old_logprobs=batch['old_logprobs'],
+      advantages=batch['advantages'],
+      row_weights=batch['row_weights'],
+      group_lengths=batch['group_lengths'],
+      ref_logprobs=batch.get('ref_logprobs'),
+      values=_values(hidden, params.get('value_head')),
+      old_values=batch.get('old_values'),
+      returns=batch.get('returns'),
+    )
+    return function(minibatch, algorithm, rollout.max_new_tokens)
+
+  return loss_fn
+
+
+def _grpo(batch: Minibatch, algorithm: Algorithm, max_length: int) -> Sums:
+  return policy.grpo_loss(
+    batch.logprobs,
+    batch.old_logprobs,
+    batch.advantages,
+    batch.mask,
+    batch.ref_logprobs,
+    row_weights=batch.row_weights,
+    group_lengths=batch.group_lengths,
+    entropy=batch.entropy,
+    ratio=algorithm.ratio,
+    max_length=max_length,
+    **algorithm.options,
+  )
+
+
+def _rloo(batch: Minibatch, algorithm: Algorithm, max_length: int) -> Sums:
+  del max_length
+  options = algorithm.options
+  return policy.rloo_loss(
+    batch.logprobs,
+    batch.old_logprobs,
+    batch.advantages,
+    batch.mask,
+    row_weights=batch.row_weights,
+    entropy=batch.entropy,
+    clip_low=options['clip_low'],
+    clip_high=options['clip_high'],
+  )
+
+
+def _reinforce(batch: Minibatch, algorithm: Algorithm, max_length: int) -> Sums:
+  return policy.reinforce_loss(
+    batch.logprobs,
+    batch.advantages,
+    batch.mask,
+    row_weights=batch.row_weights,
+    reduction=algorithm.options['reduction'],
+    max_length=max_length,
+  )
+
+
+def _ppo(batch: Minibatch, algorithm: Algorithm, max_length: int) -> Sums:
+  """Policy and value loss: means over the same tokens, so they add up."""
+  del max_length
+  options = algorithm.options
+  mask = batch.mask * batch.row_weights[:, None]
+  loss_sum, weight_sum, metrics = policy.ppo_policy_loss(
+    batch.logprobs,
+    batch.old_logprobs,
+    batch.advantages,
+    mask,
+    entropy=batch.entropy,
+    clip_low=options['clip_low'],
+    clip_high=options['clip_high'],
+    dual_clip=options['dual_clip'],
+    entropy_coef=options['entropy_coef'],
+  )
+  value_sum, _, more = policy.ppo_value_loss(
+    batch.values,
+    batch.old_values,
+    batch.returns,
+    mask,
+    clip=options['value_clip'],
+  )
+  metrics |= more | {'policy_loss': loss_sum, 'value_loss': value_sum}
+  return loss_sum + options['value_coef'] * value_sum, weight_sum, metrics
+
+
+# GRPO and its variants share one.
+_LOSSES = {'ppo': _ppo, 'rloo': _rloo, 'reinforce': _reinforce}
 
 
 def completion_scores(
@@ -25,7 +177,7 @@ def completion_scores(
   rows_of_a_prompt: int,
   head: Any = None,
 ) -> dict[str, jax.Array]:
-  """What the model says of each token of the answers.
+  """The log-probability of each token of the completions, and values.
 
   Args:
     train_model: the model.
@@ -37,7 +189,7 @@ def completion_scores(
 
   Returns:
     `logprobs` float32[B, T], of the targets; with a value head also `values`
-    float32[B, T], before they are read.
+    float32[B, T], before the targets are read.
   """
   hidden = _hidden(train_model, variables, batch, rows_of_a_prompt)
   logprobs = chunked_logprobs(
@@ -56,13 +208,13 @@ def completion_scores(
 def rows_of_a_prompt(
   config: Any, train_model: TrainModel, rows: int, microbatches: int = 1
 ) -> int:
-  """How many rows after each other share a prompt that is read once for them.
+  """How many rows after each other share a prompt, which is read once for them.
 
-  A group, or what a microbatch has of it: the i-th of k has the rows i, i + k,
-  …, of which G / k after each other are of a group if k divides G. 1 where a
-  device would have a part of that, and where rotary frequencies follow the
-  length of a row (dynamic and longrope): then the rows of a prompt differ in
-  what they see of it.
+  A group, or the part of it that a microbatch has: the i-th of k microbatches
+  has the rows i, i + k, …, so that G / k rows after each other are of one group
+  if k divides G. It is 1 where a device would have only some of those rows, and
+  where rotary frequencies depend on the length of a row (dynamic and longrope),
+  because the rows of a prompt then have different keys of it.
   """
   size = config.rollout.group_size
   if train_model.model.config.rope.type in ('dynamic', 'longrope'):
@@ -72,208 +224,11 @@ def rows_of_a_prompt(
   return share if of_device % share == 0 else 1
 
 
-def make_rl_loss(
-  train_model: TrainModel, loss: Any, rollout: Any, rows_of_a_prompt: int = 1
-) -> LossFn:
-  """The loss of one minibatch of answers, `rollout.rows_after_prompts`.
-
-  Reads of the batch, besides its tokens: `old_logprobs` float[B, T],
-  `advantages` float[B] or [B, T], `row_weights` float[B], `ref_logprobs`
-  float[B, T] where the loss has a KL, `group_lengths` float[B], and for PPO
-  `old_values` and `returns` float[B, T].
-  """
-  chosen = settings(loss)
-  function = _ppo if loss.name == 'ppo' else _completions_loss(loss.name)
-
-  def loss_fn(params, frozen, batch, keys):
-    del keys  # nothing is drawn
-    tree = params['policy'] if loss.name == 'ppo' else params
-    variables = train_model.variables(tree, frozen)
-    hidden = _hidden(train_model, variables, batch, rows_of_a_prompt)
-    mask = batch['mask']
-    logprobs, entropy = chunked_logprobs_and_entropy(
-      hidden,
-      output_weight(variables['params'], train_model.model.config),
-      batch['targets'],
-      counts=mask,
-      cap=train_model.model.config.final_soft_cap,
-      temperature=rollout.temperature,
-    )
-    values = None
-    if loss.name == 'ppo':
-      values = _values(hidden, params['value_head'])
-    return function(
-      batch, logprobs, entropy, mask, values, chosen, rollout.max_new_tokens
-    )
-
-  return loss_fn
-
-
-def _completions_loss(name: str) -> Callable:
-  grpo = functools.partial(_grpo, ALGORITHMS[name].ratio)
-  return {'rloo': _rloo, 'reinforce': _reinforce}.get(name, grpo)
-
-
-def _grpo(ratio, batch, logprobs, entropy, mask, values, chosen, max_length):
-  del values
-  return policy.grpo_loss(
-    logprobs,
-    batch['old_logprobs'],
-    batch['advantages'],
-    mask,
-    batch.get('ref_logprobs'),
-    row_weights=batch['row_weights'],
-    group_lengths=batch['group_lengths'],
-    entropy=entropy,
-    ratio=ratio,
-    max_length=max_length,
-    **chosen,
-  )
-
-
-def _rloo(batch, logprobs, entropy, mask, values, chosen, max_length):
-  del values, max_length
-  return policy.rloo_loss(
-    logprobs,
-    batch['old_logprobs'],
-    batch['advantages'],
-    mask,
-    row_weights=batch['row_weights'],
-    entropy=entropy,
-    clip_low=chosen['clip_low'],
-    clip_high=chosen['clip_high'],
-  )
-
-
-def _reinforce(batch, logprobs, entropy, mask, values, chosen, max_length):
-  del entropy, values
-  return policy.reinforce_loss(
-    logprobs,
-    batch['advantages'],
-    mask,
-    row_weights=batch['row_weights'],
-    reduction=chosen['reduction'],
-    max_length=max_length,
-  )
-
-
-def _ppo(batch, logprobs, entropy, mask, values, chosen, max_length):
-  """Policy and value loss: means over the same tokens, so they add up."""
-  del max_length
-  mask = mask * batch['row_weights'][:, None]
-  loss_sum, weight_sum, metrics = policy.ppo_policy_loss(
-    logprobs,
-    batch['old_logprobs'],
-    batch['advantages'],
-    mask,
-    entropy=entropy,
-    clip_low=chosen['clip_low'],
-    clip_high=chosen['clip_high'],
-    dual_clip=chosen['dual_clip'],
-    entropy_coef=chosen['entropy_coef'],
-  )
-  value_sum, _, more = policy.ppo_value_loss(
-    values,
-    batch['old_values'],
-    batch['returns'],
-    mask,
-    clip=chosen['value_clip'],
-  )
-  metrics |= more | {'policy_loss': loss_sum, 'value_loss': value_sum}
-  return loss_sum + chosen['value_coef'] * value_sum, weight_sum, metrics
-
-
-def advantages(
-  name: str,
-  chosen: dict[str, Any],
-  batch: dict[str, np.ndarray],
-  rewards: np.ndarray,
-  group_size: int,
-  kl_coef: float,
-) -> dict[str, np.ndarray]:
-  """The columns of a whole rollout that follow from its rewards.
-
-  Args:
-    name: of the algorithm.
-    chosen: its settings.
-    batch: arrays of `rollout.rows_after_prompts`, with `ref_logprobs` where
-      there is a reference, and `old_values` for PPO.
-    rewards: float[B], groups after each other; NaN is not rated: such an
-      answer has row weight 0.
-    group_size: G.
-    kl_coef: of rewards that have the KL taken off (RLOO, PPO).
-
-  Returns:
-    `advantages`, `row_weights`, `group_lengths` and, for PPO, `returns`.
-  """
-  scale = ALGORITHMS[name].scale
-  old = batch['old_logprobs']
-  columns = _columns(
-    np.asarray(rewards, np.float32),
-    batch['mask'],
-    old,
-    batch.get('ref_logprobs', old),
-    batch.get('old_values', old),
-    np.float32(kl_coef),
-    scale=scale,
-    group_size=group_size,
-    gamma=chosen.get('gamma'),
-    lam=chosen.get('lam'),
-    groups_alike=chosen.get('reduction') == 'group',
-  )
-  if scale != 'gae':
-    columns.pop('returns')
-  return {k: np.asarray(v) for k, v in columns.items()}
-
-
-@functools.partial(
-  jax.jit,
-  static_argnames=('scale', 'group_size', 'gamma', 'lam', 'groups_alike'),
-)
-def _columns(
-  rewards,
-  mask,
-  old,
-  ref,
-  values,
-  kl_coef,
-  *,
-  scale,
-  group_size,
-  gamma,
-  lam,
-  groups_alike,
-):
-  rated = jnp.isfinite(rewards)
-  mask = mask & rated[:, None]
-  returns = None
-  if scale == 'gae':
-    shaped, taken = policy.token_rewards(
-      jnp.nan_to_num(rewards), old, ref, mask, kl_coef=kl_coef
-    )
-    gains, returns = policy.gae(shaped, values, taken, gamma=gamma, lam=lam)
-    advantages = policy.whiten(gains, taken)
-  elif scale == 'rloo':
-    rewards = policy.sequence_rewards(rewards, old, ref, mask, kl_coef=kl_coef)
-    advantages = policy.rloo_advantages(rewards, group_size)
-  else:
-    advantages = policy.group_advantages(rewards, group_size, scale=scale)
-  weights = rated.astype(jnp.float32)
-  if groups_alike:
-    weights = policy.group_weights(rated, group_size)
-  return {
-    'row_weights': weights,
-    'group_lengths': policy.group_lengths(mask.sum(axis=1), group_size),
-    'advantages': advantages,
-    'returns': returns,
-  }
-
-
 def _hidden(train_model, variables, batch, rows_of_a_prompt):
-  """float[B, T, D], of answers that go on from keys of their prompts."""
+  """float[B, T, D], of completions that attend to the keys of their prompts."""
   model, first = train_model.model, slice(None, None, rows_of_a_prompt)
   read = functools.partial(model.apply, variables, method='trunk')
-  # Of the whole row, for rotary frequencies that follow it.
+  # Of the whole row, for rotary frequencies that depend on it.
   length = batch['prompt_lengths'] + batch['mask'].sum(axis=1) + 1
   tokens = batch['prompt_tokens'][first]
   cache = init_cache(
@@ -296,5 +251,8 @@ def _hidden(train_model, variables, batch, rows_of_a_prompt):
 
 
 def _values(hidden, head):
+  """float32[B, T], or None without a head."""
+  if head is None:
+    return None
   hidden = hidden.astype(jnp.float32)
   return hidden @ head['kernel'] + head['bias']

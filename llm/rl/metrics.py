@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.losses.policy import groups_with_signal
 from llm.rewards.rater import Ratings
 
@@ -12,7 +12,7 @@ from llm.rewards.rater import Ratings
 def rollout_stats(
   completions: Sequence[Completion], ratings: Ratings, group_size: int
 ) -> dict[str, float]:
-  """Rewards, lengths and signal; docs/alignment.md says what each is."""
+  """Rewards, lengths and signal; docs/rl.md explains each."""
   totals = ratings.totals
   rated = totals[np.isfinite(totals)]
   stats = {'unrated': float(len(totals) - len(rated))}
@@ -35,7 +35,7 @@ def rollout_stats(
 def kl_stats(
   logprobs: np.ndarray, ref_logprobs: np.ndarray, mask: np.ndarray
 ) -> dict[str, float]:
-  """The KL of policy and reference on the policy's own answers.
+  """The KL of policy and reference on the policy's own completions.
 
   Args:
     logprobs: float[B, T], at sampling.
@@ -43,7 +43,7 @@ def kl_stats(
     mask: bool[B, T].
 
   Returns:
-    `kl`, nats per answer (k1), and `kl_k1`, `kl_k2`, `kl_k3` per token.
+    `kl`, nats per completion (k1), and `kl_k1`, `kl_k2`, `kl_k3` per token.
   """
   delta = (ref_logprobs - logprobs)[mask].astype(np.float64)
   return {
@@ -55,16 +55,16 @@ def kl_stats(
 
 
 def _lengths(completions, totals) -> dict[str, float]:
-  """Tokens of the answers, apart for the better and the worse half of rewards.
+  """Tokens of the completions: of all, of those with high and with low rewards.
 
   The border is half way between the smallest and the largest reward; with
-  rewards of 0 and 1 that tells wrong from right.
+  rewards of 0 and 1 it separates wrong from right.
   """
-  lengths = np.array([len(a.token_ids) for a in completions], float)
+  lengths = np.array([len(c.token_ids) for c in completions], float)
   stats = {
     'length': float(lengths.mean()),
     'finished': float(
-      np.mean([a.finish_reason == 'stop' for a in completions])
+      np.mean([c.finish_reason == 'stop' for c in completions])
     ),
   }
   rated = np.isfinite(totals)

@@ -1,11 +1,21 @@
-"""What every training run refuses whatever its data are."""
+"""What every training run refuses in its fields; nothing here needs JAX.
+
+What only some kinds of run read is checked in `llm.align.checks` and
+`llm.rl.checks`, the model in `llm.runs.base`, exports in
+`llm.runs.export_checks`.
+"""
 
 from collections.abc import Collection, Iterable
 import functools
+import importlib.util
+import os
 from typing import Any
 
+from llm.decode.sampling_params import SamplingParams
 from llm.errors import UserError
 from llm.models.config import REMAT
+from llm.parallel.checks import check_mesh
+from llm.train.checks import check_optim
 
 # What `train.best` may name, and which of two values is the better one; a kind
 # of run that does not evaluate it has no best.
@@ -27,6 +37,7 @@ _EVALUATED = {
   'rl': ('eval_reward_mean',),
   'online_preference': ('eval_reward_mean',),
 }
+_WANDB_MODES = ('online', 'offline', 'disabled')
 # Fields that nothing reads where a condition fails, which the text states.
 _UNREAD = (
   (
@@ -81,10 +92,20 @@ _UNREAD = (
 
 
 def check_fields(config, workdir: str | None, defaults) -> str:
-  """Refuses what is wrong whatever the data are; returns the workdir.
+  """Refuses what is wrong whatever the model and the data are.
 
-  `defaults` is the config of this kind of run with nothing set.
+  Args:
+    config: of `training_fields`.
+    workdir: of the run.
+    defaults: the config of this kind of run with nothing set.
+
+  Returns:
+    The workdir.
+
+  Raises:
+    UserError: naming the field, or the package that training needs.
   """
+  check_packages()
   train = config.train
   for name in ('steps', 'batch_size', 'log_every', 'keep', 'max_bad_steps'):
     if train[name] < 1:
@@ -116,12 +137,106 @@ def check_fields(config, workdir: str | None, defaults) -> str:
   _check_best(config, defaults)
   if config.seed < 0:
     raise UserError(f'seed={config.seed}: use 0 or more')
+  check_mesh(config.mesh)
+  check_optim(config.optim, train.steps)
+  check_log(config.log)
+  sample_params(config.sample)
   if workdir is None:
     raise UserError(
       'training needs a folder for its checkpoints and metrics: '
       '--workdir=runs/NAME'
     )
   return workdir
+
+
+def check_packages() -> None:
+  """Refuses to train where the packages that only training needs are missing.
+
+  Raises:
+    UserError: naming the first of them, and the extra that installs them.
+  """
+  for name in ('grain', 'optax', 'orbax'):
+    if importlib.util.find_spec(name) is None:
+      raise UserError(
+        f'training needs {name}, which is not installed: pip install '
+        '"llm-jax[train]"'
+      )
+
+
+def check_log(log) -> None:
+  """Refuses a `log` that `writers.open_writers` could not open."""
+  if log.tensorboard and importlib.util.find_spec('tensorboard') is None:
+    raise _missing('log.tensorboard=True', 'tensorboard')
+  wandb = log.wandb
+  if wandb.project is None:
+    return
+  if wandb.mode not in _WANDB_MODES:
+    raise UserError(
+      f'log.wandb.mode={wandb.mode!r}: must be one of {_WANDB_MODES}'
+    )
+  if importlib.util.find_spec('wandb') is None:
+    raise _missing(f'log.wandb.project={wandb.project!r}', 'wandb')
+
+
+def sample_params(sample) -> SamplingParams:
+  """The config's `sample` as sampling parameters.
+
+  Raises:
+    UserError: a field has no meaning.
+  """
+  try:
+    return SamplingParams.from_dict(
+      {
+        'max_new_tokens': sample.max_new_tokens,
+        'temperature': sample.temperature,
+      }
+    )
+  except UserError as error:  # that names the field as generation does
+    raise UserError(str(error).replace('sampling.', 'sample.')) from None
+
+
+def check_data(data, limit: int | None = None) -> None:
+  """Refuses fields of `data` that do not fit each other or the model.
+
+  Args:
+    data: `config.data`.
+    limit: tokens that the model takes, if that is to be checked.
+
+  Raises:
+    UserError: naming the field.
+  """
+  if data.path is None:
+    raise UserError('data.path is not set: give a file (--config.data.path=…)')
+  if data.eval_path is not None and data.eval_fraction:
+    raise UserError(
+      f'data.eval_path={data.eval_path!r} and data.eval_fraction='
+      f'{data.eval_fraction}: set one of them'
+    )
+  if limit is not None and data.max_length > limit:
+    raise UserError(
+      f'data.max_length={data.max_length}: the model takes {limit} tokens '
+      '(model.max_length)'
+    )
+
+
+def check_folder(where: str, path: str) -> None:
+  """Refuses a path at which no folder can be or be made; makes nothing.
+
+  Args:
+    where: the field and its value, for the message.
+    path: of the folder.
+  """
+  if os.path.lexists(path) and not os.path.isdir(path):
+    raise UserError(f'{where}: is a file; name a folder')
+  parent = os.path.abspath(path)
+  while not os.path.lexists(parent):
+    parent = os.path.dirname(parent)
+  if not os.path.isdir(parent):
+    raise UserError(f'{where}: {parent} is not a folder')
+  if not os.access(parent, os.W_OK | os.X_OK):
+    raise UserError(
+      f'{where}: {parent} may not be written; name another folder'
+    )
 
 
 def given_options(
@@ -132,7 +247,7 @@ def given_options(
   Args:
     loss: with `name`.
     names: all that a loss of this kind of run may have.
-    known: those that this loss reads, in the order in which they are told.
+    known: those that this loss reads, in the order of the message.
 
   Raises:
     UserError: a field is set that the loss does not read.
@@ -183,3 +298,9 @@ def _check_unread(config, defaults) -> None:
         raise UserError(
           f'{group}.{name}={value!r} {reason}, or use {default!r}'
         )
+
+
+def _missing(field: str, package: str) -> UserError:
+  return UserError(
+    f'{field}: {package} is not installed: pip install "llm-jax[logging]"'
+  )

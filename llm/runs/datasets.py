@@ -9,30 +9,15 @@ from llm.data.examples import Examples, check_vocabulary
 from llm.data.prompts import Prompt
 from llm.errors import UserError
 from llm.host import terminal
+from llm.models.config import length_limit
 from llm.runs import outputs
+from llm.runs.checks import check_data
 from llm.runs.train_model import ModelSpec
 
 # The counts that are logged where they are not 0.
 _LEFT_OUT = (
   'truncated', 'split', 'dropped', 'emptied', 'empty', 'equal', 'too long',
 )  # fmt: skip
-
-
-def check_data(data, spec: ModelSpec) -> None:
-  """Refuses fields of `data` that do not fit each other or the model."""
-  if data.path is None:
-    raise UserError('data.path is not set: give a file (--config.data.path=…)')
-  if data.eval_path is not None and data.eval_fraction:
-    raise UserError(
-      f'data.eval_path={data.eval_path!r} and data.eval_fraction='
-      f'{data.eval_fraction}: set one of them'
-    )
-  limit = spec.config.max_length
-  if data.max_length > limit and spec.config.rope.type != 'dynamic':
-    raise UserError(
-      f'data.max_length={data.max_length}: the model takes {limit} tokens '
-      '(model.max_length)'
-    )
 
 
 def load_texts(config, spec: ModelSpec) -> tuple[Examples, Examples | None]:
@@ -123,7 +108,7 @@ def load_prompts(
 def _load_rows(config, spec: ModelSpec, load, name: str, **options: Any):
   """Calls a loader of `llm.data` for each file, and logs what it counted."""
   data, tok = config.data, spec.tokenizer
-  check_data(data, spec)
+  check_data(data, length_limit(spec.config))
   check_vocabulary(tok, spec.config.vocab_size)
   load = functools.partial(
     load,

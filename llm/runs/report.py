@@ -7,7 +7,7 @@ from typing import Any
 
 from llm.host import terminal
 
-_RATE_ROWS = 50  # rows at the end that the loss and the rate are taken from
+_SPEED_ROWS = 50  # rows at the end that tokens_per_s is the median of
 
 
 def read_rows(workdir: str) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def log_samples(rows: list[dict[str, Any]], console) -> None:
 
 
 def print_completions(workdir: str) -> None:
-  """A table of the newest rated answers of `answers.jsonl`, if there are."""
+  """A table of the newest rated completions of `answers.jsonl`, if any."""
   path = os.path.join(workdir, 'answers.jsonl')
   if not os.path.exists(path):
     return
@@ -75,19 +75,19 @@ def _number(value: float | None) -> str:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
-  """The run in numbers: its first and last losses, rates and evaluations."""
+  """The run in numbers: its first and last loss, its speed and evaluations."""
   evaluated = [row for row in rows if _scores(row)]
   rows = [row for row in rows if 'loss' in row]
   if not rows:
     return {}
-  last = rows[-_RATE_ROWS:]
-  rates = sorted(row['tokens_per_s'] for row in last)
+  last = rows[-_SPEED_ROWS:]
+  speeds = sorted(row['tokens_per_s'] for row in last)
   result = {
     'steps': rows[-1]['step'],
     'first_loss': rows[0]['loss'],
     'loss': rows[-1]['loss'],
     'tokens': sum(row['tokens'] for row in rows),
-    'tokens_per_s': rates[len(rates) // 2],
+    'tokens_per_s': speeds[len(speeds) // 2],
   }
   if 'reward_mean' in rows[0] and 'reward_mean' in rows[-1]:
     result['first_reward_mean'] = rows[0]['reward_mean']
@@ -119,10 +119,10 @@ def print_result(result: dict[str, Any], workdir: str) -> None:
   terminal.print_table(lines)
 
 
-def draw(rows: list[dict[str, Any]], path: str) -> None:
-  """Draws the loss over the steps, above it a rollout's reward where there is.
+def plot_loss(rows: list[dict[str, Any]], path: str) -> None:
+  """Plots the loss over the steps and, where there is one, the reward above it.
 
-  Both with what was found on held-out rows.
+  Both with their values on held-out rows.
   """
   import matplotlib
 
@@ -140,7 +140,7 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
     squeeze=False,
   )
   for name, axes in zip(names, panels[:, 0], strict=True):
-    values = _draw_metric(axes, rows, name)
+    values = _plot_metric(axes, rows, name)
     finite = [x for x in values if math.isfinite(x)]
     if name == 'loss' and finite and 0 < 10 * min(finite) < max(finite):
       axes.set_yscale('log')
@@ -149,8 +149,8 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
   pyplot.close(figure)
 
 
-def _draw_metric(axes, rows, name: str) -> list[float]:
-  """One panel; returns what was drawn."""
+def _plot_metric(axes, rows, name: str) -> list[float]:
+  """One panel; returns the values that it shows."""
   trained = [row for row in rows if name in row]
   steps = [row['step'] for row in trained]
   values = [row[name] for row in trained]

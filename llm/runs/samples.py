@@ -1,22 +1,23 @@
-"""Texts that a model in training writes, from the run's own decoding."""
+"""Texts that a model in training writes at each evaluation."""
 
 import json
 import os
 
 import jax
 
-from llm.decode.generate import generate, length_limit
-from llm.decode.sampling_params import SamplingParams
+from llm.engine.completions import TextModel, complete
+from llm.engine.requests import Request, make_samples, model_limits
 from llm.errors import RunError, UserError
+from llm.models.config import length_limit
 from llm.models.transformer import Transformer
 from llm.parallel.distributed import is_writer, to_host
+from llm.runs.checks import sample_params
 from llm.runs.train_model import ModelSpec, TrainModel
 from llm.text import chat
 
 
 def check_fields(sample, spec: ModelSpec) -> None:
-  """Refuses settings and prompts that could not be continued."""
-  settings(sample)
+  """Refuses prompts that the model cannot continue."""
   tok, limit = spec.tokenizer, length_limit(spec.config)
   if sample.chat and not tok.chat_templates:
     raise UserError(
@@ -34,23 +35,6 @@ def check_fields(sample, spec: ModelSpec) -> None:
         f'{where}: its {tokens} tokens and sample.max_new_tokens='
         f'{sample.max_new_tokens} exceed the {limit} that the model takes'
       )
-
-
-def settings(sample) -> SamplingParams:
-  """The config's `sample` as sampling parameters.
-
-  Raises:
-    UserError: a field has no meaning.
-  """
-  try:
-    return SamplingParams.from_dict(
-      {
-        'max_new_tokens': sample.max_new_tokens,
-        'temperature': sample.temperature,
-      }
-    )
-  except UserError as error:  # that names the field as generation does
-    raise UserError(str(error).replace('sampling.', 'sample.')) from None
 
 
 def write_samples(
@@ -73,25 +57,36 @@ def write_samples(
   """
   spec = train_model.spec
   tok = spec.tokenizer
-  prompts = [_encode(tok, prompt, sample.chat) for prompt in sample.prompts]
+  sampling = sample_params(sample)
+  requests = [
+    Request(
+      i,
+      prompt,
+      tuple(_encode(tok, prompt, sample.chat)),
+      sampling,
+      continues=not sample.chat,
+    )
+    for i, prompt in enumerate(sample.prompts)
+  ]
   params = train_model.merged(params)
   if jax.process_count() > 1:  # decoding is of one process: each one does it
     params = jax.device_put(to_host(params))
-  completions = generate(
+  text_model = TextModel(
     Transformer(spec.config, dtype=train_model.model.dtype),
     params,
-    prompts,
-    [settings(sample)] * len(prompts),
-    eos_ids=spec.config.eos_ids,
+    tok,
+    model_limits(spec.config),
   )
   rows = [
     {
       'step': step,
       'prompt': prompt,
-      'text': tok.decode(completion.token_ids),
+      'text': completion.text,
       'finish_reason': completion.finish_reason,
     }
-    for prompt, completion in zip(sample.prompts, completions, strict=True)
+    for prompt, completion in zip(
+      sample.prompts, complete(text_model, make_samples(requests)), strict=True
+    )
   ]
   append_rows(workdir, 'samples.jsonl', rows)
   return rows
@@ -111,7 +106,7 @@ def append_rows(workdir: str, name: str, rows: list[dict]) -> None:
       file.writelines(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
   except OSError as error:
     raise RunError(
-      f'{path}: {error.strerror}; mend this and start the same command again'
+      f'{path}: {error.strerror}; fix this and start the same command again'
     ) from error
 
 

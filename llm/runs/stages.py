@@ -2,12 +2,12 @@
 
 A stage builds into `.NAME.partial` and is renamed to `NAME` when it is done,
 so a killed run leaves no half-made folder that looks finished. `stage.json`
-in it says from which settings it was made; a stage with other settings is
+in it has the settings that it was made from; a stage with other settings is
 made anew.
 
 A stage that takes long enough to be cut off, training, builds in place: its
 folder is there from the start, with a `stage.json` that lacks the summary until
-the stage is done, and a build that was killed goes on with what it left.
+the stage is done, and a build that was killed resumes from what it left.
 """
 
 from collections.abc import Callable

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm.checkpoints import source
-from llm.errors import UserError
+from llm.checkpoints.opened import Source
+from llm.checkpoints.source import read_adapters, to_dtype
 from llm.host import terminal
 from llm.models import lora as lora_lib
-from llm.models.config import FRESH_SHAPE, ModelConfig, RopeConfig
-from llm.models.lora_config import LoraConfig, match_targets
+from llm.models.config import ModelConfig, RopeConfig
+from llm.models.lora_config import LoraConfig
 from llm.models.transformer import (
   Transformer,
   init_params,
@@ -22,10 +22,11 @@ from llm.models.transformer import (
   unstack_layers,
 )
 from llm.parallel.sharding import param_shardings
+from llm.runs.base import fresh_shape, lora_config, open_base
 from llm.text.tokenizer import Tokenizer, load_tokenizer
 
-# A weight file is told from others by all of it up to so many bytes, and else
-# by blocks that are spread evenly over it.
+# A fingerprint reads all of a weight file up to so many bytes, and of a larger
+# one blocks that are spread evenly over it.
 _WHOLE, _BLOCKS, _BLOCK = 1 << 28, 1024, 1 << 16
 
 
@@ -33,12 +34,12 @@ _WHOLE, _BLOCKS, _BLOCK = 1 << 28, 1024, 1 << 16
 class ModelSpec:
   """The model before its weights: what the data can be checked against.
 
-  `weights` is a fingerprint of the checkpoint's files (and of those at
-  `lora.path`), None for a fresh model. `adapters` are those that training goes
-  on from, None for fresh ones.
+  `source` is the opened checkpoint and `weights` a fingerprint of its files
+  (and of those at `lora.path`); both are None for a fresh model. `adapters` are
+  those that training starts from, None for fresh ones.
   """
 
-  path: str | None
+  source: Source | None
   weights: str | None
   config: ModelConfig
   tokenizer: Tokenizer
@@ -93,31 +94,19 @@ def read_spec(config) -> ModelSpec:
   Raises:
     UserError: a path, a shape or a field of `lora` is wrong.
   """
-  source.check_dtype(config.dtype)
-  path = config.model.path
-  lora, adapters = _lora_config(config.lora), None
-  if path is None:
-    if config.lora.path is not None:
-      raise UserError(
-        f'lora.path={config.lora.path!r}: adapters go on from their own base; '
-        'set model.path'
-      )
-    tokenizer = _own_tokenizer(config)
+  source, lora = open_base(config), lora_config(config.lora)
+  if source is None:
+    tokenizer = load_tokenizer(config.tokenizer.path)
     return ModelSpec(
       None, None, fresh_config(config.model, tokenizer), tokenizer, lora
     )
-  model_config = source.read_config(path)
-  _check_shape(config.model, model_config)
-  tokenizer = source.read_tokenizer(path, model_config, config.tokenizer.path)
-  if tokenizer is None:
-    raise UserError(
-      f'model.path={path!r} has no tokenizer: set --config.tokenizer.path'
-    )
-  weights = fingerprint(path)
+  weights, adapters = fingerprint(source.path), None
   if config.lora.path is not None:
-    adapters = _read_adapters(config.lora, model_config)
+    _, adapters = read_adapters(config.lora.path, source.config)
     weights += fingerprint(config.lora.path)
-  return ModelSpec(path, weights, model_config, tokenizer, lora, adapters)
+  return ModelSpec(
+    source, weights, source.config, source.tokenizer, lora, adapters
+  )
 
 
 def fresh_config(shape, tokenizer: Tokenizer) -> ModelConfig:
@@ -130,23 +119,7 @@ def fresh_config(shape, tokenizer: Tokenizer) -> ModelConfig:
   Raises:
     UserError: a size is wrong.
   """
-  values = {
-    name: default if shape[name] is None else shape[name]
-    for name, default in FRESH_SHAPE.items()
-  }
-  for name, value in values.items():
-    if not isinstance(value, bool) and value < 1:
-      raise UserError(f'model.{name}={value}: use 1 or more')
-  if values['num_heads'] % values['num_kv_heads']:
-    raise UserError(
-      f'model.num_kv_heads={values["num_kv_heads"]}: use a divisor of '
-      f'model.num_heads={values["num_heads"]}'
-    )
-  if values['head_dim'] % 2:
-    raise UserError(
-      f'model.head_dim={values["head_dim"]}: use an even number, for RoPE '
-      'turns pairs'
-    )
+  values = fresh_shape(shape)
   theta = values.pop('rope_theta')
   return ModelConfig(
     vocab_size=tokenizer.vocab_size,
@@ -177,7 +150,7 @@ def trained_shapes(config, spec: ModelSpec) -> Any:
 
 
 def build_train_model(config, spec: ModelSpec, mesh) -> TrainModel:
-  """Reads or draws the weights, straight to the devices of the mesh.
+  """Reads or initialises the weights, straight to the devices of the mesh.
 
   Under LoRA the base has the dtype of the computation, for nobody updates it;
   parameters that are trained are float32.
@@ -185,7 +158,7 @@ def build_train_model(config, spec: ModelSpec, mesh) -> TrainModel:
   model = Transformer(
     spec.config,
     scan_layers=config.model.scan_layers,
-    dtype=source.DTYPES[config.dtype],
+    dtype=to_dtype(config.dtype),
     remat=config.train.remat,
   )
   key = jax.random.key(config.seed)
@@ -213,7 +186,7 @@ def export_params(config, train_model: TrainModel, params) -> Any:
   frozen = train_model.frozen
   if train_model.spec.lora is None or config.dtype == 'float32':
     return train_model.merged(params)
-  if train_model.spec.path is None:  # drawn in that dtype
+  if train_model.spec.source is None:  # initialised in that dtype
     base = jax.tree.map(lambda x: x.astype(jnp.float32), frozen['base'])
   else:
     base = _base_params(config, train_model.spec, train_model.mesh, jnp.float32)
@@ -236,18 +209,16 @@ def _first_adapters(spec: ModelSpec, base, key) -> Any:
 def _base_params(config, spec, mesh, dtype):
   key = jax.random.key(config.seed)
   model_config, scan = spec.config, config.model.scan_layers
-  if spec.path is None:
-    draw = lambda key: init_params(model_config, key, dtype, scan)
-    return _on_mesh(draw, mesh, jax.random.fold_in(key, 0))
+  if spec.source is None:
+    init = lambda key: init_params(model_config, key, dtype, scan)
+    return _on_mesh(init, mesh, jax.random.fold_in(key, 0))
   shapes = jax.eval_shape(lambda: init_params(model_config, key, dtype))
   with terminal.progress_bar() as bar:
     task = bar.add_task('loading', total=None)
-    params = source.read_params(
-      spec.path,
-      model_config,
+    params = spec.source.load(
       dtype,
-      lambda done, total, _: bar.update(task, completed=done, total=total),
       param_shardings(shapes, mesh),
+      lambda done, total, _: bar.update(task, completed=done, total=total),
     )
   if scan:
     params = _on_mesh(lambda p: stack_layers(p, model_config), mesh, params)
@@ -258,17 +229,6 @@ def _on_mesh(function: Callable, mesh, *args):
   """A tree of parameters, computed where its leaves shall lie."""
   shapes = jax.eval_shape(function, *args)
   return jax.jit(function, out_shardings=param_shardings(shapes, mesh))(*args)
-
-
-def _own_tokenizer(config) -> Tokenizer:
-  path = config.tokenizer.path
-  if path is None:
-    raise UserError(
-      'neither model.path nor tokenizer.path is set: give a model to go on '
-      'with, or a tokenizer for a fresh one (--config.tokenizer.path=bytes '
-      'needs no file)'
-    )
-  return load_tokenizer(path)
 
 
 def fingerprint(path: str) -> str:
@@ -292,47 +252,3 @@ def fingerprint(path: str) -> str:
         file.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
         digest.update(file.read(_BLOCK))
   return digest.hexdigest()
-
-
-def _check_shape(shape, config: ModelConfig) -> None:
-  """Refuses a shape that the checkpoint does not have."""
-  for name in FRESH_SHAPE:
-    asked = shape[name]
-    has = config.rope.theta if name == 'rope_theta' else getattr(config, name)
-    if asked is not None and asked != has:
-      raise UserError(
-        f'model.{name}={asked}: the model at model.path has {has}; leave '
-        f'model.{name} unset'
-      )
-
-
-def _read_adapters(fields, config: ModelConfig) -> Any:
-  """The adapters of `lora.path`, if `lora` says what they are.
-
-  Raises:
-    UserError: they cannot be read, or have other settings.
-  """
-  there, adapters = source.read_adapters(fields.path, config)
-  differ = [
-    f'--config.lora.{name}={getattr(there, name)}'
-    for name in ('rank', 'alpha', 'dora', 'rslora')
-    if fields[name] != getattr(there, name)
-  ]
-  asked = dataclasses.replace(there, targets=fields.targets)
-  if match_targets(asked, config) != match_targets(there, config):
-    differ.append(f'--config.lora.targets="{there.targets}"')
-  if differ:
-    raise UserError(
-      f'lora.path={fields.path!r}: its adapters have other settings than lora '
-      f'says; give {" ".join(differ)}'
-    )
-  return adapters
-
-
-def _lora_config(lora) -> LoraConfig | None:
-  if lora.rank < 0:
-    raise UserError(f'lora.rank={lora.rank}: use 0 (no adapters) or more')
-  if lora.rank == 0:
-    return None
-  names = ('rank', 'alpha', 'targets', 'dora', 'rslora', 'dropout')
-  return LoraConfig(**{name: lora[name] for name in names})

@@ -1,10 +1,9 @@
 """The run that every kind of training shares, from the first state to export.
 
-What differs between the kinds (data, loss, evaluation) comes in as a `Recipe`
-of functions.
+What differs between the kinds (data, loss, evaluation) comes in as a `Recipe`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import os
@@ -15,43 +14,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm.checkpoints.train_state import Checkpoints
-from llm.errors import RunError, UserError
+from llm.errors import RunError
 from llm.host import terminal
 from llm.parallel.distributed import any_process, is_writer
 from llm.parallel.mesh import on_mesh
 from llm.parallel.sharding import state_shardings
 from llm.runs import exports, outputs, report, samples, writers
-from llm.runs.checks import BEST
-from llm.runs.train_model import ModelSpec, TrainModel, trained_shapes
+from llm.runs.batches import Batches
+from llm.runs.identity import open_checkpoints
+from llm.runs.job import Job
+from llm.runs.train_model import TrainModel
 from llm.train import loop
-from llm.train.optim import make_optimizer
 from llm.train.schedules import make_schedule
 from llm.train.signals import stop_on_signal
 from llm.train.state import TrainState, init_state
 from llm.train.step import LossFn, make_train_step
-
-# Fields that may differ when a run goes on, for they change no parameter (or,
-# as train.steps, only what is still to come).
-_FREE = {
-  'train': (
-    'steps',
-    'log_every',
-    'eval_every',
-    'eval_first',
-    'checkpoint_every',
-    'keep',
-    'best',
-    'export',
-    'max_bad_steps',
-    'microbatch_size',
-    'remat',
-  ),
-  'data': ('path', 'eval_path'),  # the contents count: Recipe.identity
-  'lora': ('export', 'path'),  # the contents count: Blueprint.weights
-  'teacher': ('path',),  # the weights count: Recipe.identity
-}
-_FREE_GROUPS = ('mesh', 'sample', 'log', 'export', 'model', 'tokenizer')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,89 +37,44 @@ class Recipe:
 
   Attributes:
     loss_fn: see `llm.train.step`.
-    draw: the next batch on the devices, and numbers about it for the row.
-    data_state: JSON-able position in the data, after the last `draw`.
-    seek: sets it.
+    batches: where the batches come from.
     evaluate: trained tree -> metrics named `eval_…`, or None.
-    identity: JSON-able; with another one a checkpoint is refused.
+    contents: fingerprints of what the run reads, by name, as JSON can hold
+      them; a checkpoint with others is refused.
     language_model: trained tree -> the part of it that is a language model,
       for exports and samples.
     reward_head: trained tree -> {'kernel': [1, D]}: the export is a model that
       scores texts. None: there is no such head.
-    may_stop: False where the data's state is not whole; a signal waits then.
+    may_stop: False while the state of `batches` cannot be saved; a signal then
+      waits.
     completions: those of the newest rollout, rated, as rows of `answers.jsonl`
-      (`rl_groups.shown_completions`); None: there are no rollouts.
+      (`rl.groups.shown_completions`); None: there are no rollouts.
   """
 
   loss_fn: LossFn
-  draw: Callable[[TrainState], tuple[Any, Mapping[str, float]]]
-  data_state: Callable[[], dict[str, Any]]
-  seek: Callable[[dict[str, Any]], None]
+  batches: Batches
   evaluate: Callable[[Any], dict[str, float]] | None
-  identity: dict[str, Any]
+  contents: dict[str, Any]
   language_model: Callable[[Any], Any] = lambda params: params
   reward_head: Callable[[Any], Any] | None = None
   may_stop: Callable[[], bool] = lambda: True
   completions: Callable[[], list[dict[str, Any]]] | None = None
 
 
-def check_run(
-  config,
-  workdir: str,
-  spec: ModelSpec,
-  identity: dict[str, Any],
-  *,
-  shapes: Any = None,
-  reward_head: bool = False,
-) -> None:
-  """Refuses, before the weights are read, what would end the run later on.
-
-  Args:
-    config: of `training_fields`.
-    workdir: of the run.
-    spec: the model.
-    identity: as the `Recipe` will have it.
-    shapes: of what will be trained; None: `trained_shapes`.
-    reward_head: the `Recipe` will have one.
-
-  Raises:
-    UserError: a field, an export folder or the workdir's checkpoint does not
-      fit this run.
-  """
-  writers.check_fields(config.log)
-  samples.check_fields(config.sample, spec)
-  exports.check_fields(config, spec, workdir, reward_head)
-  if shapes is None:
-    shapes = trained_shapes(config, spec)
-  make_optimizer(config.optim, config.train.steps, shapes)
-  with _open_checkpoints(config, workdir, spec, identity) as checkpoints:
-    done = checkpoints.newest_step() or 0
-  if done > config.train.steps:
-    raise UserError(
-      f'train.steps={config.train.steps}: the run in {workdir} has done {done} '
-      'already; use as many or more, or another workdir'
-    )
-
-
 def train(
-  config,
-  workdir: str,
-  train_model: TrainModel,
-  recipe: Recipe,
-  microbatches: int,
+  job: Job, train_model: TrainModel, recipe: Recipe
 ) -> dict[str, float]:
   """Trains, from the newest checkpoint where there is one, and exports.
 
   Args:
-    config: of `training_fields`.
-    workdir: gets `checkpoints/`, `metrics.jsonl`, `loss.png`, `result.json`,
-      and where they are asked for `samples.jsonl` and `answers.jsonl`.
-    train_model: the model.
+    job: of `open_job`. The workdir gets `checkpoints/`, `metrics.jsonl`,
+      `loss.png`, `result.json`, and where the config has them `samples.jsonl`
+      and `answers.jsonl`.
+    train_model: the model; its `params` are what is trained.
     recipe: the kind of training.
-    microbatches: parts of a batch.
 
   Returns:
-    The row of `result.json`.
+    The contents of `result.json`.
 
   Raises:
     UserError: a field is wrong, or the workdir holds another run.
@@ -150,45 +82,30 @@ def train(
     SystemExit: a signal asked for the end; the state was saved.
   """
   began = time.perf_counter()
-  tx = make_optimizer(config.optim, config.train.steps, train_model.params)
+  config, workdir = job.config, job.workdir
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
-      _open_checkpoints(config, workdir, train_model.spec, recipe.identity)
+      open_checkpoints(config, workdir, job.spec, recipe.contents)
     )
-    state, abstract = _first_state(
-      config, workdir, train_model, tx, recipe, checkpoints
-    )
-    on_row, console = _open_rows(stack, config, workdir, int(state.step))
+    state, abstract = _first_state(job, train_model, recipe, checkpoints)
+    on_metrics, console = _open_log(stack, config, workdir, int(state.step))
     stop = stack.enter_context(stop_on_signal())
-
-    def should_stop():
-      checkpoints.check()  # a save that failed ends the run at once
-      return any_process(bool(stop)) and recipe.may_stop()
-
-    def may_save():
-      # Of several processes the others would not come to save.
-      whole = jax.process_count() == 1 and recipe.may_stop()
-      if whole:
-        terminal.log(
-          'a batch could not be made; the steps before it are saved, and the '
-          'same command goes on from there'
-        )
-      return whole
-
     state = loop.fit(
       state,
-      compile_step(config, train_model, tx, recipe, microbatches, abstract),
-      _whole_draw(recipe),
+      compile_step(job, train_model, recipe, abstract),
+      _make_next_batch(recipe.batches),
       _schedule(config.train),
-      frozen=train_model.frozen,
-      on_row=on_row,
-      evaluate=_make_evaluate(config, workdir, train_model, recipe, console),
-      save=lambda s, scores: checkpoints.save(
-        int(s.step), s, recipe.data_state(), scores
+      loop.Hooks(
+        on_metrics,
+        evaluate=_make_evaluate(job, train_model, recipe, console),
+        save=lambda s, scores: checkpoints.save(
+          int(s.step), s, recipe.batches.get_state(), scores
+        ),
+        is_best=checkpoints.is_best,
+        should_stop=_make_should_stop(recipe, checkpoints, stop),
+        may_save=lambda: _may_save(recipe),
       ),
-      is_best=checkpoints.is_best,
-      should_stop=should_stop,
-      may_save=may_save,
+      frozen=train_model.frozen,
     )
     checkpoints.wait()
     if any_process(bool(stop)):
@@ -197,23 +114,21 @@ def train(
       state = _best_state(config, workdir, abstract, checkpoints)
   try:
     seconds = time.perf_counter() - began
-    return _finish(config, workdir, train_model, recipe, state, seconds)
+    return _finish(job, train_model, recipe, state, seconds)
   except OSError as error:
     raise RunError(
       f'{error.filename or workdir}: {error.strerror or error}; the trained '
-      'state is saved: mend this and start the same command again'
+      'state is saved: fix this and start the same command again'
     ) from error
 
 
-def compile_step(config, train_model, tx, recipe, microbatches, abstract):
+def compile_step(job: Job, train_model: TrainModel, recipe: Recipe, abstract):
   """The jitted step of a run, on its mesh.
 
   Args:
-    config: of the run.
+    job: of `open_job`.
     train_model: the model.
-    tx: the optimizer.
     recipe: the kind of training.
-    microbatches: parts of a batch.
     abstract: the state or its shapes, with the sharding of each leaf.
 
   Returns:
@@ -222,62 +137,62 @@ def compile_step(config, train_model, tx, recipe, microbatches, abstract):
   """
   step = make_train_step(
     recipe.loss_fn,
-    tx,
-    microbatches=microbatches,
-    clip_norm=config.optim.clip_norm,
-    ema_decay=config.train.ema_decay,
+    job.tx,
+    microbatches=job.microbatches,
+    clip_norm=job.config.optim.clip_norm,
+    ema_decay=job.config.train.ema_decay,
   )
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
   return on_mesh(step, train_model.mesh)
 
 
-def _whole_draw(recipe: Recipe):
-  """`recipe.draw`; where it raises, the data's state is that before it."""
-
-  def draw(state):
-    before = recipe.data_state()
-    try:
-      return recipe.draw(state)
-    except Exception:
-      recipe.seek(before)
-      raise
-
-  return draw
-
-
-def averaged(state: TrainState) -> Any:
-  """What is evaluated and exported: the moving average, if there is one."""
-  return state.params if state.ema is None else state.ema
-
-
-def run_identity(
-  config, spec: ModelSpec, identity: dict[str, Any]
-) -> dict[str, Any]:
-  """All that decides the result of a run, as JSON can hold it."""
-  fields = config.to_dict()
-  kept = {}
-  for name, value in fields.items():
-    if name in _FREE_GROUPS:
-      continue
-    if isinstance(value, dict):
-      free = _FREE.get(name, ())
-      value = {k: v for k, v in value.items() if k not in free}
-    kept[name] = value
-  model = dataclasses.asdict(spec.config)
-  model['weights'] = spec.weights
-  model['scan_layers'] = config.model.scan_layers
-  return {'model': model, 'config': kept, **identity}
-
-
-def _open_checkpoints(config, workdir, spec, identity) -> Checkpoints:
-  best = config.train.best
-  return Checkpoints(
-    os.path.join(workdir, 'checkpoints'),
-    keep=config.train.keep,
-    best=(best, BEST[best]) if best else None,
-    identity=run_identity(config, spec, identity),
+def _first_state(job, train_model, recipe, checkpoints):
+  """(state, its shapes and places): the newest checkpoint's, or a fresh one."""
+  config, workdir = job.config, job.workdir
+  key = jax.random.fold_in(jax.random.key(config.seed), 2)
+  ema = config.train.ema_decay > 0.0
+  make = lambda params: init_state(params, job.tx, key, ema=ema)
+  shapes = jax.eval_shape(make, train_model.params)
+  shardings = state_shardings(shapes, train_model.mesh)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings,
   )
+  restored = checkpoints.restore(abstract)
+  step = restored.step if restored else -1  # not even an evaluation first
+  if is_writer():
+    writers.truncate_rows(workdir, step)
+  if restored is None:
+    return jax.jit(make, out_shardings=shardings)(train_model.params), abstract
+  recipe.batches.set_state(restored.data_state)
+  if step < config.train.steps:
+    terminal.log(f'resumes from the checkpoint of step {step}')
+  else:
+    terminal.log(f'all {step} steps are done: nothing to train')
+  return restored.state, abstract
+
+
+def _open_log(stack, config, workdir, start):
+  """(what takes the loop's metrics, the console beside the bar)."""
+  write = stack.enter_context(writers.open_writers(config, workdir))
+  bar = stack.enter_context(terminal.progress_bar('steps'))
+  steps = config.train.steps
+  task = bar.add_task('training', total=steps, completed=start)
+  learning_rate = make_schedule(config.optim, steps)
+
+  def on_metrics(metrics):
+    if 'loss' in metrics:
+      metrics['lr'] = float(learning_rate(metrics['step'] - 1))
+    if is_writer():
+      write(metrics)
+      report.log_evaluation(metrics, bar.console)
+    if 'loss' in metrics:
+      text = f'loss {metrics["loss"]:.3f}'
+      bar.update(task, completed=metrics['step'], description=text)
+
+  return on_metrics, bar.console
 
 
 def _schedule(train) -> loop.Schedule:
@@ -291,53 +206,28 @@ def _schedule(train) -> loop.Schedule:
   )
 
 
-def _open_rows(stack, config, workdir, start):
-  """(what takes the loop's rows, the console beside the bar)."""
-  write = stack.enter_context(writers.open_writers(config, workdir))
-  bar = stack.enter_context(terminal.progress_bar('steps'))
-  steps = config.train.steps
-  task = bar.add_task('training', total=steps, completed=start)
-  rate = make_schedule(config.optim, steps)
+def _make_next_batch(batches: Batches):
+  """`next_batch`; where it raises, the state is that before the call."""
 
-  def on_row(row):
-    if 'loss' in row:
-      row['lr'] = float(rate(row['step'] - 1))
-    if is_writer():
-      write(row)
-      report.log_evaluation(row, bar.console)
-    if 'loss' in row:
-      text = f'loss {row["loss"]:.3f}'
-      bar.update(task, completed=row['step'], description=text)
+  def next_batch(state):
+    before = batches.get_state()
+    try:
+      return batches.next_batch(state)
+    except Exception:
+      batches.set_state(before)
+      raise
 
-  return on_row, bar.console
+  return next_batch
 
 
-def _best_state(config, workdir, abstract, checkpoints) -> TrainState:
-  best = checkpoints.best_step()
-  if best is None:
-    raise RunError(
-      f'train.export=best: no checkpoint of {workdir} has a finite '
-      f'train.best={config.train.best}; name a metric that the run evaluates '
-      'and start the same command again'
-    )
-  return checkpoints.restore(abstract, best).state
-
-
-def _end(signal: str, step: int) -> None:
-  terminal.log(
-    f'stopped by {signal} after step {step}, which was saved: the same '
-    'command goes on from there'
-  )
-  sys.exit(143 if signal == 'SIGTERM' else 130)
-
-
-def _make_evaluate(config, workdir, train_model, recipe, console):
-  """Scores and samples of a state; None where there is nothing to tell."""
+def _make_evaluate(job, train_model, recipe, console):
+  """Scores and samples of a state; None where there are neither."""
+  config, workdir = job.config, job.workdir
   if not any((recipe.evaluate, recipe.completions, config.sample.prompts)):
     return None
 
   def evaluate(state):
-    params = averaged(state)
+    params = _averaged(state)
     if recipe.completions is not None:
       rows = [{'step': int(state.step), **row} for row in recipe.completions()]
       samples.append_rows(workdir, 'answers.jsonl', rows)
@@ -356,37 +246,54 @@ def _make_evaluate(config, workdir, train_model, recipe, console):
   return evaluate
 
 
-def _first_state(config, workdir, train_model, tx, recipe, checkpoints):
-  """(state, its shapes and places): the newest checkpoint's, or a fresh one."""
-  key = jax.random.fold_in(jax.random.key(config.seed), 2)
-  ema = config.train.ema_decay > 0.0
-  make = lambda params: init_state(params, tx, key, ema=ema)
-  shapes = jax.eval_shape(make, train_model.params)
-  shardings = state_shardings(shapes, train_model.mesh)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    shardings,
+def _make_should_stop(recipe, checkpoints, stop):
+  def should_stop():
+    checkpoints.check()  # a save that failed ends the run at once
+    return any_process(bool(stop)) and recipe.may_stop()
+
+  return should_stop
+
+
+def _may_save(recipe) -> bool:
+  """Whether the steps that are done can be saved before an error ends a run."""
+  # Of several processes the others would not come to save.
+  whole = jax.process_count() == 1 and recipe.may_stop()
+  if whole:
+    terminal.log(
+      'a batch could not be made; the steps before it are saved, and the '
+      'same command resumes from there'
+    )
+  return whole
+
+
+def _averaged(state: TrainState) -> Any:
+  """What is evaluated and exported: the moving average, if there is one."""
+  return state.params if state.ema is None else state.ema
+
+
+def _best_state(config, workdir, abstract, checkpoints) -> TrainState:
+  best = checkpoints.best_step()
+  if best is None:
+    raise RunError(
+      f'train.export=best: no checkpoint of {workdir} has a finite '
+      f'train.best={config.train.best}; name a metric that the run evaluates '
+      'and start the same command again'
+    )
+  return checkpoints.restore(abstract, best).state
+
+
+def _end(signal: str, step: int) -> None:
+  terminal.log(
+    f'stopped by {signal} after step {step}, which was saved: the same '
+    'command resumes from there'
   )
-  restored = checkpoints.restore(abstract)
-  step = restored.step if restored else -1  # not even an evaluation first
-  if is_writer():
-    writers.truncate_rows(workdir, step)
-  if restored is None:
-    return jax.jit(make, out_shardings=shardings)(train_model.params), abstract
-  recipe.seek(restored.data_state)
-  if step < config.train.steps:
-    terminal.log(f'goes on from the checkpoint of step {step}')
-  else:
-    terminal.log(f'all {step} steps are done: nothing to train')
-  return restored.state, abstract
+  sys.exit(143 if signal == 'SIGTERM' else 130)
 
 
-def _finish(
-  config, workdir, train_model, recipe, state, seconds
-) -> dict[str, float]:
+def _finish(job, train_model, recipe, state, seconds) -> dict[str, float]:
   """Exports, and writes what a person looks at first."""
-  params = averaged(state)
+  config, workdir = job.config, job.workdir
+  params = _averaged(state)
   head = recipe.reward_head and recipe.reward_head(params)
   exports.write(config, train_model, recipe.language_model(params), head)
   rows = report.read_rows(workdir)
@@ -400,7 +307,7 @@ def _finish(
   result['seconds'] = seconds
   if is_writer():
     outputs.write_result(workdir, result)
-    report.draw(rows, os.path.join(workdir, 'loss.png'))
+    report.plot_loss(rows, os.path.join(workdir, 'loss.png'))
     report.print_completions(workdir)
     report.print_result(result, workdir)
   return result

@@ -1,12 +1,11 @@
 """Where a run's metrics go: metrics.jsonl always, other places on request.
 
 `metrics.jsonl` is what counts: TensorBoard and Weights & Biases get a copy,
-and where one of them fails, the run goes on without it.
+and where one of them fails, the run continues without it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import importlib.util
 import json
 import os
 import time
@@ -21,33 +20,19 @@ import numpy as np
 
 from llm.errors import RunError, UserError
 from llm.runs import outputs
+from llm.runs.checks import check_log
 
-Row = Mapping[str, Any]
-_WANDB_MODES = ('online', 'offline', 'disabled')
-
-
-def check_fields(log) -> None:
-  """Refuses what `open_writers` would, but for a failing connection."""
-  if log.tensorboard and importlib.util.find_spec('tensorboard') is None:
-    raise _missing('log.tensorboard=True', 'tensorboard')
-  wandb = log.wandb
-  if wandb.project is None:
-    return
-  if wandb.mode not in _WANDB_MODES:
-    raise UserError(
-      f'log.wandb.mode={wandb.mode!r}: must be one of {_WANDB_MODES}'
-    )
-  if importlib.util.find_spec('wandb') is None:
-    raise _missing(f'log.wandb.project={wandb.project!r}', 'wandb')
+# Scalars by name, `step` among them.
+Metrics = Mapping[str, Any]
 
 
 @contextlib.contextmanager
 def open_writers(
   config: ml_collections.ConfigDict, workdir: str
-) -> Iterator[Callable[[Row], None]]:
-  """Opens what `config.log` asks for; gives a function that writes a row.
+) -> Iterator[Callable[[Metrics], None]]:
+  """Opens what `config.log` names; gives a function that writes metrics.
 
-  A row is a dict of scalars with `step`. Its JSON line is on disk when the
+  Metrics are a dict of scalars with `step`. Their JSON line is on disk when the
   function returns (15 us); the copies follow in the background. In a run of
   several processes only the first should write, and only it opens copies.
 
@@ -59,10 +44,10 @@ def open_writers(
 
   Raises:
     UserError: a package is not installed, a field is wrong or Weights & Biases
-      cannot be reached; before the first row.
+      cannot be reached; before anything is written.
     RunError: by the function: `metrics.jsonl` cannot be written.
   """
-  check_fields(config.log)
+  check_log(config.log)
   copies = {}
   if jax.process_index() == 0:
     if config.log.tensorboard:
@@ -82,16 +67,16 @@ def open_writers(
         stacklevel=3,
       )
 
-  def write(row: Row) -> None:
+  def write(metrics: Metrics) -> None:
     try:
-      outputs.append_metrics(workdir, row)
+      outputs.append_metrics(workdir, metrics)
     except OSError as error:
       raise RunError(
-        f'{os.path.join(workdir, "metrics.jsonl")}: {error.strerror}; mend '
+        f'{os.path.join(workdir, "metrics.jsonl")}: {error.strerror}; fix '
         'this and start the same command again'
       ) from error
     for name in list(copies):
-      attempt(name, 'write', int(row['step']), _scalars(row))
+      attempt(name, 'write', int(metrics['step']), _scalars(metrics))
 
   try:
     yield write
@@ -103,9 +88,9 @@ def open_writers(
 def truncate_rows(workdir: str, step: int) -> None:
   """Cuts the rows after `step` from the files that a run adds rows to.
 
-  A run that goes on from a checkpoint writes them again. A file is cut whole
-  or not at all. Its last line may be half of one, where the run was killed as
-  it wrote it; it goes too.
+  A run that resumes from a checkpoint writes them again. A file is cut whole or
+  not at all. Its last line may be incomplete if the run was killed while
+  writing it; that line is cut too.
 
   Raises:
     UserError: another line is no JSON object.
@@ -219,18 +204,12 @@ def _run_id(workdir: str) -> str:
     return name
 
 
-def _scalars(row: Row) -> dict[str, float]:
-  """The numbers of a row but its step."""
+def _scalars(metrics: Metrics) -> dict[str, float]:
+  """The numbers, without the step."""
   return {
     name: float(value)
-    for name, value in row.items()
+    for name, value in metrics.items()
     if name != 'step'
     and np.ndim(value) == 0
     and jnp.issubdtype(np.asarray(value).dtype, np.number)
   }
-
-
-def _missing(field: str, package: str) -> UserError:
-  return UserError(
-    f'{field}: {package} is not installed: pip install "llm-jax[logging]"'
-  )

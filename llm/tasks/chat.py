@@ -1,4 +1,4 @@
-"""A conversation in the terminal; answers appear while they are generated.
+"""A conversation in the terminal; replies appear while they are generated.
 
 Every turn reads the whole conversation anew through the chat template, because
 templates may rewrite earlier turns: what is shown is what the model was given.
@@ -8,8 +8,13 @@ import contextlib
 
 from llm.engine import loading, requests
 from llm.engine import phases as phases_lib
-from llm.engine.completions import generate_rows, make_rows, plan_decoding
-from llm.engine.output import Output, open_output
+from llm.engine.completions import (
+  TextModel,
+  complete,
+  output_row,
+  plan_decoding,
+)
+from llm.engine.output import Output, open_output, sample_keys
 from llm.errors import UserError
 from llm.host import terminal
 
@@ -19,23 +24,22 @@ with contextlib.suppress(ImportError):  # Windows has none
 HELP = '/reset starts anew, /exit or Ctrl-D ends, Ctrl-C cuts an answer short'
 
 
-def run(config, source: loading.Source, sampling: dict) -> None:
+def run(config, opened: loading.OpenedModel, sampling: dict) -> None:
   """Talks until the user leaves.
 
   Raises:
     UserError: the tokenizer has no chat template, or a field does not go with
       a chat.
   """
+  source = opened.source
   if source.tokenizer is None or source.tokenizer.chat_template is None:
     raise UserError(
       f'chat=True needs a tokenizer with a chat template and {source.path!r} '
       'has none: use --config.prompt, or set tokenizer.path'
     )
-  if sampling.get('n', 1) != 1:
-    raise UserError(f'sampling.n={sampling["n"]} with chat=True: use 1')
   output = open_output(config.output, [], fresh=True) if config.output else None
   terminal.log(output and output.note(1))
-  loaded = loading.load_weights(config, source)
+  text_model = loading.load_weights(config, opened)
   terminal.log(HELP)
   messages, turn = [], 0
   while (line := _read_line()) is not None:
@@ -47,11 +51,11 @@ def run(config, source: loading.Source, sampling: dict) -> None:
     elif line:
       asked = [*messages, {'role': 'user', 'content': line}]
       try:
-        completion = _complete(config, loaded, sampling, asked, turn, output)
+        reply = _reply(config, text_model, sampling, asked, turn, output)
       except UserError as error:
         terminal.log(f'error: {error}; or start anew with /reset')
         continue
-      messages = [*asked, {'role': 'assistant', 'content': completion}]
+      messages = [*asked, {'role': 'assistant', 'content': reply}]
       turn += 1
 
 
@@ -65,41 +69,43 @@ def _read_line() -> str | None:
   return None if line == '/exit' else line
 
 
-def _complete(
+def _reply(
   config,
-  loaded: loading.Loaded,
+  text_model: TextModel,
   sampling: dict,
   messages: list[dict],
   turn: int,
   output: Output | None,
 ) -> str:
-  """Generates, shows and records one answer."""
-  source = loaded.source
+  """Generates, shows and records one reply."""
   text, tokens = requests.prompt_tokens(
-    {'messages': messages}, source.tokenizer, 'chat'
+    {'messages': messages}, text_model.tokenizer, 'chat'
   )
   request = requests.make_request(
-    turn, text, tokens, sampling, source.limits, 'chat', continues=False
+    turn, text, tokens, sampling, text_model.limits, 'chat', continues=False
   )
-  rows = make_rows([request], config)
+  samples = requests.make_samples([request])
   phases, shown = phases_lib.Phases(), []
 
   def show(_, piece: str) -> None:
     shown.append(piece)
     terminal.write_text(piece)
 
+  decoding = plan_decoding(config, samples)
   try:
-    results = generate_rows(
-      loaded, rows, plan_decoding(config, rows), phases, show
+    completions = list(
+      complete(text_model, samples, decoding, phases=phases, show=show)
     )
   except KeyboardInterrupt:
-    results = []
+    completions = []
   terminal.write_text('\n')
-  if results:
+  if completions:
     terminal.log(_speed(phases))
-  if output:
-    for result in results:
-      output.write(result)
+  if output and completions:
+    [key] = sample_keys(samples, loading.files_of(config), config.dtype)
+    output.write(
+      output_row(key, samples[0], completions[0], text_model.tokenizer)
+    )
   return ''.join(shown)
 
 

@@ -1,24 +1,28 @@
 """The run `generate`: one prompt, a file of prompts, or a chat."""
 
-from collections.abc import Iterator
-import pathlib
 import sys
 
 from rich import console as rich_console
 
 from llm.engine import loading, requests
 from llm.engine import phases as phases_lib
-from llm.engine.completions import Row, generate_rows, make_rows, plan_decoding
-from llm.engine.output import Output, open_output
-from llm.engine.requests import Request
-from llm.errors import UserError
-from llm.host import bandwidth, terminal
+from llm.engine.checks import check_generate
+from llm.engine.completions import (
+  Decoding,
+  TextModel,
+  complete,
+  output_row,
+  plan_decoding,
+)
+from llm.engine.output import Key, Output, open_output, sample_keys
+from llm.engine.requests import Request, Sample, make_samples
+from llm.host import terminal
 from llm.host.compile_clock import compile_clock
 from llm.runs import outputs
 
 
 def run(config, workdir: str | None) -> None:
-  """Generates what `configs/generate.py` asks for.
+  """Generates the completions of `configs/generate.py`.
 
   Every input is checked before the weights are read.
 
@@ -26,112 +30,97 @@ def run(config, workdir: str | None) -> None:
     UserError: a field, a file or a row is wrong; the message says which.
   """
   compile_clock()
-  source = loading.open_model(config)
-  _check_inputs(config)
+  check_generate(config)
+  opened = loading.open_model(config)
   sampling = requests.run_sampling(config.sampling)
   if config.chat:
     from llm.tasks import chat
 
-    chat.run(config, source, sampling)
+    chat.run(config, opened, sampling)
     return
-  rows = make_rows(_read_requests(config, source, sampling), config)
+  samples = make_samples(_read_requests(config, opened, sampling))
+  keys = sample_keys(samples, loading.files_of(config), config.dtype)
   single = config.prompts_file is None
-  output = None
+  output, left = None, list(zip(keys, samples, strict=True))
   if config.output is not None:
-    output = open_output(config.output, [r.key for r in rows], fresh=single)
-    terminal.log(output.note(len(rows)))
-    rows = [row for row in rows if row.key not in output.done]
-  if not rows:
+    output = open_output(config.output, keys, fresh=single)
+    terminal.log(output.note(len(samples)))
+    left = [(key, sample) for key, sample in left if key not in output.done]
+  if not left:
     return
-  decoding = plan_decoding(config, rows)
-  loaded = loading.load_weights(config, source)
-  if single:
-    phases = _run_single(loaded, rows, decoding, output)
-  else:
-    phases = _run_file(loaded, rows, decoding, output)
-  table = phases_lib.phase_rows(phases, bandwidth.measure_bandwidth())
+  decoding = plan_decoding(config, [sample for _, sample in left])
+  text_model = loading.load_weights(config, opened)
+  run_samples = _run_single if single else _run_file
+  phases = run_samples(text_model, left, decoding, output)
+  table = phases_lib.phase_table(phases)
   if output:
-    table.insert(0, ('written', f'{len(rows):,} answers to {output.path}'))
+    table.insert(0, ('written', f'{len(left):,} answers to {output.path}'))
   terminal.print_table(table)
   if workdir:
     outputs.write_result(workdir, phases_lib.phase_record(phases))
 
 
-def _check_inputs(config) -> None:
-  given = [
-    name
-    for name in ('prompt', 'prompts_file', 'chat')
-    if config[name] is not None and config[name] is not False
-  ]
-  if len(given) != 1:
-    raise UserError(
-      f'{" and ".join(given) + " are" if given else "nothing is"} set: set '
-      'exactly one of --config.prompt, --config.prompts_file and --config.chat'
-    )
-  if config.prompts_file is None:
-    return
-  if config.output is None:
-    raise UserError(
-      'prompts_file is set and output is not: set --config.output'
-    )
-  same = pathlib.Path(config.output).resolve()
-  if same == pathlib.Path(config.prompts_file).resolve():
-    raise UserError(
-      f'output={config.output!r} is the prompts_file itself: name another file'
-    )
-
-
-def _read_requests(config, source, sampling: dict) -> list[Request]:
+def _read_requests(config, opened, sampling: dict) -> list[Request]:
+  tokenizer = opened.source.tokenizer
   if config.prompts_file is not None:
     return requests.read_requests(
-      config.prompts_file, source.tokenizer, sampling, source.limits
+      config.prompts_file, tokenizer, sampling, opened.limits
     )
   row = {'prompt': config.prompt}
   where = 'prompt'
-  text, tokens = requests.prompt_tokens(row, source.tokenizer, where)
+  text, tokens = requests.prompt_tokens(row, tokenizer, where)
   return [
-    requests.make_request(0, text, tokens, sampling, source.limits, where)
+    requests.make_request(0, text, tokens, sampling, opened.limits, where)
   ]
 
 
-def _run_single(loaded, rows, decoding, output) -> phases_lib.Phases:
+def _run_single(
+  text_model: TextModel,
+  left: list[tuple[Key, Sample]],
+  decoding: Decoding,
+  output: Output | None,
+) -> phases_lib.Phases:
   """One prompt: its text appears while it is generated."""
   phases = phases_lib.Phases()
-  several = len(rows) > 1
-  prompt = rows[0].request.prompt
+  several = len(left) > 1
+  samples = [sample for _, sample in left]
+  prompt = samples[0].request.prompt
   if prompt and not several:
     _print_prompt(prompt)
-  for batch in _batches(rows, decoding.batch_size):
-    show = None if several else (lambda _, text: terminal.write_text(text))
-    for result in generate_rows(loaded, batch, decoding, phases, show):
-      if several:
-        terminal.write_text(f'[{result["sample"]}] ')
-        if prompt:
-          _print_prompt(prompt)
-        terminal.write_text(result['text'] or '')
-      if result['text'] is None:
-        terminal.write_text(f'token_ids: {result["token_ids"]}')
-      terminal.write_text('\n\n')
-      if output:
-        output.write(result)
+  show = None if several else (lambda _, text: terminal.write_text(text))
+  completions = complete(
+    text_model, samples, decoding, phases=phases, show=show
+  )
+  for (key, sample), completion in zip(left, completions, strict=True):
+    if several:
+      terminal.write_text(f'[{sample.number}] ')
+      if prompt:
+        _print_prompt(prompt)
+      terminal.write_text(completion.text or '')
+    if completion.text is None:
+      terminal.write_text(f'token_ids: {completion.token_ids}')
+    terminal.write_text('\n\n')
+    if output:
+      output.write(output_row(key, sample, completion, text_model.tokenizer))
   return phases
 
 
-def _run_file(loaded, rows, decoding, output: Output) -> phases_lib.Phases:
+def _run_file(
+  text_model: TextModel,
+  left: list[tuple[Key, Sample]],
+  decoding: Decoding,
+  output: Output,
+) -> phases_lib.Phases:
   """A file of prompts: a bar, and each batch's rows written when it is done."""
   phases = phases_lib.Phases()
+  samples = [sample for _, sample in left]
   with terminal.progress_bar('answers') as bar:
-    task = bar.add_task('generating', total=len(rows))
-    for batch in _batches(rows, decoding.batch_size):
-      for result in generate_rows(loaded, batch, decoding, phases):
-        output.write(result)
-        bar.advance(task)
+    task = bar.add_task('generating', total=len(left))
+    completions = complete(text_model, samples, decoding, phases=phases)
+    for (key, sample), completion in zip(left, completions, strict=True):
+      output.write(output_row(key, sample, completion, text_model.tokenizer))
+      bar.advance(task)
   return phases
-
-
-def _batches(rows: list[Row], size: int) -> Iterator[list[Row]]:
-  for first in range(0, len(rows), size):
-    yield rows[first : first + size]
 
 
 def _print_prompt(prompt: str) -> None:

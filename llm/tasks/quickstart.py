@@ -20,27 +20,20 @@ import ml_collections
 import numpy as np
 from rich import console as rich_console
 
-from llm.align import preference_loss
 from llm.data.worlds import quickstart as quickstart_data
 from llm.data.worlds import world as world_lib
 from llm.errors import UserError
 from llm.evals import exam
 from llm.runs import outputs, report
 from llm.runs.stages import Stage, run_stage
-from llm.tasks import preference, rl, supervised
 from llm.tasks import run as run_lib
-from llm.tasks.training_fields import training_fields
-from llm.train import optim
+from llm.tasks.quickstart_checks import (
+  STAGES,
+  check_quickstart,
+  training_config,
+)
 
 DEFAULT_WORKDIR = 'runs/quickstart'
-# The training stages in their order: the run, what it reads of the corpus, and
-# how its stage is told of.
-TRAINING = {
-  'pretrain': (supervised.run, quickstart_data.TEXTS),
-  'sft': (supervised.run, quickstart_data.DIALOGUES),
-  'preference': (preference.run, quickstart_data.PAIRS),
-  'rl': (rl.run, quickstart_data.SUMS),
-}
 # The metrics, in words, that say what a stage did.
 _TOLD = {
   'pretrain': ('loss', 'loss {:.2f} to {:.2f} nats'),
@@ -65,7 +58,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     run_lib.run_task(config, DEFAULT_WORKDIR)
     return
   # What a later stage would refuse is refused before any work.
-  _check(config)
+  check_quickstart(config)
+  _check_devices(config)
   world = _build_world(config)
   trained, model = _make_model(config, world, pathlib.Path(workdir))
   marks = run_stage(
@@ -93,9 +87,9 @@ def _make_model(
   world: world_lib.World,
   workdir: pathlib.Path,
 ) -> tuple[dict[str, Stage], Stage]:
-  """The stages of `TRAINING` by name, and that of the final folder."""
+  """The stages of `STAGES` by name, and that of the final folder."""
   inputs = {'seed': config.seed, 'world': config.world.to_dict()}
-  inputs['files'] = [rows_file for _, rows_file in TRAINING.values()]
+  inputs['files'] = [*STAGES.values()]
   corpus = run_stage(
     workdir,
     'corpus',
@@ -123,7 +117,7 @@ def _make_model(
 
   inputs |= {name: config[name].to_dict() for name in ('model', 'data')}
   stages = {}
-  for kind in TRAINING:
+  for kind in STAGES:
     inputs |= {kind: config[kind].to_dict()}
     fields = training_config(config, kind)
     build = functools.partial(_train, fields, workdir, kind)
@@ -139,100 +133,14 @@ def _make_model(
   return stages, model
 
 
-def training_config(
-  config: ml_collections.ConfigDict, kind: str
-) -> ml_collections.ConfigDict:
-  """The config of a training stage, but for its paths.
-
-  Args:
-    config: see `configs/quickstart.py`.
-    kind: of `TRAINING`, the name of the stage and of its run.
-  """
-  fields, stage = training_fields(kind), config[kind]
-  fields.seed = fields.data.seed = config.seed
-  fields.data.max_length = config.data.max_length
-  for name in ('steps', 'batch_size', 'checkpoint_every'):
-    fields.train[name] = stage[name]
-  fields.train.keep = 1
-  fields.train.best = ''
-  fields.optim = stage.optim
-  if kind in ('pretrain', 'sft'):
-    fields.loss.name = 'cross_entropy'
-    fields.loss.neftune_alpha = 0.0
-  else:
-    fields.loss = stage.loss
-    fields.data.packing = False
-  if kind == 'pretrain':
-    fields.model.update(config.model)
-  if kind == 'rl':
-    fields.data.overlong = 'drop'
-    fields.rollout, fields.rewards = stage.rollout, stage.rewards
-    room = config.model.max_length - stage.rollout.max_new_tokens
-    fields.data.max_length = min(config.data.max_length, room)
-  return fields
-
-
-def _check(config) -> None:
-  if config.seed < 0:
-    raise UserError(f'seed={config.seed}: use 0 or more')
-  _check_positive(config.model, 'model')
-  _check_positive(config.data, 'data')
-  _check_positive(config.exam, 'exam')
-  if config.world.sum_exposures < 1:
-    raise UserError(
-      f'world.sum_exposures={config.world.sum_exposures}: use 1 or more, for '
-      'the stage rl is about sums that are written'
-    )
-  model = config.model
-  if model.num_heads % model.num_kv_heads:
-    raise UserError(
-      f'model.num_kv_heads={model.num_kv_heads}: use a divisor of '
-      f'model.num_heads={model.num_heads}'
-    )
-  if model.head_dim % 2:
-    raise UserError(
-      f'model.head_dim={model.head_dim}: use an even number, for RoPE turns '
-      'pairs'
-    )
-  if config.data.max_length > model.max_length:
-    raise UserError(
-      f'data.max_length={config.data.max_length}: use at most '
-      f'model.max_length={model.max_length}'
-    )
-  for kind in TRAINING:
-    stage = config[kind]
-    _check_positive(stage, kind)
-    if stage.batch_size % jax.device_count():
+def _check_devices(config) -> None:
+  count = jax.device_count()
+  for kind in STAGES:
+    size = config[kind].batch_size
+    if size % count:
       raise UserError(
-        f'{kind}.batch_size={stage.batch_size}: use a multiple of the '
-        f'{jax.device_count()} devices'
+        f'{kind}.batch_size={size}: use a multiple of the {count} devices'
       )
-    try:
-      optim.make_optimizer(stage.optim, stage.steps)
-      fields = training_config(config, kind)
-      if kind == 'preference':
-        preference_loss.check_loss(fields.loss)
-      elif kind == 'rl':
-        _check_rl(fields, model.max_length)
-    except UserError as error:
-      # `train.steps` of a run is `KIND.steps` here.
-      text = str(error).replace('train.', '')
-      raise UserError(f'{kind}: {text}') from None
-
-
-def _check_rl(fields, max_length: int) -> None:
-  rl.check_fields(fields)
-  if fields.data.max_length < 1:
-    raise UserError(
-      f'rollout.max_new_tokens={fields.rollout.max_new_tokens}: use less than '
-      f'model.max_length={max_length}, which prompts have to fit into, too'
-    )
-
-
-def _check_positive(group, name: str) -> None:
-  for key, value in group.items():
-    if isinstance(value, int) and value < 1:
-      raise UserError(f'{name}.{key}={value}: use 1 or more')
 
 
 def _build_world(config) -> world_lib.World:
@@ -252,15 +160,14 @@ def _train(
   folder: pathlib.Path,
 ) -> dict:
   """Runs the training task in the stage's folder; sets `fields`' paths."""
-  run_training, rows_file = TRAINING[kind]
-  before = dict(zip([*TRAINING][1:], TRAINING))
+  before = dict(zip([*STAGES][1:], STAGES))
   if kind in before:
     fields.model.path = str(workdir / before[kind] / 'model')
   else:
     fields.tokenizer.path = str(workdir / 'tokenizer')
-  fields.data.path = str(workdir / 'corpus' / rows_file)
+  fields.data.path = str(workdir / 'corpus' / STAGES[kind])
   fields.export = str(folder / 'model')
-  result = run_training(fields, str(folder))
+  result = run_lib.find_task(kind)(fields, str(folder))
   rows = report.read_rows(str(folder))
   values = [row[_TOLD[kind][0]] for row in rows]
   return {

@@ -8,8 +8,6 @@ import ml_collections
 from llm import config_args
 from llm.errors import UserError
 from llm.host.memory import keep_freed_memory
-from llm.parallel import distributed
-from llm.runs import outputs, workdirs
 from llm.tasks import TASKS
 
 # The kinds of run that processes on several hosts can share.
@@ -31,8 +29,17 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     UserError: the task is unknown, or the task refuses its input.
   """
   name = config.get('task')
-  task = _find_task(name)
+  if not callable(name):
+    check_name(name)
+    from llm.tasks import checks
+
+    checks.check_run(config, workdir)
   keep_freed_memory()
+  # JAX is imported from here on.
+  from llm.parallel import distributed
+  from llm.runs import outputs, workdirs
+
+  task = find_task(name)
   if distributed.initialize() and name not in _SHARED:
     raise UserError(
       f'config.task={name!r}: runs in one process; start it once, or without '
@@ -47,10 +54,23 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     task(config, workdir)
 
 
-def _find_task(name) -> Callable[[ml_collections.ConfigDict, str | None], None]:
-  if callable(name):
-    return name
+def check_name(name) -> None:
+  """Refuses what is no name in `TASKS`."""
   if name not in TASKS:
     remedy = config_args.hint(str(name), TASKS)
     raise UserError(f'config.task={name!r}: no such task{remedy}')
+
+
+def find_task(name) -> Callable[[ml_collections.ConfigDict, str | None], None]:
+  """The function of a task, whose module is imported by this.
+
+  Args:
+    name: `config.task`.
+
+  Raises:
+    UserError: there is no such task.
+  """
+  if callable(name):
+    return name
+  check_name(name)
   return importlib.import_module(TASKS[name]).run

@@ -13,7 +13,7 @@ def training_fields(task: str) -> config_dict.ConfigDict:
   """
   config = config_dict.ConfigDict()
   config.task = task
-  config.seed = 0  # of fresh parameters and of what a step draws
+  config.seed = 0  # of fresh parameters and of a step's random numbers
   config.dtype = 'float32'  # of the computation; parameters are float32
   config.model = _model()
   config.tokenizer = config_dict.ConfigDict()
@@ -106,7 +106,7 @@ def _optim():
 
 def _lora():
   lora = config_dict.ConfigDict()
-  lora.path = config_dict.placeholder(str)  # PEFT folder to go on from
+  lora.path = config_dict.placeholder(str)  # PEFT folder to start from
   lora.rank = 0  # 0: all parameters are trained
   lora.alpha = 16.0
   lora.targets = (

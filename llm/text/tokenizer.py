@@ -212,6 +212,16 @@ def find_tokenizer(model_path) -> Path | None:
   return next((folder / n for n in names if (folder / n).is_file()), None)
 
 
+def check_path(path) -> None:
+  """Refuses a path of `load_tokenizer` at which no tokenizer can be.
+
+  Raises:
+    UserError: there is nothing, or something of no known kind.
+  """
+  if str(path) != BYTES:
+    _locate(Path(path))
+
+
 def _llama2c_vocab_size(path: Path) -> int | None:
   """vocab_size from the header of a llama2.c model (legacy or versioned)."""
   try:

@@ -46,8 +46,8 @@ def scale_by_adam8bit(
 ) -> optax.GradientTransformation:
   """Adam's update from moments that are stored in eight bits.
 
-  The draws of the rounding are a function of the step's number and of the
-  parameter's place in the tree, so a resumed run repeats them.
+  The random numbers of the rounding are a function of the step's number and of
+  the parameter's place in the tree, so a resumed run repeats them.
 
   Args:
     b1: decay of the mean gradient.

@@ -15,8 +15,8 @@ class Rule:
   """What the optimizer does to one parameter.
 
   Attributes:
-    lr_factor: times the schedule's rate; 0 freezes the parameter.
-    weight_decay: w falls by rate · weight_decay · w in every step.
+    lr_factor: times the schedule's learning rate; 0 freezes the parameter.
+    weight_decay: w falls by lr · weight_decay · w in every step.
   """
 
   lr_factor: float
@@ -31,7 +31,7 @@ def assign_rules(params: Any, groups: Any, weight_decay: float) -> Any:
   group whose pattern is found in a path (`re.search`) replaces what it names
   and leaves the rest. Trace: groups
   `(('norm/|bias', {'lr_factor': 0.5}), ('layers_0/', {'lr_factor': 0}))` halve
-  the rate of layer 0's norms too, and freeze its kernels.
+  the learning rate of layer 0's norms too, and freeze its kernels.
 
   Args:
     params: tree of arrays or shapes.

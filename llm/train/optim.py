@@ -22,18 +22,18 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """The optimizer that the config names, with schedule, decay and groups.
 
-  In every one of them the parameters fall by rate · weight_decay · parameter
-  in a step, apart from the gradient's own update (decoupled, 1711.05101), and
-  `groups` change rate and decay by path (`groups.assign_rules`). A parameter
-  with rate 0 has no optimizer state. The updates, where m and v are moving
-  means of the gradient and its square:
+  In every one of them the parameters fall by lr · weight_decay · parameter in a
+  step, apart from the gradient's own update (decoupled, 1711.05101), and
+  `groups` change learning rate and decay by path (`groups.assign_rules`). A
+  parameter with a learning rate of 0 has no optimizer state. The updates, where
+  m and v are moving means of the gradient and its square:
 
     adamw      m / sqrt(v), both corrected for their start (1412.6980)
     adamw8bit  the same, moments in 8 bits (`adam8bit`)
     adafactor  relative to the parameter's RMS; no momentum, so b1 and b2 have
                no effect (`adafactor`)
     lion       sign(b1 · m + (1 - b1) · gradient), m by b2 (2302.06675); wants
-               a tenth of AdamW's rate and ten times its decay
+               a tenth of AdamW's learning rate and ten times its decay
     muon       orthogonal momentum (b1, usually 0.95) for hidden matrices, with
                AdamW's RMS; AdamW (b1, b2) for the rest (`muon`)
     sgd        gradients summed up with momentum b1 (0: the gradient)
@@ -52,13 +52,9 @@ def make_optimizer(
   """
   check_optim(config, total_steps)
   schedule = make_schedule(config, total_steps)
-  groups = getattr(config, 'groups', ())
-
-  def rules(tree):
-    return groups_lib.assign_rules(tree, groups, config.weight_decay)
-
   if params is not None:
-    _labels(config, rules(params))  # refuses what does not fit them
+    check_params(config, params)
+  rules = _make_rules(config)
   return optax.chain(
     _make_core(config, rules),
     _add_decay(rules),
@@ -67,8 +63,24 @@ def make_optimizer(
   )
 
 
+def check_params(config: Any, params: Any) -> None:
+  """Refuses a config whose groups, or whose Muon, have no parameter in a tree.
+
+  Args:
+    config: of `make_optimizer`.
+    params: tree of arrays or shapes.
+  """
+  _labels(config, _make_rules(config)(params))
+
+
+def _make_rules(config):
+  """Returns `rules(params)`, a `groups.Rule` for each of them."""
+  groups = getattr(config, 'groups', ())
+  return lambda tree: groups_lib.assign_rules(tree, groups, config.weight_decay)
+
+
 def _make_core(config, rules):
-  """The update before decay and rate; nothing for frozen parameters."""
+  """The update before decay and learning rate; none of frozen parameters."""
   b1, b2, eps = config.b1, config.b2, getattr(config, 'eps', 1e-8)
   parts = {_FROZEN: optax.set_to_zero()}
   if config.name == 'adamw8bit':

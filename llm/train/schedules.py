@@ -16,7 +16,7 @@ def make_schedule(
   """Learning rate as a function of the number of steps done before.
 
   Warmup is linear and its first step has lr / warmup_steps rather than 0.
-  After it the rate stays ('constant') or falls to min_lr_ratio · lr at
+  After it the learning rate stays ('constant') or falls to min_lr_ratio · lr at
   `total_steps`: along a straight line ('linear'), half a cosine ('cosine'), or
   only in the last `decay_fraction` of all steps ('wsd': warmup, stable, decay;
   2404.06395), there as 1 - sqrt(t) ('sqrt', 2405.18392) or 1 - t ('linear').
@@ -27,7 +27,7 @@ def make_schedule(
     total_steps: optimizer steps of the whole run.
 
   Returns:
-    int32[] step -> float32[] rate; usable under jit.
+    int32[] step -> float32[] learning rate; usable under jit.
 
   Raises:
     UserError: an unknown schedule, or phases that do not fit into the run.

@@ -1,4 +1,4 @@
-"""The train state: all that a run has to know to go on bit for bit."""
+"""The train state: all that a run needs to resume bit for bit."""
 
 import dataclasses
 from typing import Any

@@ -34,14 +34,13 @@ def make_train_step(
   gradient, however unequal their weights.
 
   A step whose loss or gradient is not finite leaves parameters, optimizer and
-  average as they were and is counted in `skipped` and `bad_streak`. So does a
-  batch without any weight, which says nothing about the parameters; it is not
-  counted there.
+  average as they were and is counted in `skipped` and `bad_streak`. A batch
+  without any weight changes nothing either; it is not counted.
 
   Args:
     loss_fn: `(params, frozen, batch, keys) -> (loss_sum, weight_sum,
       metrics)`, all sums over the rows; `keys` is one typed key per row, so
-      that what a row draws does not depend on the rows beside it.
+      that a row's random numbers do not depend on the rows beside it.
     tx: optax transformation; `state.opt_state` belongs to it.
     microbatches: k; the batch is taken in k parts of equal size, one after
       the other: part i has rows i, i + k, i + 2k, …, so that rows that are
@@ -67,15 +66,12 @@ def make_train_step(
   gradient = jax.value_and_grad(summed_loss, has_aux=True)
 
   def step(state, batch, rng, frozen=None):
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    if rows % microbatches:
-      raise ValueError(
-        f'a batch of {rows} rows does not divide into microbatches='
-        f'{microbatches}'
-      )
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(rows))
     total, grads = _accumulate(
-      gradient, state.params, frozen, (batch, keys), microbatches
+      gradient,
+      state.params,
+      frozen,
+      (batch, _row_keys(rng, batch)),
+      microbatches,
     )
     loss_sum, (weight_sum, metrics) = total
     mean = jnp.where(weight_sum > 0, 1.0 / jnp.maximum(weight_sum, 1e-30), 0.0)
@@ -85,39 +81,20 @@ def make_train_step(
       scale = mean * jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-30))
     good = jnp.isfinite(loss_sum) & jnp.isfinite(norm)
 
-    def advance(kept):
-      params, opt_state, ema = kept
-      scaled = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
-      updates, opt_state = tx.update(scaled, opt_state, params)
-      params = optax.apply_updates(params, updates)
-      if ema is not None:
-        ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
-      return params, opt_state, ema
+    def update(kept):
+      return _update(tx, ema_decay, kept, grads, scale)
 
     kept = (state.params, state.opt_state, state.ema)
-    params, opt_state, ema = lax.cond(
-      good & (weight_sum > 0), advance, lambda x: x, kept
-    )
-    skipped = state.skipped + jnp.where(good, 0, 1)
-    bad_streak = jnp.where(good, 0, state.bad_streak + 1)
+    kept = lax.cond(good & (weight_sum > 0), update, lambda x: x, kept)
+    state = _advance(state, kept, good)
     report = {name: value * mean for name, value in metrics.items()}
     report |= {
       'loss': loss_sum * mean,
       'weight': weight_sum,
       'grad_norm': norm,
-      'skipped': skipped.astype(jnp.float32),
-      'bad_streak': bad_streak.astype(jnp.float32),
+      'skipped': state.skipped.astype(jnp.float32),
+      'bad_streak': state.bad_streak.astype(jnp.float32),
     }
-    state = dataclasses.replace(
-      state,
-      params=params,
-      opt_state=opt_state,
-      ema=ema,
-      step=state.step + 1,
-      data_position=state.data_position + 1,
-      skipped=skipped,
-      bad_streak=bad_streak,
-    )
     return state, report
 
   return step
@@ -131,18 +108,55 @@ def make_eval_step(loss_fn: LossFn) -> Callable[..., dict[str, jax.Array]]:
   """
 
   def eval_step(params, batch, rng, frozen=None):
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(rows))
+    keys = _row_keys(rng, batch)
     loss_sum, weight_sum, metrics = loss_fn(params, frozen, batch, keys)
     return {**metrics, 'loss': loss_sum, 'weight': weight_sum}
 
   return eval_step
 
 
+def _row_keys(rng, batch):
+  """A typed key for each row of the batch."""
+  rows = jax.tree.leaves(batch)[0].shape[0]
+  return jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(rows))
+
+
+def _update(tx, ema_decay, kept, grads, scale):
+  """(params, opt_state, ema) after a step along `scale` · `grads`."""
+  params, opt_state, ema = kept
+  scaled = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
+  updates, opt_state = tx.update(scaled, opt_state, params)
+  params = optax.apply_updates(params, updates)
+  if ema is not None:
+    ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+  return params, opt_state, ema
+
+
+def _advance(state, kept, good):
+  """The state of the next step; `good` where the gradient was finite."""
+  params, opt_state, ema = kept
+  return dataclasses.replace(
+    state,
+    params=params,
+    opt_state=opt_state,
+    ema=ema,
+    step=state.step + 1,
+    data_position=state.data_position + 1,
+    skipped=state.skipped + jnp.where(good, 0, 1),
+    bad_streak=jnp.where(good, 0, state.bad_streak + 1),
+  )
+
+
 def _accumulate(gradient, params, frozen, rows, microbatches):
   """Sums value and gradient over the microbatches, the gradient in float32."""
   if microbatches == 1:
     return gradient(params, frozen, *rows)
+  count = jax.tree.leaves(rows)[0].shape[0]
+  if count % microbatches:
+    raise ValueError(
+      f'a batch of {count} rows does not divide into microbatches='
+      f'{microbatches}'
+    )
 
   def split(x):
     x = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])

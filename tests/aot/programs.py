@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 import numpy as np
 
 from llm.align import preference_loss, supervised_loss
+from llm.align.checks import check_pair_loss
 from llm.decode import prefill as prefilling
 from llm.decode.rows import stack_rows
 from llm.decode.sampling_params import SamplingParams
@@ -30,7 +31,9 @@ from llm.parallel.sharding import (
   state_shardings,
 )
 from llm.rl import loss as rl_loss
+from llm.rl.algorithms import read_algorithm
 from llm.runs import training
+from llm.runs.job import Job
 from llm.runs.train_model import ModelSpec, TrainModel
 from llm.train.optim import make_optimizer
 from llm.train.state import init_state
@@ -59,20 +62,22 @@ class Shape:
 
 
 SHAPES = {
+  # One layer, as wide as those of a real model: smaller ones would fit into the
+  # memory on a TPU's core, and copies there are none.
   'small': Shape(
     ModelConfig(
-      vocab_size=8192,
-      embed_dim=512,
-      hidden_dim=1536,
-      num_layers=2,
-      num_heads=8,
-      num_kv_heads=4,
+      vocab_size=16_384,
+      embed_dim=2048,
+      hidden_dim=4096,
+      num_layers=1,
+      num_heads=32,
+      num_kv_heads=8,
       head_dim=64,
       max_length=2048,
       tie_embeddings=True,
     ),
     rows=8,
-    slots=512,
+    slots=1024,
     prompt=256,
   ),
   # The shape of Llama 3.2 1B.
@@ -228,15 +233,9 @@ class Training:
       state,
       state_shardings(state, mesh),
     )
-    recipe = training.Recipe(
-      loss_fn=make_loss(train_model, config),
-      draw=None,
-      data_state=None,
-      seek=None,
-      evaluate=None,
-      identity={},
-    )
-    step = training.compile_step(config, train_model, tx, recipe, 1, state)
+    job = Job(config, '', mesh, 1, tx, spec)
+    recipe = training.Recipe(make_loss(train_model, config), None, None, {})
+    step = training.compile_step(job, train_model, recipe, state)
     batch = {
       k: jax.ShapeDtypeStruct(s, d, sharding=batch_sharding(mesh))
       for k, (s, d) in batch.items()
@@ -262,7 +261,7 @@ class Training:
   def dpo(self):
     rows = self.shape.rows
     make = lambda model, config: preference_loss.make_preference_loss(
-      model, config.loss
+      model, config.loss, check_pair_loss(config.loss)
     )
     batch = self._rows(self.shape.prompt) | {
       'examples': ((rows, 2), np.int32),
@@ -279,7 +278,8 @@ class Training:
     def make(model, config):
       config.rollout.group_size = 4
       share = rl_loss.rows_of_a_prompt(config, model, rows)
-      return rl_loss.make_rl_loss(model, config.loss, config.rollout, share)
+      algorithm = read_algorithm(config)
+      return rl_loss.make_rl_loss(model, algorithm, config.rollout, share)
 
     batch = {
       'tokens': (whole, np.int32),

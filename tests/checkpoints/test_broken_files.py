@@ -10,8 +10,9 @@ from safetensors.numpy import save_file
 
 from llm.checkpoints.hf.config import to_hf
 from llm.checkpoints.hf.folder import listed
-from llm.checkpoints.hf.load import load_params, read_config
+from llm.checkpoints.hf.load import load_params
 from llm.checkpoints.hf.names import leaves
+from llm.checkpoints.hf.source import read_config
 from llm.checkpoints.tensor_files import read_header
 from llm.errors import UserError
 from llm.models.config import ModelConfig
@@ -121,8 +122,8 @@ def test_a_tensor_inside_the_header_is_corrupt(tmp_path):
 @pytest.mark.parametrize(
   'text, parts',
   [
-    ('{\n"a": 1,\n}', ['not valid JSON', 'mend it at line 3']),
-    ('', ['not valid JSON', 'mend it at line 1', 'download it again']),
+    ('{\n"a": 1,\n}', ['not valid JSON', 'fix it at line 3']),
+    ('', ['not valid JSON', 'fix it at line 1', 'download it again']),
     ('[' * 100_000, ['not valid JSON', 'download it again']),
     ('[]', ['holds a list, not an object: download it again']),
   ],

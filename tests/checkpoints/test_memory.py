@@ -6,8 +6,9 @@ import pytest
 
 _PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
-from llm.checkpoints.hf import load as hf
+from llm.checkpoints.hf.load import load_params
 from llm.checkpoints.hf.names import leaves
+from llm.checkpoints.hf.save import save_hf
 from llm.models.config import ModelConfig
 
 config = ModelConfig(
@@ -45,7 +46,7 @@ params = make()
 total = sum(x.nbytes for x in jax.tree.leaves(params))
 before = status('VmRSS')
 reset_peak()
-hf.save_hf(folder, config, params, dtype={dtype!r}, max_shard_bytes=40_000_000)
+save_hf(folder, config, params, dtype={dtype!r}, max_shard_bytes=40_000_000)
 print(status('VmHWM') - before, total, max(
   x.nbytes for x in jax.tree.leaves(params)))
 """
@@ -53,7 +54,7 @@ print(status('VmHWM') - before, total, max(
 _LOAD = """
 before = status('VmRSS')
 reset_peak()
-params = hf.load_params(folder, config, dtype={dtype!r})
+params = load_params(folder, config, dtype={dtype!r})
 peak = status('VmHWM')
 sizes = [x.nbytes for x in jax.tree.leaves(params)]
 print(peak - before - sum(sizes), sum(sizes), max(sizes))

@@ -3,7 +3,7 @@ import pytest
 
 from llm.decode import generate as generate_lib
 from llm.decode import rollout
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.decode.rollout import (
   completion_arrays,
   rows_after_prompts,

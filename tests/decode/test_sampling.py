@@ -14,6 +14,8 @@ from llm.decode.rows import append, init_history, stack_rows
 from llm.decode.sampling import (
   DEFAULT_ORDER,
   argmax,
+  distribution,
+  draw,
   run_stages,
   sample_rows,
 )
@@ -92,6 +94,85 @@ def take(tree, which):
 def decoded_eight():
   rows = stack_rows(MIXED, vocab_size=V, eos_ids=(2,))
   return decode(model(8), rows, start(8))
+
+
+def test_tokens_of_a_seed_stay_what_they_are():
+  # One line a row of MIXED, written down before the sampler was taken apart.
+  # fmt: off
+  assert np.asarray(decoded_eight()[0]).T.tolist() == [
+    [316, 304, 256, 316, 113, 156, 248, 158, 118, 159, 118, 304],
+    [5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5],
+    [88, 201, 4, 182, 24, 259, 233, 233, 204, 260, 198, 259],
+    [245, 112, 174, 112, 103, 51, 134, 174, 134, 112, 112, 112],
+    [275, 33, 63, 157, 150, 196, 244, 196, 80, 227, 244, 0],
+    [125, 46, 46, 294, 220, 109, 313, 296, 217, 174, 22, 227],
+    [261, 7, 227, 147, 22, 41, 241, 113, 151, 266, 122, 235],
+    [5, 5, 2, 5, 5, 5, 5, 5, 5, 2, 2, 5],
+  ]
+  # fmt: on
+
+
+# Each stage alone, then all together.
+ALONE = [
+  [
+    params(logit_bias={9: 4.0}, seed=31),
+    params(repetition_penalty=1.8, seed=32),
+    params(presence_penalty=1.5, seed=33),
+    params(frequency_penalty=1.5, seed=34),
+    params(dry_multiplier=2.0, dry_allowed_length=1, seed=35),
+    params(no_repeat_ngram=1, seed=36),
+    params(min_new_tokens=9, seed=37),
+    params(allowed_ids=(2, 3), no_repeat_ngram=1, seed=38),
+  ],
+  [
+    params(temperature=1.6, seed=41),
+    params(top_k=3, seed=42),
+    params(top_p=0.5, seed=43),
+    params(min_p=0.2, seed=44),
+    params(typical_p=0.4, seed=45),
+    params(epsilon=0.02, seed=46),
+    params(eta=0.02, seed=47),
+    params(xtc_probability=0.5, xtc_threshold=0.05, seed=48),
+  ],
+  MIXED,
+  [params(seed=s) for s in range(8)],
+  [params(temperature=0.0, top_k=2)] * 8,
+]
+
+
+@jax.jit
+def drawn_twice(logits, rows, history):
+  """Tokens of `sample_rows`, those of `draw`, and the distribution."""
+  token, info = sample_rows(logits, rows, history)
+  logprobs = distribution(logits, rows, history)
+  return token, draw(logprobs, rows.key, history.length), logprobs, info
+
+
+@pytest.mark.parametrize('batch', range(len(ALONE)))
+def test_drawing_from_the_distribution_is_sampling(batch):
+  rows = stack_rows(ALONE[batch], vocab_size=V, eos_ids=(2,))
+  history, logits = start(8), model(8)
+  for _ in range(8):
+    token, again, logprobs, info = drawn_twice(logits, rows, history)
+    np.testing.assert_array_equal(token, again)
+    at_token = np.asarray(logprobs)[np.arange(8), token]
+    np.testing.assert_allclose(at_token, info.logprob_filtered, atol=1e-6)
+    total = np.exp(np.asarray(logprobs, np.float64)).sum(axis=-1)
+    np.testing.assert_allclose(total, 1.0, atol=1e-5)
+    history = append(history, token, jnp.ones(8, bool))
+
+
+def test_a_greedy_row_is_certain_beside_a_sampled_one():
+  rows = [params(temperature=0.0), params(top_k=2)]
+  stacked = stack_rows(rows, vocab_size=4)
+  logits = jnp.array([[2.0, 0.0, 1.0, -1.0]] * 2)
+  history = init_history(jnp.zeros((2, 1), jnp.int32), jnp.ones(2), 4, 8)
+  # The trace in the docstring of the module: log(e^2 + e^1) = 2.3133.
+  np.testing.assert_allclose(
+    distribution(logits, stacked, history),
+    [[0.0, -np.inf, -np.inf, -np.inf], [-0.3133, -np.inf, -1.3133, -np.inf]],
+    atol=1e-4,
+  )
 
 
 @pytest.mark.parametrize('which', [(0,), (4,), (3, 0, 6), (7, 1, 5)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm.buckets import bucket
-from llm.decode import sampling, slots, step
+from llm.decode import slots, stages, step
 from llm.decode.completion import Record
 from llm.decode.generate import generate
 from llm.decode.prefill import empty_cache, pad_rows, prefill
@@ -201,8 +201,9 @@ def test_released_slots_are_idle_and_others_stay(local_global):
   state = slots.release(state, np.array([2, 4, 4, 9], np.int32))
   assert state.done.tolist() == [False, True, True, True]
   assert state.cache.length.tolist() == [1, 0, 0, 0]
-  asked = sampling._asked(tuple(sampling.STAGES), state.rows)
-  assert asked.tolist() == [True, False, False, False]
+  context = stages.Context(state.rows, state.history, state.rows.key, None)
+  used = stages.any_on(tuple(stages.STAGES), context)
+  assert used.tolist() == [True, False, False, False]
   assert state.rows.temperature.tolist() == pytest.approx([0.9, 0, 0, 0])
 
 

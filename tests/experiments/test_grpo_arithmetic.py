@@ -7,7 +7,7 @@ import pytest
 
 from experiments.grpo_arithmetic import analyze, measure, problems
 from llm import config_args
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.errors import UserError
 from llm.text.tokenizer import load_tokenizer
 
@@ -149,7 +149,7 @@ def _row(part, seed, **values):
 
 
 def _reached(rows):
-  table = analyze.section(rows).splitlines()[2:9]
+  table = analyze.details(rows).splitlines()[2:9]
   return [line.split(' | ')[-1].removesuffix(' |') for line in table]
 
 

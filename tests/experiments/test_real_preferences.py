@@ -80,7 +80,7 @@ def test_what_became_of_the_pairs(tmp_path):
 
 
 def test_a_run_on_made_rows(tmp_path, monkeypatch):
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
   monkeypatch.setattr(measure, 'FILES', {'rasbt': 'pairs.jsonl'})
   monkeypatch.setenv('LLM_DATA', str(tmp_path))
   rows = [_instruction(i) for i in range(24)]

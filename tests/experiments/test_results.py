@@ -26,11 +26,9 @@ FOLDERS = sorted(path.parent for path in ROOT.glob('*/analyze.py'))
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda path: path.name)
 def test_the_readme_has_the_numbers_of_the_csv(folder):
   module = importlib.import_module(f'experiments.{folder.name}.analyze')
-  path = folder / 'results' / 'results.csv'
-  expected = 'No results yet.\n'
-  if path.exists():
-    expected = module.section(report.read_csv(str(path)))
-  assert readme.read_section(str(folder)) == expected
+  rows = report.read_csv(str(folder / 'results' / 'results.csv'))
+  assert readme.read_section(str(folder)) == module.section(rows)
+  assert readme.read_section(str(folder), 'HISTORY.md') == module.details(rows)
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda path: path.name)
@@ -39,6 +37,18 @@ def test_the_readme_has_the_command_and_the_figure(folder):
   assert f'launch.py --sweep=experiments/{folder.name}/sweep.py' in text
   for word in ('**Claim.**', 'before the first run', '**Control', '](results/'):
     assert word in text
+  assert ' minutes in all, each on ' in text
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda path: path.name)
+def test_the_readme_has_one_table_of_at_most_six_rows(folder):
+  text = (folder / 'README.md').read_text(encoding='utf-8')
+  blocks = [
+    [line for line in block.splitlines() if line.startswith('|')]
+    for block in text.split('\n\n')
+  ]
+  [table] = [lines for lines in blocks if lines]
+  assert 1 <= len(table) - 2 <= 6
 
 
 @pytest.mark.parametrize(
@@ -69,6 +79,34 @@ def test_results_elsewhere_leave_the_readme_alone(tmp_path):
   assert (other / 'summary.md').read_text() == 'new\n'
   readme.write_section(str(folder), str(own), 'new\n')
   assert path.read_text() == f'a\n{readme.BEGIN}\nnew\n{readme.END}\nb\n'
+
+
+def test_details_go_to_the_history(tmp_path):
+  own, other = tmp_path / 'results', tmp_path / 'other'
+  own.mkdir(), other.mkdir()
+  for name in ('README.md', 'HISTORY.md'):
+    (tmp_path / name).write_text(f'{name}\n{readme.BEGIN}\nold\n{readme.END}\n')
+  readme.write_section(str(tmp_path), str(other), 'new\n', 'more\n')
+  assert (other / 'summary.md').read_text() == 'new\n\nmore\n'
+  assert readme.read_section(str(tmp_path), 'HISTORY.md') == 'old\n'
+  readme.write_section(str(tmp_path), str(own), 'new\n', 'more\n')
+  assert readme.read_section(str(tmp_path)) == 'new\n'
+  assert readme.read_section(str(tmp_path), 'HISTORY.md') == 'more\n'
+
+
+def test_goals_in_one_row_keep_their_order_and_what_differs():
+  goals = [
+    readme.Goal('a', '≥ 1', '2', True),
+    readme.Goal('b', '≥ 1', '0', False),
+  ]
+  both = readme.join('a; b', goals)
+  assert both == ('a; b', '≥ 1', '2; 0', (True, False))
+  same = readme.join('c; d', [goals[0], goals[0]._replace(goal='≥ 2')])
+  assert readme.goal_table([both, same, goals[1]]).splitlines()[2:] == [
+    '| a; b | ≥ 1 | 2; 0 | yes; no |',
+    '| c; d | ≥ 1; ≥ 2 | 2; 2 | yes |',
+    '| b | ≥ 1 | 0 | no |',
+  ]
 
 
 def test_the_cost_says_how_many_cores_each_run_had():
@@ -204,7 +242,7 @@ def test_the_readme_has_the_goals_and_the_points_of_an_epoch():
   text = (ROOT / 'real_text' / 'README.md').read_text(encoding='utf-8')
   text = ' '.join(text.split())
   assert f'at most {real_text.LOSS_GOAL} nats per byte' in text
-  assert f'at least {100 * real_text.EOS_GOAL:.0f}% of the answers' in text
+  assert f'at least {100 * real_text.EOS_GOAL:.0f}% of the completions' in text
   steps = 990 // real_measure.BATCH
   assert steps % real_measure.EVAL_EVERY == 0
   assert 1 + steps // real_measure.EVAL_EVERY == 7 and 'each of seven' in text

@@ -1,7 +1,9 @@
 """Slots, rings and bytes of the cache."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from llm.models import cache as cache_lib
 from llm.models.cache.masks import ring_position
@@ -71,3 +73,39 @@ def test_cache_bytes_of_llama_3_8b():
   # 2 (k, v) * 2 bytes * 8 heads * 128 * 32 layers = 128 KiB per token
   assert cache_lib.cache_bytes(config, 1, 1) == 131072
   assert cache_lib.cache_bytes(config, 1, 4096) == 512 * 2**20
+
+
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_rows_are_taken_inserted_and_chosen(scan_layers):
+  config = tiny.config('all_local')  # a window of 4
+
+  def filled(rows, slots, offset):
+    """Each number says its row."""
+    cache = cache_lib.init_cache(config, rows, slots, scan_layers=scan_layers)
+    axis = 1 if scan_layers else 0
+    number = lambda x: (
+      jnp.expand_dims(jnp.arange(rows) + offset, range(1, x.ndim - axis))
+      + 0 * x
+    )
+    layers = jax.tree.map(number, cache.layers)
+    return cache_lib.KVCache(layers, jnp.arange(rows) + offset)
+
+  def says(cache):
+    """The rows that each row's slots are from, the same in all arrays."""
+    leaves = jax.tree.leaves(cache.layers)
+    if scan_layers:
+      leaves = [layer for leaf in leaves for layer in leaf]
+    seen = [[sorted(set(row.ravel().tolist())) for row in x] for x in leaves]
+    assert all(one == seen[0] for one in seen)
+    return seen[0], cache.length.tolist()
+
+  cache, other = filled(3, 8, 1), filled(2, 3, 11)
+  assert says(cache.take_rows(jnp.array([2, 0, 0, 2]))) == (
+    [[3], [1], [1], [3]],
+    [3, 1, 1, 3],
+  )
+  # Three slots of four, then a zero; index 3 is no row.
+  got = cache.insert_rows(other, jnp.array([3, 1]))
+  assert says(got) == ([[1], [0, 12], [3]], [1, 12, 3])
+  got = cache.where_rows(jnp.array([False, True, False]), filled(3, 8, 21))
+  assert says(got) == ([[1], [22], [3]], [1, 22, 3])

@@ -83,7 +83,7 @@ def test_two_processes_are_one_run():
 
 
 def test_a_run_of_two_processes_is_that_of_one(tmp_path, monkeypatch):
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
   (tmp_path / 'text.txt').write_text(
     '\n'.join(f'line {i}, and its square {i * i}.' for i in range(60))
   )

@@ -10,9 +10,11 @@ from jax.sharding import PartitionSpec as P
 import optax
 import pytest
 
-from llm.checkpoints.hf.load import load_params, save_hf
+from llm.checkpoints.hf.load import load_params
+from llm.checkpoints.hf.save import save_hf
 from llm.models.transformer import init_params
-from llm.parallel.mesh import AXES, make_mesh
+from llm.parallel.checks import AXES
+from llm.parallel.mesh import make_mesh
 from llm.parallel.sharding import (
   batch_sharding,
   param_shardings,

@@ -10,7 +10,9 @@ import pytest
 import torch
 import transformers
 
-from llm.checkpoints.hf.load import load_params, read_config, save_hf
+from llm.checkpoints.hf.load import load_params
+from llm.checkpoints.hf.save import save_hf
+from llm.checkpoints.hf.source import read_config
 from llm.decode.generate import generate
 from llm.decode.sampling_params import SamplingParams
 from llm.models.transformer import Transformer

@@ -8,8 +8,9 @@ import pytest
 import torch
 import transformers
 
-from llm.checkpoints.hf.load import load_params, read_config
+from llm.checkpoints.hf.load import load_params
 from llm.checkpoints.hf.peft import read_peft, save_peft
+from llm.checkpoints.hf.source import read_config
 from llm.errors import UserError
 from llm.losses.language import cross_entropy_loss
 from llm.models import lora as lora_lib

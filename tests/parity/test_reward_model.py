@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from llm.checkpoints.hf import load as hf
 from llm.checkpoints.hf.families import ARCHITECTURES
+from llm.checkpoints.hf.save import save_hf
 from llm.models.config import ModelConfig
 from llm.models.transformer import init_params
 from llm.rewards.model import load_reward_model
@@ -44,7 +44,7 @@ def _export(folder, config):
   )
   params.pop('lm_head', None)
   head = rng.normal(size=(1, config.embed_dim))
-  hf.save_hf(
+  save_hf(
     str(folder),
     config,
     params | {'reward_head': {'kernel': head}},

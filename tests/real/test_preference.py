@@ -44,7 +44,7 @@ def tokenizer_folder(data_dir, tmp_path_factory):
 @pytest.fixture
 def start(data_dir, tokenizer_folder, tmp_path, monkeypatch):
   """start('reward', file, rows, changes) -> (rows of metrics, result)."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
 
   def start(kind, file, changes=None):
     config = config_args.load_config(f'configs/{kind}.py')

@@ -133,9 +133,13 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
   assert value('own_rewards:vowels', 'banana') == 3.0
   assert value('own_rewards:vowels', 'banana', of='n') == 2.0
   check_rewards((('own_rewards:vowels', 1.0, {'of': 'a'}),))
-  with pytest.raises(RunError, match="fails failed on the answer 'abc'.*Key"):
+  with pytest.raises(
+    RunError, match="fails failed on the completion 'abc'.*Key"
+  ):
     value('own_rewards:fails', 'abc')
-  with pytest.raises(RunError, match="ends failed on the answer 'abc'.*Sys"):
+  with pytest.raises(
+    RunError, match="ends failed on the completion 'abc'.*Sys"
+  ):
     value('own_rewards:ends', 'abc')
   with pytest.raises(UserError, match='reward_mean is that of all rewards'):
     check_rewards((('own_rewards:mean', 1.0),))

@@ -1,5 +1,6 @@
 """The table of phases, and the bytes that a decode step moves."""
 
+import math
 import time
 
 import jax
@@ -31,6 +32,16 @@ def test_phase_rows_by_hand():
       '5.00 GB/s, 25% of the 20.0 GB/s that this run measured',
     ),
   ]
+
+
+def test_no_share_above_the_measured_bandwidth():
+  phases = phases_lib.Phases(decode_steps=1, decode_s=2.0, bytes_moved=10e9)
+  rows = dict(phases_lib.phase_rows(phases, bandwidth=4e9))
+  assert rows['bytes moved in decode'] == (
+    '5.00 GB/s, more (other work, or a cache) than the 4.0 GB/s that this run '
+    'measured'
+  )
+  assert '100% of' in phases_lib.phase_rows(phases, bandwidth=5e9)[-1][1]
 
 
 def test_no_decode_rows_without_decode_steps():
@@ -103,6 +114,43 @@ def test_measured_bandwidth_is_quick_and_plausible():
   assert time.process_time() - start < 2.0  # 0.3 s
   assert 1e8 < measured < 1e14
   assert jax.default_backend() != 'cpu' or measured < 2e12
+
+
+@pytest.mark.parametrize(
+  ('enough_s', 'want_s', 'passes'),
+  [
+    # Passes of 4 s: three fill 10 s, and five are made in any case.
+    (math.inf, 4.0, 5),
+    # Not fast enough: 20 s more, of passes that nothing disturbs.
+    (3.0, 2.0, 5 + 10),
+    # Never fast enough: 40 s more.
+    (1.0, 2.0, 5 + 10 + 20),
+  ],
+)
+def test_a_measurement_that_was_disturbed_is_made_again(
+  enough_s, want_s, passes
+):
+  now, count = 0.0, 0
+
+  def read():
+    nonlocal now, count
+    count += 1
+    now += 4.0 if count <= 5 else 2.0
+
+  best = bandwidth.fastest(read, 10.0, enough_s, clock=lambda: now)
+  assert (best, count) == (want_s, passes)
+
+
+def test_a_pass_that_takes_very_long_is_not_repeated():
+  now, count = 0.0, 0
+
+  def read():
+    nonlocal now, count
+    count += 1
+    now += 30.0
+
+  assert bandwidth.fastest(read, 10.0, clock=lambda: now) == 30.0
+  assert count == 2  # after 60 s of 5 x 10
 
 
 @pytest.mark.parametrize('length', [1, 1000])

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 
 import llm
 from llm import config_args
-from llm.checkpoints import source
 from llm.checkpoints.hf.peft import read_peft, save_peft
+from llm.checkpoints.source import open_checkpoint
 from llm.decode.score import score
 from llm.errors import UserError
 from llm.models import lora as lora_lib
@@ -50,7 +50,7 @@ def draw_adapters(path, config, settings=SETTINGS, seed=0):
 @pytest.fixture
 def adapters(model_folder, tmp_path):
   path = tmp_path / 'adapters'
-  draw_adapters(path, source.read_config(model_folder))
+  draw_adapters(path, open_checkpoint(model_folder).config)
   return str(path)
 
 
@@ -112,7 +112,7 @@ def test_folders_that_do_not_fit(model_folder, adapters, run_task, tmp_path):
 @pytest.fixture
 def train(model_folder, write_rows, tmp_path, monkeypatch):
   """train('name', field=value) runs `configs/lora.py` in a workdir."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
   rows = [{'prompt': 'ab', 'completion': f'c{i}'} for i in range(8)]
   data = write_rows(*rows)
 

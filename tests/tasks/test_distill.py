@@ -11,16 +11,16 @@ import pytest
 
 import llm
 from llm import config_args
-from llm.align import distill_data
+from llm.align import checks, distill_data
 from llm.align.teacher import open_teacher, read_teacher
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.errors import UserError
 from llm.losses.distill import generalized_jsd_loss
 from llm.losses.language import next_token_targets
 from llm.parallel.mesh import make_mesh
 from llm.runs import report
 from llm.runs.train_model import build_train_model, read_spec
-from llm.tasks import distill, run
+from llm.tasks import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROWS = [
@@ -66,7 +66,7 @@ def make_config(model_folder, teacher_folder, write_rows):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start({'loss.beta': 1.0}) -> rows of the run's metrics."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
 
   def start(changes=None, workdir='run'):
     run.run_task(make_config(changes), str(tmp_path / workdir))
@@ -80,7 +80,7 @@ class Setup:
   """The parts of a run without its loop; it is its own train state."""
 
   def __init__(self, config):
-    distill._check_fields(config)
+    checks.check_distill(config)
     spec = read_spec(config)
     teacher = open_teacher(config, spec)
     self.examples, _ = distill_data.load(config, spec, teacher)
@@ -93,7 +93,7 @@ class Setup:
     )
 
   def draw(self):
-    batch, stats = self.batches.draw(self)
+    batch, stats = self.batches.next_batch(self)
     return jax.device_get(batch), stats
 
 
@@ -120,7 +120,7 @@ def test_the_loss_is_the_divergence_from_the_teacher(
 ):
   off = {
     'rollout.lmbda': 0.0,
-    'rollout.max_new_tokens': distill_data.MAX_NEW_TOKENS,
+    'rollout.max_new_tokens': checks.MAX_NEW_TOKENS,
     'train.steps': 1,
     'train.microbatch_size': 2,
   }
@@ -153,7 +153,7 @@ def test_batches_are_on_policy_by_chance_of_the_seed(setup, monkeypatch):
   for lmbda in (0.0, 0.4, 1.0):
     settings = {'rollout.lmbda': lmbda}
     if not lmbda:  # no answer is drawn
-      settings['rollout.max_new_tokens'] = distill_data.MAX_NEW_TOKENS
+      settings['rollout.max_new_tokens'] = checks.MAX_NEW_TOKENS
     parts = setup(settings)
     flags[lmbda] = [parts.draw()[1]['on_policy'] for _ in range(12)]
   assert not any(flags[0.0]) and all(flags[1.0])

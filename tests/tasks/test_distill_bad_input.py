@@ -119,10 +119,13 @@ def test_rows_that_do_not_fit_are_refused(refuse, write_rows):
   prompts = write_rows({'prompt': 'x'}, {'prompt': 'y'}, name='prompts.jsonl')
   mixed = write_rows(GOOD, {'prompt': 'x'}, name='mixed.jsonl')
   for changes, wanted in [
-    ({'data.path': texts}, 'texts have no prompt to answer; use rollout.lmbda'),
+    (
+      {'data.path': texts},
+      'texts have no prompt to complete; use rollout.lmbda',
+    ),
     (
       {'data.path': prompts},
-      'has prompts without answers, which rollout.lmbda',
+      'has prompts without completions, which rollout.lmbda',
     ),
     (
       {'data.path': prompts, 'rollout.lmbda': 1.0, 'data.eval_fraction': 0.5},

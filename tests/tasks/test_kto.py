@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from llm import config_args
+from llm.align import kto
+from llm.align.checks import resolve_reference
 from llm.align.reference import with_reference
 from llm.data import pipeline
 from llm.data.rated import load_rated
@@ -18,7 +20,7 @@ from llm.losses.kto import kto_kl
 from llm.parallel.mesh import make_mesh
 from llm.runs import report
 from llm.runs.train_model import build_train_model, read_spec
-from llm.tasks import kto, preference, run
+from llm.tasks import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 MAX_LENGTH = 16
@@ -58,7 +60,7 @@ def make_config(write_rows, model_folder):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start(rows, {'train.steps': 1}, 'name') -> rows of its metrics."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
 
   def start(rows, changes=None, name='run'):
     run.run_task(make_config(rows, changes), str(tmp_path / name))
@@ -99,7 +101,7 @@ def test_microbatches_change_nothing(start):
 
 def test_the_kl_is_of_the_whole_batch(make_config):
   """Against answers that are scored one by one, in rows of any company."""
-  config = preference._resolved(make_config(RATED))
+  config = resolve_reference(make_config(RATED))
   assert config.loss.reference == 'frozen'
   spec = read_spec(config)
   train_model = build_train_model(config, spec, make_mesh(config.mesh))

@@ -11,17 +11,19 @@ import pytest
 import llm
 from llm import config_args
 from llm.align import preference_loss as losses
+from llm.align.checks import needs_reference
 from llm.data.prompts import Prompt, load_prompts
-from llm.decode.generate import Completion
+from llm.decode.completion import Completion
 from llm.decode.score import score
 from llm.errors import RunError
 from llm.parallel.mesh import make_mesh
 from llm.rewards.rater import Ratings, make_rater
-from llm.rl import online_pairs
+from llm.rl import checks, online_pairs
 from llm.rl.groups import Groups
+from llm.rl.rollouts import Rollouts
 from llm.runs import report
 from llm.runs.train_model import build_train_model, read_spec
-from llm.tasks import online_preference, run
+from llm.tasks import run
 from llm.train.step import make_eval_step
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -65,7 +67,7 @@ def make_config(model_folder, write_rows):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start({'loss.name': 'ipo'}) -> rows of the run's metrics."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
 
   def start(changes=None, workdir='run'):
     run.run_task(make_config(changes), str(tmp_path / workdir))
@@ -93,21 +95,22 @@ class Setup:
   """The parts of a run without its loop; it is its own train state."""
 
   def __init__(self, config):
-    online_preference._check_fields(config)
+    options = checks.check_online(config)
     spec = read_spec(config)
     self.tokenizer = tok = spec.tokenizer
     prompts, _ = load_prompts(config.data.path, tok, max_length=16)
     self.prompts = prompts
     train_model = build_train_model(config, spec, make_mesh(config.mesh))
     rater = make_rater(config, tok, spec.config.vocab_size)
-    self.rollouts = online_pairs.PairRollouts(
-      config, train_model, prompts, rater
-    )
+    maker = online_pairs.PairRollouts(config, train_model, prompts, rater)
+    self.rollouts = Rollouts(config, train_model, maker)
     self.params, self.frozen = train_model.params, train_model.frozen
-    self.loss_fn = losses.make_preference_loss(train_model, config.loss)
+    self.loss_fn = losses.make_preference_loss(
+      train_model, config.loss, options
+    )
 
   def draw(self):
-    batch, stats = self.rollouts.draw(self)
+    batch, stats = self.rollouts.next_batch(self)
     return jax.device_get(batch), stats
 
   def sums(self, batch):
@@ -159,7 +162,7 @@ def test_losses_of_every_kind_run(start, name):
   assert all(math.isfinite(x) for x in row.values())
   assert row['pairs'] == row['weight'] == 4 - row['tied'] - row['equal'] > 0
   assert row['grad_norm'] > 0 and row['skipped'] == row['unrated'] == 0
-  if losses.needs_reference(name):
+  if needs_reference(name):
     assert abs(row['kl']) < 1e-4
     first = {'ipo': 25.0, 'rpo': LN2 + row.get('nll', 0.0)}[name]
     assert row['loss'] == pytest.approx(first, abs=1e-3)

@@ -11,13 +11,13 @@ GOOD = {'prompt': 'What is it?', 'answer': 'A row.'}
 FIELDS = {
   'loss.name': [
     ('mse', "loss.name='mse': use one of dpo, cdpo, robust_dpo"),
-    ('kto', "loss.name='kto': learns from single answers"),
+    ('kto', "loss.name='kto': learns from single completions"),
   ],
   'loss.beta': [(0.0, 'loss.beta=0.0: use a number above 0')],
   'loss.logprobs': [('sum', "loss.logprobs='sum': dpo does not read it")],
   'loss.nll_prompt': [(True, 'loss.nll_prompt=True: dpo does not read it')],
   'rollout.group_size': [
-    (1, 'rollout.group_size=1: a pair needs 2 answers or more')
+    (1, 'rollout.group_size=1: a pair needs 2 completions or more')
   ],
   'rollout.max_new_tokens': [
     (0, 'rollout.max_new_tokens=0: use 1 or more'),
@@ -98,7 +98,7 @@ def test_what_does_not_go_together_is_refused(refuse):
     ),
     (
       {'lora.rank': 2, 'lora.dropout': 0.1},
-      'lora.dropout=0.1: answers are drawn and rated without it; use 0',
+      'lora.dropout=0.1: completions are sampled and rated without it; use 0',
     ),
   ]:
     assert wanted in refuse(changes), changes

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from llm import config_args
-from llm.align import preference_loss
+from llm.align import checks, pair_columns, preference_loss
 from llm.align.reference import with_reference
+from llm.align.scores import score_completions
 from llm.data import pairs as pairs_lib
 from llm.data import pipeline
 from llm.decode.score import score
@@ -21,7 +22,7 @@ from llm.losses.sequences import sequence_logprobs, tail_weights
 from llm.parallel.mesh import make_mesh
 from llm.runs import report
 from llm.runs.train_model import build_train_model, read_spec
-from llm.tasks import preference, run
+from llm.tasks import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 LN2 = math.log(2.0)
@@ -75,7 +76,7 @@ def make_config(data, model_folder):
       'optim.warmup_steps': 0,
     }
     fields |= changes or {}
-    if not preference_loss.needs_reference(fields.get('loss.name', 'dpo')):
+    if not checks.needs_reference(fields.get('loss.name', 'dpo')):
       del fields['loss.reference']
     args = [f'--config.{k}={v}' for k, v in fields.items()]
     config_args.override_config(config, args)
@@ -86,7 +87,7 @@ def make_config(data, model_folder):
 
 @pytest.fixture(scope='module')
 def build(make_config):
-  """build(changes) -> (config, trainee with its reference, pairs)."""
+  """build(changes) -> (config, model with its reference, pairs)."""
 
   @functools.cache
   def made(changes):
@@ -102,7 +103,7 @@ def build(make_config):
 
 
 def moved(train_model):
-  """The trainee's parameters, away from where they began."""
+  """The model's parameters, away from where they began."""
   leaves, tree = jax.tree.flatten(train_model.params)
   rng = np.random.default_rng(1)
   leaves = [x + 0.1 * rng.normal(size=x.shape).astype(x.dtype) for x in leaves]
@@ -119,7 +120,11 @@ def several_losses(config, train_model):
   for name, prompt in (('dpo', 0), ('rpo', 0), ('cpo', 0), ('orpo', 1)):
     options = config.loss.copy_and_resolve_references()
     options.name, options.nll_prompt = name, bool(prompt)
-    functions.append(preference_loss.make_preference_loss(train_model, options))
+    functions.append(
+      preference_loss.make_preference_loss(
+        train_model, options, checks.check_pair_loss(options)
+      )
+    )
 
   def sums(params, batch):
     found = [f(params, train_model.frozen, batch, None)[:2] for f in functions]
@@ -148,7 +153,7 @@ def values_and_gradient(sums, params, parts):
 
 
 def columns(config, train_model, pairs, packing, rows):
-  add = preference._reference_columns(config, train_model, pairs)
+  add = pair_columns.make_pair_columns(config, train_model, pairs)
   made = pipeline.eval_batches(
     pairs.examples,
     batch_size=rows,
@@ -198,7 +203,9 @@ def test_three_kinds_of_reference_are_one(build):
   def loss_and_gradient(changes):
     config, train_model, pairs = build(changes)
     (batch,) = columns(config, train_model, pairs, False, len(PAIRS))
-    loss_fn = preference_loss.make_preference_loss(train_model, config.loss)
+    loss_fn = preference_loss.make_preference_loss(
+      train_model, config.loss, checks.check_pair_loss(config.loss)
+    )
 
     @jax.jit
     def both(params):
@@ -210,7 +217,7 @@ def test_three_kinds_of_reference_are_one(build):
 
   found = [
     loss_and_gradient({'loss.reference': kind} | LORA)
-    for kind in preference_loss.REFERENCES
+    for kind in checks.REFERENCES
   ]
   assert abs(float(found[0][0][0]) - LN2) < 1e-6
   assert abs(float(found[0][1][0]) - LN2) > 1e-3
@@ -224,7 +231,7 @@ def test_ld_dpo_weighs_the_tails_of_packed_answers(build):
   (batch,) = columns(config, train_model, pairs, True, len(PAIRS))
   scores = jax.jit(
     lambda params: (
-      preference_loss.score_completions(
+      score_completions(
         train_model.model, {'params': params}, batch, 0.3
       ).logprobs
     )
@@ -255,7 +262,7 @@ def test_the_reference_is_kept_on_disk_by_its_content(build, cache_folder):
   folder = cache_folder / 'reference'
 
   def columns_of(config, pairs):
-    return preference._reference_columns(config, train_model, pairs)
+    return pair_columns.make_pair_columns(config, train_model, pairs)
 
   def ids(pairs):
     return {
@@ -285,7 +292,7 @@ def test_the_reference_is_kept_on_disk_by_its_content(build, cache_folder):
 
 @pytest.mark.parametrize('name', FIRST)
 def test_every_loss_trains(make_config, tmp_path, monkeypatch, name):
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
   run.run_task(make_config({'loss.name': name}), str(tmp_path / 'run'))
   rows = report.read_rows(str(tmp_path / 'run'))
   assert [row['step'] for row in rows] == [1, 2]
@@ -299,7 +306,7 @@ def test_every_loss_trains(make_config, tmp_path, monkeypatch, name):
 
 def test_held_out_pairs_are_scored(make_config, tmp_path, monkeypatch, capsys):
   """More steps: the held-out pairs, like the others, are told apart."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)
   changes = {
     'data.eval_fraction': 0.25,
     'data.packing': True,

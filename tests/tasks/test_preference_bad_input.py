@@ -7,7 +7,7 @@ import pytest
 
 from llm import config_args
 from llm.errors import UserError
-from llm.tasks import kto, preference, run
+from llm.tasks import preference, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOOD = {'prompt': 'q', 'chosen': 'yes', 'rejected': 'no'}
@@ -30,7 +30,6 @@ def refuse(write_rows, tmp_path, monkeypatch):
     raise AssertionError('the weights were read')
 
   monkeypatch.setattr(preference, 'build_train_model', fail)
-  monkeypatch.setattr(kto, 'build_train_model', fail)
   data = write_rows(*[GOOD] * 8, name='data.jsonl')
 
   def refuse(changes):

@@ -15,7 +15,7 @@ from llm.data.worlds import world as world_lib
 from llm.errors import UserError
 from llm.evals import exam
 from llm.runs import outputs
-from llm.tasks import quickstart
+from llm.tasks import quickstart, quickstart_checks
 from llm.text import chat, chat_mask
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -132,7 +132,7 @@ def test_each_training_begins_with_the_model_before(workdir):
       )
     )
     assert 0 < moved < limits[kind]  # some steps of at most about the rate
-  config = quickstart.training_config(_config(), 'sft')
+  config = quickstart_checks.training_config(_config(), 'sft')
   assert (config.task, config.train.steps, config.optim.lr) == ('sft', 4, 0.003)
 
 
@@ -233,7 +233,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(
   assert 'summary' not in json.loads(record.read_text())
   monkeypatch.setattr(outputs, 'append_metrics', append)
   quickstart.run(config, str(tmp_path))
-  assert 'goes on from the checkpoint of step' in capsys.readouterr().err
+  assert 'resumes from the checkpoint of step' in capsys.readouterr().err
   assert 'summary' in json.loads(record.read_text())
   rows = _rows(tmp_path / kind / 'metrics.jsonl')
   assert [row['step'] for row in rows] == list(range(1, total + 1))

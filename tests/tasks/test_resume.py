@@ -99,7 +99,7 @@ def stop(run, at):
 def finish(run):
   status, message = run.start('broken')
   assert status == 0, message
-  assert 'goes on from the checkpoint of step' in message
+  assert 'resumes from the checkpoint of step' in message
   run.compare()
   return message
 
@@ -180,7 +180,7 @@ def test_fine_tuning(tmp_path, forks, model_folder):
   )
   stopped = stop(run, 18)
   message = finish(run)
-  assert f'goes on from the checkpoint of step {stopped}' in message
+  assert f'resumes from the checkpoint of step {stopped}' in message
   assert run.rows('whole')[-1]['epoch'] > 3
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llm import config_args
-from llm.align import reward_loss
+from llm.align import reward_data, reward_head, reward_loss
 from llm.data.pairs import load_pairs
 from llm.data.pipeline import eval_batches
 from llm.errors import UserError
@@ -67,7 +67,7 @@ def make_config(write_rows, model_folder):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start(rows, changes) -> (rows of its metrics, result)."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
 
   def start(rows, changes=None):
     workdir = tmp_path / 'run'
@@ -162,13 +162,13 @@ def test_steps_are_scored_at_their_ends(start, tmp_path):
 
 @pytest.fixture
 def parts(make_config):
-  """(config, trainee, pairs) with a head that is not 0."""
+  """(config, model, pairs) with a head that is not 0."""
   rows = [row | {'margin': 0.3 * (i % 3)} for i, row in enumerate(PAIRS[:8])]
   config = make_config(rows, {'loss.center_coef': 0.05})
   spec = read_spec(config)
   train_model = build_train_model(config, spec, make_mesh(config.mesh))
   pairs, _ = load_pairs(config.data.path, spec.tokenizer, max_length=16)
-  return config, reward._with_reward_head(train_model), pairs
+  return config, reward_head.with_reward_head(train_model), pairs
 
 
 def test_packed_loss_gradient_and_splits_by_hand(parts):
@@ -176,7 +176,7 @@ def test_packed_loss_gradient_and_splits_by_hand(parts):
   head = np.random.default_rng(0).normal(size=(1, 16)).astype(np.float32)
   params = train_model.params | {'reward_head': {'kernel': jnp.asarray(head)}}
   loss_fn = reward_loss.make_reward_loss(train_model, config.loss, False)
-  add = reward._columns(config, pairs)
+  add = reward_data.make_columns(config, pairs)
 
   @jax.jit
   def both(params, batch):

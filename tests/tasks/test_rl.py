@@ -15,11 +15,13 @@ from llm.errors import RunError
 from llm.parallel.mesh import make_mesh
 from llm.rewards.rater import make_rater
 from llm.rl import algorithms as rl_algorithms
+from llm.rl import checks, trained
 from llm.rl import loss as rl_loss
-from llm.rl import rollouts as rl_rollouts
+from llm.rl.policy_rollouts import PolicyRollouts
+from llm.rl.rollouts import Rollouts
 from llm.runs import report
 from llm.runs.train_model import build_train_model, read_spec
-from llm.tasks import rl, run
+from llm.tasks import run
 from llm.train.step import make_eval_step
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,7 +63,7 @@ def make_config(model_folder, write_rows):
 @pytest.fixture
 def start(make_config, tmp_path, monkeypatch):
   """start({'loss.name': 'ppo'}) -> rows of the run's metrics."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
 
   def start(changes=None, workdir='run'):
     run.run_task(make_config(changes), str(tmp_path / workdir))
@@ -76,22 +78,27 @@ class Setup:
 
   def __init__(self, config):
     self.config = config
-    rl.check_fields(config)
+    self.algorithm = checks.check_fields(config)
     spec = read_spec(config)
     tok = spec.tokenizer
     prompts, _ = load_prompts(config.data.path, tok, max_length=16)
     train_model = build_train_model(config, spec, make_mesh(config.mesh))
-    self.train_model = rl._with_reference(config, train_model)
+    self.train_model = trained.with_reference(self.algorithm, train_model)
     rater = make_rater(config, tok, spec.config.vocab_size)
-    self.rollouts = rl_rollouts.Rollouts(
-      config, self.train_model, prompts, rater
+    maker = PolicyRollouts(
+      config, self.algorithm, self.train_model, prompts, rater
     )
-    self.params = rl._with_head(config, spec, train_model.params)
-    loss = rl_loss.make_rl_loss(self.train_model, config.loss, config.rollout)
+    self.rollouts = Rollouts(config, self.train_model, maker)
+    self.params = trained.with_value_head(
+      self.algorithm, spec.config.embed_dim, train_model.params
+    )
+    loss = rl_loss.make_rl_loss(
+      self.train_model, self.algorithm, config.rollout
+    )
     self.step = jax.jit(make_eval_step(loss))
 
   def draw(self):
-    return self.rollouts.draw(self)
+    return self.rollouts.next_batch(self)
 
   def sums(self, batch):
     frozen = self.train_model.frozen
@@ -118,7 +125,7 @@ def test_every_algorithm_runs(start, name):
   if name != 'reinforce':
     assert rows[0]['ratio'] == pytest.approx(1.0, abs=1e-5)
     assert rows[0]['clip_fraction'] == 0.0 or name == 'gspo'
-  if rl_algorithms.ALGORITHMS[name].defaults.get('kl_coef'):
+  if rl_algorithms.ALGORITHMS[name].options.get('kl_coef'):
     assert abs(rows[0]['kl']) < 1e-4 < rows[1]['kl_k3'] + 1e-4
     assert rows[1]['kl_k2'] > 1e-9
 
@@ -168,7 +175,7 @@ def test_reading_prompts_once_changes_nothing(setup):
   config, found = parts.config, []
   for shared in (1, rl_loss.rows_of_a_prompt(config, parts.train_model, 16)):
     loss = rl_loss.make_rl_loss(
-      parts.train_model, config.loss, config.rollout, shared
+      parts.train_model, parts.algorithm, config.rollout, shared
     )
     value = jax.value_and_grad(
       lambda params: loss(params, parts.train_model.frozen, batch, None)[0]

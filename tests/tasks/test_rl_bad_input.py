@@ -7,7 +7,7 @@ import types
 import pytest
 
 from llm import config_args
-from llm.checkpoints import source
+from llm.checkpoints.source import open_checkpoint
 from llm.errors import UserError
 from llm.models.transformer import Transformer
 from llm.rewards import rater as rl_rewards
@@ -39,8 +39,8 @@ FIELDS = {
   'loss.lam': [(0.9, 'loss.lam=0.9: grpo does not read it')],
   'loss.kl_target': [(1.0, 'loss.kl_target=1.0: the controller is of ppo and')],
   'rollout.group_size': [
-    (0, 'rollout.group_size=0: grpo compares the answers to one prompt'),
-    (1, 'rollout.group_size=1: grpo compares the answers to one prompt'),
+    (0, 'rollout.group_size=0: grpo compares the completions of one prompt'),
+    (1, 'rollout.group_size=1: grpo compares the completions of one prompt'),
   ],
   'rollout.max_new_tokens': [
     (0, 'rollout.max_new_tokens=0: use 1 or more'),
@@ -63,7 +63,10 @@ FIELDS = {
   'train.batch_size': [(0, 'train.batch_size=0: use 1 or more')],
   'train.microbatch_size': [
     (-1, 'train.microbatch_size=-1'),
-    (3, 'train.microbatch_size=3: use a divisor of 8, the answers of a step'),
+    (
+      3,
+      'train.microbatch_size=3: use a divisor of 8, the completions of a step',
+    ),
   ],
   'train.steps': [(0, 'train.steps=0: use 1 or more')],
   'data.path': [(None, 'data.path is not set')],
@@ -183,11 +186,11 @@ def test_what_only_some_algorithms_read(refuse):
     ),
     (
       {'loss.name': 'dr_grpo', 'rollout.group_size': 1},
-      'dr_grpo compares the answers',
+      'dr_grpo compares the completions',
     ),
     (
       {'lora.rank': 2, 'lora.dropout': 0.1},
-      'lora.dropout=0.1: answers are drawn and rated without it; use 0',
+      'lora.dropout=0.1: completions are sampled and rated without it; use 0',
     ),
   ]:
     assert wanted in refuse(changes), changes
@@ -208,7 +211,7 @@ def test_rows_are_refused_by_number(refuse, write_rows):
 def test_reward_models_that_read_other_tokens(
   refuse, model_folder, monkeypatch
 ):
-  shape = source.read_config(model_folder)
+  shape = open_checkpoint(model_folder).config
   small = dataclasses.replace(shape, vocab_size=shape.vocab_size - 1)
   short = dataclasses.replace(shape, max_length=39)
   other = types.SimpleNamespace(token_bytes=lambda id: b'x')

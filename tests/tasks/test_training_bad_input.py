@@ -297,7 +297,7 @@ def test_a_folder_that_may_not_be_written(refuse, tmp_path, monkeypatch):
 def test_the_workdir_of_another_run(
   make_config, copy, write_rows, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
   workdir = tmp_path / 'run'
   model = {'model.path': str(copy)}
   run.run_task(make_config('sft', model), str(workdir))

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture
 def start(model_folder, write_rows, tmp_path, monkeypatch):
   """start('train.steps=4', …) runs it and returns the rows of its metrics."""
-  monkeypatch.setattr(report, 'draw', lambda *args: None)  # slow
+  monkeypatch.setattr(report, 'plot_loss', lambda *args: None)  # slow
   rows = [{'prompt': 'ab', 'completion': f'c{i}'} for i in range(8)]
   path = write_rows(*rows)
   workdir = tmp_path / 'run'
@@ -62,7 +62,7 @@ def test_a_finished_run_is_exported_again_or_prolonged(start, tmp_path, capsys):
   assert exported(tmp_path) == first
   longer = start('train.steps=5')
   assert longer[:3] == rows and [row['step'] for row in longer[3:]] == [4, 5]
-  assert 'goes on from the checkpoint of step 3' in capsys.readouterr().err
+  assert 'resumes from the checkpoint of step 3' in capsys.readouterr().err
   assert exported(tmp_path) != first
   result = json.loads((tmp_path / 'run' / 'result.json').read_text())
   assert result['steps'] == 5 and result['loss'] == longer[-1]['loss']
@@ -121,7 +121,7 @@ def test_a_full_disk_at_the_export_is_one_message(start, tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as patch:
-    patch.setattr('llm.checkpoints.hf.load.save_hf', fail)
+    patch.setattr('llm.runs.exports.save_hf', fail)
     with pytest.raises(RunError, match='^export=.*out.: No space left'):
       start('train.steps=2')
   rows = start('train.steps=2')

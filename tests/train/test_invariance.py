@@ -50,7 +50,7 @@ DOCUMENTS, MEMBERS = _documents()
 PACKED = pipeline.fill_rows(DOCUMENTS, MEMBERS, LENGTH, packing=True)
 
 
-def _trainee(kind='local_global', scan=False, dtype=jnp.float32, **changes):
+def _train_model(kind='local_global', scan=False, dtype=jnp.float32, **changes):
   model, params = tiny.build(kind, **changes)
   if scan:
     params = stack_layers(params, model.config)
@@ -64,15 +64,15 @@ def _compiled(step):
   return jax.jit(step, compiler_options={'xla_backend_optimization_level': 0})
 
 
-TRAINEE = _trainee()
+TRAIN_MODEL = _train_model()
 
 
 class _Steps:
   """Steps that keep their gradient, each compiled once."""
 
   def __init__(self):
-    self.state = init_state(TRAINEE.params, KEEP_GRADIENT, KEY)
-    loss = supervised_loss.make_loss(TRAINEE)
+    self.state = init_state(TRAIN_MODEL.params, KEEP_GRADIENT, KEY)
+    loss = supervised_loss.make_loss(TRAIN_MODEL)
     self._steps = {
       k: _compiled(make_train_step(loss, KEEP_GRADIENT, microbatches=k))
       for k in (1, 2, 4, 8)
@@ -175,7 +175,7 @@ def _rows_of_segments():
   ),
 )
 def test_a_segment_changes_no_other_ones_logprobs(kind, scan, changes):
-  train_model = _trainee(kind, scan, **changes)
+  train_model = _train_model(kind, scan, **changes)
 
   def logprobs(batch):
     variables = train_model.variables(train_model.params, {})
@@ -208,8 +208,8 @@ def test_a_segment_changes_no_other_ones_logprobs(kind, scan, changes):
 
 
 def test_noise_on_embeddings_is_a_matter_of_the_row(steps):
-  loss = supervised_loss.make_training_loss(TRAINEE, neftune_alpha=5.0)
-  sums = _compiled(make_eval_step(loss))(TRAINEE.params, PACKED, KEY)
+  loss = supervised_loss.make_training_loss(TRAIN_MODEL, neftune_alpha=5.0)
+  sums = _compiled(make_eval_step(loss))(TRAIN_MODEL.params, PACKED, KEY)
   step = _compiled(make_train_step(loss, KEEP_GRADIENT, microbatches=4))
   _, metrics = step(steps.state, PACKED, KEY)
   noisy = float(sums['loss'] / sums['weight'])
@@ -221,7 +221,7 @@ def test_noise_on_embeddings_is_a_matter_of_the_row(steps):
 @pytest.fixture(scope='module')
 def half():
   """(step, state after it, metrics) with bfloat16 activations."""
-  train_model = _trainee(dtype=jnp.bfloat16)
+  train_model = _train_model(dtype=jnp.bfloat16)
   tx = optax.adamw(1e-3, weight_decay=0.1)
   loss = supervised_loss.make_loss(train_model)
   step = _compiled(make_train_step(loss, tx, ema_decay=0.9))
@@ -242,7 +242,7 @@ def test_bfloat16_is_for_activations_only(half, steps):
   assert 0 < abs(float(metrics['loss'] / plain['loss']) - 1) < 0.01
   # A moving average in bfloat16 would not see a step of 1e-4.
   average = jax.tree.map(
-    lambda old, new: 0.9 * old + 0.1 * new, TRAINEE.params, state.params
+    lambda old, new: 0.9 * old + 0.1 * new, TRAIN_MODEL.params, state.params
   )
   assert max(_errors(state.ema, average)) < 1e-6
 
@@ -250,7 +250,7 @@ def test_bfloat16_is_for_activations_only(half, steps):
 def test_sums_over_tokens_are_float32():
   changes = dict.fromkeys(('qkv_bias', 'mlp_bias', 'attn_out_bias'), True)
   changes |= {'qk_norm': 'head', 'post_norm': True}
-  train_model = _trainee(dtype=jnp.bfloat16, **changes)
+  train_model = _train_model(dtype=jnp.bfloat16, **changes)
   state = init_state(train_model.params, KEEP_GRADIENT, KEY)
   step = make_train_step(supervised_loss.make_loss(train_model), KEEP_GRADIENT)
   program = jax.make_jaxpr(step)(state, PACKED, KEY)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from llm.errors import RunError
-from llm.train.loop import Schedule, fit
+from llm.train.loop import Hooks, Schedule, fit
 from llm.train.state import init_state
 from llm.train.step import make_train_step
 
@@ -27,7 +27,7 @@ def _run(schedule, values=None, **kwargs):
   """Trains a number whose gradient is the batch's mean; returns all calls."""
   seen = {'rows': [], 'saved': [], 'drawn': []}
 
-  def draw(state):
+  def next_batch(state):
     position = len(seen['drawn'])
     seen['drawn'].append(position)
     value = 1.0 if values is None else values[position]
@@ -40,9 +40,8 @@ def _run(schedule, values=None, **kwargs):
   state = init_state(jnp.array(0.0), TX, jax.random.key(0))
   kwargs = {'save': save, 'evaluate': None} | kwargs
   try:
-    seen['state'] = fit(
-      state, STEP, draw, schedule, on_row=seen['rows'].append, **kwargs
-    )
+    hooks = Hooks(seen['rows'].append, **kwargs)
+    seen['state'] = fit(state, STEP, next_batch, schedule, hooks)
   except (RunError, IndexError) as error:
     seen['error'] = str(error)
   return seen
@@ -59,7 +58,7 @@ def test_one_row_a_step_and_the_same_numbers_as_by_hand():
 
 
 def test_what_is_done_is_saved_where_no_batch_can_be_made():
-  # The fourth value is missing: `draw` raises.
+  # The fourth value is missing: `next_batch` raises.
   seen = _run(Schedule(steps=9, log_every=2, save_every=2), [1.0] * 3)
   assert 'index' in seen['error']
   assert [row['step'] for row in seen['rows']] == [2]
@@ -79,7 +78,7 @@ def test_evaluation_and_saving_at_their_steps_and_at_the_end():
 
   schedule = Schedule(steps=7, log_every=4, eval_every=3, save_every=2)
   seen = _run(schedule, evaluate=evaluate)
-  # Logged every 4 steps and wherever there is something to tell or to save.
+  # Logged every 4 steps and wherever there are scores or a save.
   assert [
     (r['step'], r['tokens'], r.get('eval_loss')) for r in seen['rows']
   ] == [
@@ -135,7 +134,7 @@ def test_a_run_that_keeps_diverging_stops_with_its_last_good_parameters(
   assert len(seen['drawn']) == 5  # not one more, however seldom rows are
   never = lambda *_: pytest.fail('called')
   with pytest.raises(RunError, match='the last 3 steps up to step 5 had no'):
-    fit(seen['held'], STEP, never, schedule, on_row=never, save=never)
+    fit(seen['held'], STEP, never, schedule, Hooks(never, save=never))
 
 
 def test_the_best_state_is_saved_when_it_is_evaluated():
@@ -179,5 +178,5 @@ def test_a_finished_run_does_nothing(steps):
   for _ in range(steps):
     state, _ = STEP(state, jnp.ones(2), jax.random.key(0))
   never = lambda *_: pytest.fail('called')
-  out = fit(state, STEP, never, Schedule(steps=3), on_row=never, save=never)
+  out = fit(state, STEP, never, Schedule(steps=3), Hooks(never, save=never))
   assert int(out.step) == steps

@@ -3,7 +3,7 @@
 Every key is known or refused: a family's own keys are listed with the default
 that the `transformers` library gives them, keys that cannot change a forward
 pass are listed once, and anything else is an error that names it. So a
-checkpoint whose config asks for something unsupported never loads quietly.
+checkpoint that needs something unsupported is never loaded silently.
 """
 
 import dataclasses

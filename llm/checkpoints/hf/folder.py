@@ -1,15 +1,11 @@
 """The files of a Hugging Face model folder: which they are, and their JSON."""
 
-from collections.abc import Callable
 import glob
 import json
 import os
 
 from llm.checkpoints.tensor_files import TensorInfo, read_header
 from llm.errors import UserError
-
-# (bytes done, bytes in all, name of what was just read or written)
-Progress = Callable[[int, int, str], None]
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 _MAX_LISTED = 5
@@ -29,7 +25,7 @@ def read_json(path: str) -> dict:
     ) from None
   except json.JSONDecodeError as error:
     raise UserError(
-      f'{path}: not valid JSON ({error}): mend it at line {error.lineno}, or '
+      f'{path}: not valid JSON ({error}): fix it at line {error.lineno}, or '
       'download it again'
     ) from None
   except (ValueError, RecursionError) as error:

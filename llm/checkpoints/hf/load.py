@@ -1,24 +1,20 @@
-"""Hugging Face model folders: the config and the weights.
+"""The weights of Hugging Face model folders.
 
 Parameters are read leaf by leaf, straight from file offsets into memory of the
 wanted dtype and sharding.
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
-import os
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
-from llm.checkpoints.hf.config import from_hf, token_ids
-from llm.checkpoints.hf.folder import Progress, listed, read_headers, read_json
+from llm.checkpoints.hf.folder import listed, read_headers
 from llm.checkpoints.hf.names import Leaf, Path, leaves, tensors
-from llm.checkpoints.hf.save import save_hf
-from llm.checkpoints.hf.values import read_token_ids
+from llm.checkpoints.opened import Progress
 from llm.checkpoints.tensor_files import (
   DTYPES,
   TensorInfo,
@@ -28,48 +24,8 @@ from llm.checkpoints.tensor_files import (
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 
-__all__ = ['architecture', 'load_params', 'read_config', 'save_hf']
-
 _PREFIXES = ('model.', 'language_model.model.', 'model.language_model.', '')
 _COMPARE_BYTES = 4 << 20
-
-
-def read_config(path: str) -> ModelConfig:
-  """The config of a model folder, with the stop ids of its generation config.
-
-  `eos_ids` are those of `generation_config.json` if it names any, else those of
-  `config.json`, as in transformers.
-
-  Raises:
-    UserError: no such folder or file, or a config that `from_hf` refuses.
-  """
-  if not os.path.isdir(path):
-    raise UserError(
-      f'model.path={path!r}: no such folder; give one with config.json and '
-      'safetensors files'
-    )
-  raw = read_json(os.path.join(path, 'config.json'))
-  config = from_hf(raw)
-  generation_path = os.path.join(path, 'generation_config.json')
-  if not os.path.exists(generation_path):
-    return config
-  generation = read_token_ids(
-    'generation_config.json', read_json(generation_path), config.vocab_size
-  )
-  eos = token_ids(generation.get('eos_token_id')) or config.eos_ids
-  bos, pad = generation.get('bos_token_id'), generation.get('pad_token_id')
-  return dataclasses.replace(
-    config,
-    eos_ids=tuple(dict.fromkeys(eos)),
-    bos_id=bos if config.bos_id is None else config.bos_id,
-    pad_id=pad if config.pad_id is None else config.pad_id,
-  )
-
-
-def architecture(path: str) -> str:
-  """The first of a model folder's `architectures`, 'nothing' without any."""
-  raw = read_json(os.path.join(path, 'config.json'))
-  return (raw.get('architectures') or ['nothing'])[0]
 
 
 def load_params(
@@ -180,7 +136,7 @@ def _mismatches(
     if info is None:
       problems.append(
         f'{name}: missing, config.json asks for {list(shape)}: download every '
-        'file, or mend config.json'
+        'file, or fix config.json'
       )
     elif info.shape != shape:
       problems.append(

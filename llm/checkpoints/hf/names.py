@@ -1,8 +1,8 @@
 """Where each parameter lives in a Hugging Face checkpoint.
 
-The parameter tree fuses what decoding wants in one product (q, k and v; gate
-and up; all experts), so a leaf is assembled from pieces, each a run of rows
-of one checkpoint tensor. One table serves reading and writing.
+The parameter tree fuses what decoding computes in one product (q, k and v;
+gate and up; all experts), so a leaf is assembled from pieces, each a run of
+rows of one checkpoint tensor. One table serves reading and writing.
 """
 
 from collections.abc import Collection

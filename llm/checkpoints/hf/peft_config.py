@@ -6,8 +6,9 @@ from typing import Any
 from llm.errors import UserError
 from llm.models.lora_config import LoraConfig
 
-# Settings that say who made the adapters, or with what they were trained, and
-# change nothing once they are.
+CONFIG = 'adapter_config.json'  # its presence marks a folder of adapters
+# Settings about who made the adapters and how they were trained: they do not
+# change what trained adapters compute.
 _INERT = """
   auto_mapping base_model_name_or_path corda_config ensure_weight_tying
   eva_config inference_mode layers_pattern loftq_config lora_ga_config
@@ -17,7 +18,8 @@ _READ = """
   peft_type r lora_alpha lora_dropout target_modules exclude_modules use_dora
   use_rslora rank_pattern layers_to_transform init_lora_weights
 """.split()
-# Ways to begin that leave the base as it is; others keep part of it in A and B.
+# Initialisations that leave the base as it is; the others move part of it into
+# A and B.
 _INITS = (True, False, 'gaussian', 'orthogonal', 'eva', 'mica')
 _KINDS = {
   'r': int,
@@ -75,7 +77,7 @@ def check_config(name: str, raw: dict[str, Any]) -> None:
       re.compile(pattern)
     except re.error as error:
       raise UserError(
-        f'{name}: {pattern!r} is not a regular expression ({error}): mend it'
+        f'{name}: {pattern!r} is not a regular expression ({error}): fix it'
       ) from None
 
 

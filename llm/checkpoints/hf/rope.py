@@ -182,7 +182,7 @@ def _rope(model_type: str, given: dict, values: dict) -> RopeConfig:
   max_length = values['max_position_embeddings']
   original = max_length
   if kind != 'dynamic':
-    # Phi-3 keeps it outside, and there it wins.
+    # Phi-3 has it outside of rope_scaling, and that value wins.
     original = values.get('original_max_position_embeddings') or given.get(
       'original_max_position_embeddings', max_length
     )

@@ -12,12 +12,12 @@ from llm.checkpoints.hf.config import to_hf
 from llm.checkpoints.hf.folder import (
   INDEX,
   SINGLE,
-  Progress,
   listed,
   weight_files,
   write_json,
 )
 from llm.checkpoints.hf.names import Leaf, Path, Piece, leaves, tensors
+from llm.checkpoints.opened import Progress
 from llm.checkpoints.tensor_files import DTYPES, cast_into, write_file
 from llm.errors import UserError
 from llm.models.config import ModelConfig
@@ -88,9 +88,10 @@ def save_hf(
 def reward_config(config: ModelConfig) -> dict[str, Any]:
   """The `config.json` of a model of one score for each text.
 
-  `transformers` takes the score at the last token that is no padding. Where EOS
-  is the padding token, too, that would be the one before the end, so that the
-  config then names none: `transformers` takes one text at a time.
+  `transformers` takes the score at the last token that is not padding. Where
+  EOS is the padding token, too, that would be the token before the end. The
+  config then names no padding token, and `transformers` takes one text at a
+  time.
 
   Raises:
     UserError: as `to_hf`.

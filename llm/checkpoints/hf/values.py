@@ -1,8 +1,8 @@
 """What the values of a Hugging Face `config.json` may be, key by key.
 
-JSON has no schema here: a number written as text, a null or a minus sign goes
-unseen until some array has the wrong shape. So each key that `from_hf` reads
-has one kind of value, checked before anything is computed from it.
+The file has no schema: a number written as text, a null or a minus sign would
+be noticed only when some array has the wrong shape. So each key that `from_hf`
+reads has one kind of value, checked before anything is computed from it.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from llm.errors import UserError
 
 TOKEN_KEYS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
-_REMEDY = 'mend it, or download the file again'
+_REMEDY = 'fix it, or download the file again'
 _MAX_SHOWN = 80
 
 
@@ -99,12 +99,12 @@ def shown(key: str, value: Any) -> str:
 
 
 def check(key: str, value: Any, kind: Kind | None = None) -> Any:
-  """The value, if the key may hold it.
+  """Returns the value if the key may have it.
 
   Args:
     key: as the file has it.
     value: what the file has there.
-    kind: what it must be; by default as `KINDS` says.
+    kind: what it must be; by default that of `KINDS`.
 
   Raises:
     UserError: it is something else.

@@ -85,7 +85,7 @@ def build_world(
   Raises:
     UserError: an argument is out of range.
   """
-  _check(size, max_operand, sum_exposures, held_out)
+  check_world(size, max_operand, sum_exposures, held_out)
   people = _draw_people(seed, size)
   popularity = tuple(
     POPULARITY[rank * len(POPULARITY) // size] for rank in range(size)
@@ -134,9 +134,10 @@ def shuffled(rng: random.Random, items: Sequence) -> list:
   return items
 
 
-def _check(
+def check_world(
   size: int, max_operand: int, sum_exposures: int, held_out: float
 ) -> None:
+  """Refuses arguments of `build_world` that are out of range."""
   if not 2 <= size <= MAX_PEOPLE:
     raise UserError(
       f'world.size={size}: use a number of people from 2 to {MAX_PEOPLE}'

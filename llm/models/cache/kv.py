@@ -68,7 +68,9 @@ def leading(kv: KV, limit: int) -> KV:
   """The first `limit` slots, or all if there are fewer."""
 
   def cut(x, axis):
-    return lax.slice_in_dim(x, 0, min(limit, x.shape[axis]), axis=axis)
+    if limit >= x.shape[axis]:
+      return x
+    return lax.slice_in_dim(x, 0, limit, axis=axis)
 
   return _each(cut, kv)
 

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llm.checkpoints.hf.load import load_params, read_config, save_hf
+from llm.checkpoints.hf.load import load_params
 from llm.checkpoints.hf.names import leaves
+from llm.checkpoints.hf.save import save_hf
+from llm.checkpoints.hf.source import read_config
 from llm.errors import UserError
 from llm.models.config import LOCAL, ModelConfig, RopeConfig
 
@@ -247,7 +249,8 @@ import sys; sys.path.insert(0, '.')
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from tests.checkpoints.hf.test_load import _VARIANTS, _params, _assert_equal
-from llm.checkpoints.hf.load import load_params, save_hf
+from llm.checkpoints.hf.load import load_params
+from llm.checkpoints.hf.save import save_hf
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ('x', 'y'))
 for name in ('llama', 'phi3', 'mixtral'):
   config, folder = _VARIANTS[name], {str(tmp_path)!r} + name

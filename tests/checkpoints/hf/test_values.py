@@ -175,7 +175,7 @@ def test_messages_name_the_files_keys_and_a_default():
   assert 'num_key_value_heads=3: set both' in message
   message = _refusal(_raw(eos_token_id=100))
   assert 'eos_token_id=100: must be an id of the vocabulary' in message
-  assert '(0 to 99), a list of them or null: mend it' in message
+  assert '(0 to 99), a list of them or null: fix it' in message
   message = _refusal(_raw(eos_token_id=['x'] * 10_000))
   assert len(message) < 250
 

@@ -1,0 +1,130 @@
+"""Opening checkpoints: every kind by what its path is, and no weights read."""
+
+import functools
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import llm
+from llm.checkpoints import source as source_lib
+from llm.checkpoints.opened import Source
+from llm.checkpoints.source import open_checkpoint, to_dtype
+from llm.errors import UserError
+from llm.models.config import ModelConfig
+from llm.text.tokenizer import BYTES
+from tests.models import tiny
+
+
+def write_toy(path, config, params):
+  """A kind of checkpoint that only this test knows: one `.npz` file."""
+  leaves = {
+    '/'.join(key.key for key in keys): np.asarray(leaf)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+  fields = {
+    name: getattr(config, name)
+    for name in (
+      'vocab_size', 'embed_dim', 'hidden_dim', 'num_layers', 'num_heads',
+      'num_kv_heads', 'head_dim', 'max_length',
+    )
+  }  # fmt: skip
+  np.savez(path, config=json.dumps(fields), **leaves)
+
+
+def load_toy(path, dtype, shardings=None, progress=None):
+  params = {}
+  with np.load(path) as file:
+    for name in file.files:
+      if name != 'config':
+        *folders, last = name.split('/')
+        node = functools.reduce(
+          lambda n, k: n.setdefault(k, {}), folders, params
+        )
+        node[last] = jax.numpy.asarray(file[name], dtype)
+  return params if shardings is None else jax.device_put(params, shardings)
+
+
+def open_toy(path, tokenizer=None):
+  if not path.endswith('.npz'):
+    return None
+  with np.load(path) as file:
+    config = ModelConfig(**json.loads(str(file['config'])))
+  return Source(
+    path=path,
+    config=config,
+    tokenizer_path=tokenizer or BYTES,
+    generation={'temperature': 0.5},
+    load=functools.partial(load_toy, path),
+  )
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+  monkeypatch.setattr(source_lib, 'KINDS', (open_toy, *source_lib.KINDS))
+  model, params = tiny.build(vocab_size=259)
+  path = str(tmp_path / 'toy.npz')
+  write_toy(path, model.config, params)
+  return path, model, params
+
+
+def test_a_new_kind_is_one_function_and_an_entry(toy, run_task):
+  path, model, params = toy
+  got = llm.load(path)
+  assert got[0] == model
+  jax.tree.map(np.testing.assert_array_equal, got[1], params)
+  [want] = llm.generate(*got, 'ab', max_new_tokens=4, temperature=0.0)
+  [row] = run_task(
+    'generate',
+    f'model.path={path}',
+    'prompt=ab',
+    'sampling.max_new_tokens=4',
+    'sampling.temperature=0.0',
+  )
+  assert row['token_ids'] == want.token_ids and row['text'] == want.text
+  assert open_checkpoint(path).generation == {'temperature': 0.5}
+
+
+def test_a_folder_says_what_it_recommends(model_folder, tmp_path):
+  folder = shutil.copytree(model_folder, tmp_path / 'copy')
+  says = {'temperature': 0.6, 'top_p': 0.9, 'eos_token_id': [7, 9]}
+  (folder / 'generation_config.json').write_text(json.dumps(says))
+  source = open_checkpoint(str(folder))
+  assert source.generation == says
+  assert source.config.eos_ids == (7, 9)
+  os.remove(folder / 'generation_config.json')
+  assert open_checkpoint(str(folder)).generation == {}
+
+
+def test_weights_come_in_the_dtype_that_is_asked_for(model_folder):
+  params = open_checkpoint(model_folder).load(to_dtype('bfloat16'))
+  assert {str(x.dtype) for x in jax.tree.leaves(params)} == {'bfloat16'}
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path, monkeypatch):
+  with pytest.raises(UserError, match="path='/no/such' does not exist: give a"):
+    open_checkpoint('/no/such')
+  monkeypatch.setattr(source_lib, 'KINDS', ())
+  with pytest.raises(UserError, match='is of no known kind: give a Hugging'):
+    open_checkpoint(str(tmp_path))
+  with pytest.raises(UserError, match="dtype='int8': use one of float32, bf"):
+    to_dtype('int8')
+
+
+def test_opening_needs_no_jax(model_folder, run_python):
+  run_python(f"""
+import sys
+from llm.checkpoints.source import check_dtype, open_checkpoint
+from llm.config_args import load_config
+from llm.engine.loading import open_model
+
+check_dtype('float32')
+assert open_checkpoint({model_folder!r}).config.vocab_size
+config = load_config('configs/generate.py')
+config.model.path = {model_folder!r}
+assert open_model(config).limits.max_length == 96
+assert 'jax' not in sys.modules
+""")
