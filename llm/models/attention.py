@@ -26,22 +26,16 @@ _MASKED = -1e30  # finite, so that a row without any key stays finite
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-  """What does not change with the arrays.
+  """What of `attend`'s arguments is static.
 
   Attributes:
-    scale, cap: see `attend`.
+    scale, cap: see there.
     causal: of each segment, whether its mask admits no key s > t.
-    own: there is one segment, the keys of the queries themselves.
-    window: what its mask was made of, besides the ids; None: no window.
-    traced_window: a window that is not known yet; only the mask tells.
   """
 
   scale: float
   cap: float | None
   causal: tuple[bool, ...]
-  own: bool
-  window: int | None = None
-  traced_window: bool = False
 
 
 def attend(
@@ -50,8 +44,6 @@ def attend(
   *,
   scale: float,
   cap: float | None = None,
-  window: Any = None,
-  segment_ids: jax.Array | None = None,
 ) -> jax.Array:
   """softmax(q k' scale) v over the union of the segments' keys.
 
@@ -66,36 +58,24 @@ def attend(
     segments: keys, values and masks (see `cache.Segment`).
     scale: factor on the scores.
     cap: soft cap on the scaled scores (Gemma 2).
-    window: what the mask of a causal segment was made of: keys that a query
-      sees, itself included; None: all before it. May be traced.
-    segment_ids: int32[B, T] or None, likewise: a query sees its own segment.
 
   Returns:
     float[B, T, K, G, H] in the dtype of q.
   """
-  causal = tuple(segment.causal for segment in segments)
-  static = window is None or isinstance(window, int)
-  rule = _Rule(
-    scale,
-    cap,
-    causal,
-    own=causal == (True,),
-    window=window if static else None,
-    traced_window=not static,
-  )
+  rule = _Rule(scale, cap, tuple(segment.causal for segment in segments))
   ks = tuple(segment.k.astype(q.dtype) for segment in segments)
   vs = tuple(segment.v.astype(q.dtype) for segment in segments)
   masks = tuple(segment.mask for segment in segments)
-  return _attention(rule, q, ks, vs, masks, segment_ids)
+  return _attention(rule, q, ks, vs, masks, segments[0].made_of)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(rule, q, ks, vs, masks, ids):
-  return by_backend(_forward, q, ks, vs, masks, ids, rule=rule)
+def _attention(rule, q, ks, vs, masks, made_of):
+  return by_backend(_forward, q, ks, vs, masks, made_of, rule=rule)
 
 
-def _attention_fwd(rule, q, ks, vs, masks, ids):
-  arrays = q, ks, vs, masks, ids
+def _attention_fwd(rule, q, ks, vs, masks, made_of):
+  arrays = q, ks, vs, masks, made_of
   out, kept = by_backend(_forward_keeping, *arrays, rule=rule)
   return out, (*arrays, kept)
 
@@ -108,18 +88,11 @@ def _attention_bwd(rule, residuals, out_grad):
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
-def _forward(backend: Backend, q, ks, vs, masks, ids, *, rule):
-  if rule.own and backend.fused_attention:
-    out = fused.ATTENTION[backend.fused_attention](
-      q,
-      ks[0],
-      vs[0],
-      masks[0],
-      ids,
-      scale=rule.scale,
-      cap=rule.cap,
-      window=rule.window,
-      traced_window=rule.traced_window,
+def _forward(backend: Backend, q, ks, vs, masks, made_of, *, rule):
+  if rule.causal == (True,) and backend.fused_attention:
+    kernel = fused.ATTENTION[backend.fused_attention]
+    out = kernel(
+      q, ks[0], vs[0], masks[0], made_of, scale=rule.scale, cap=rule.cap
     )
     if out is not None:
       return out
@@ -133,13 +106,13 @@ def _forward(backend: Backend, q, ks, vs, masks, ids, *, rule):
   return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
 
-def _forward_keeping(backend: Backend, q, ks, vs, masks, ids, *, rule):
+def _forward_keeping(backend: Backend, q, ks, vs, masks, made_of, *, rule):
   """(what `_forward` gives, what its backward pass needs besides the arrays).
 
   That is the CPU's, which keeps the weights of short queries: an accelerator
   computes them again, and finds zeros that nobody reads.
   """
-  arrays = q, ks, vs, masks, ids
+  arrays = q, ks, vs, masks, made_of
   if q.shape[1] > _QUERY_BLOCK:
     return _forward(backend, *arrays, rule=rule), ()
   if not backend.keep_weights:
@@ -157,11 +130,13 @@ def _forward_keeping(backend: Backend, q, ks, vs, masks, ids, *, rule):
   return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1), kept
 
 
-def _backward(backend: Backend, q, ks, vs, masks, ids, kept, out_grad, *, rule):
+def _backward(
+  backend: Backend, q, ks, vs, masks, made_of, kept, out_grad, *, rule
+):
   """Gradients of q, ks and vs."""
   if not (backend.keep_weights and kept):
     forward = lambda q, ks, vs: _forward(
-      backend, q, ks, vs, masks, ids, rule=rule
+      backend, q, ks, vs, masks, made_of, rule=rule
     )
     return jax.vjp(forward, q, ks, vs)[1](out_grad)
   settings = backend, rule.scale, rule.cap
@@ -389,14 +364,7 @@ class Attention(nn.Module):
     scale = config.query_scale
     if scale is None:
       scale = config.head_dim**-0.5
-    out = attend(
-      q,
-      segments,
-      scale=scale,
-      cap=config.attn_soft_cap,
-      window=window,
-      segment_ids=call.segment_ids,
-    )
+    out = attend(q, segments, scale=scale, cap=config.attn_soft_cap)
     out = Linear(
       (config.embed_dim,),
       (heads, config.head_dim),

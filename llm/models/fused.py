@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from llm.models.cache import OwnMask
 from llm.models.placement import ROWS, splits_rows
 
 # The unit of the TPU's kernel; shorter rows are one small product anyway.
@@ -30,28 +31,25 @@ def cudnn_attention(
   k: jax.Array,
   v: jax.Array,
   mask: jax.Array,
-  ids: jax.Array | None,
+  made_of: OwnMask | None,
   *,
   scale: float,
   cap: float | None,
-  window: int | None,
-  traced_window: bool,
   implementation: str = 'cudnn',
 ) -> jax.Array | None:
   """`jax.nn.dot_product_attention` of causal queries.
 
   cuDNN refuses what it cannot do while it is traced: other dtypes than bfloat16
-  and float16, heads that are too wide for the device or no multiple of 8.
+  and float16, heads that are too wide for the device or no multiple of 8,
+  gradients of an odd T with segments.
 
   Args:
     q: float[B, T, K, G, H].
     k, v: float[B, K, T, H] and [B, K, H, T].
-    mask: bool[B or 1, T, T], what a query sees.
-    ids: int32[B, T] or None; a query sees its own segment.
+    mask: bool[B or 1, T, T], causal.
+    made_of: what it is made of; None: only the mask tells.
     scale: factor on the scores.
     cap: soft cap on the scores, which these kernels do not have, or None.
-    window: keys that a query sees, itself included; None: all before it.
-    traced_window: there is a window that only the mask knows.
     implementation: 'cudnn', or 'xla' for the same by plain products.
 
   Returns:
@@ -60,11 +58,11 @@ def cudnn_attention(
   if cap is not None:
     return None
   batch, length, _, _, width = q.shape
-  if ids is None and not traced_window:
+  local = None
+  if made_of is not None and made_of.segment_ids is None:
     mask = None
-  elif length % 2:  # of cuDNN's gradients with a mask
-    return None
-  local = None if window is None or mask is not None else (window - 1, 0)
+    if made_of.window is not None:
+      local = made_of.window - 1, 0
   try:
     out = jax.nn.dot_product_attention(
       q.reshape(batch, length, -1, width),
@@ -86,12 +84,10 @@ def pallas_attention(
   k: jax.Array,
   v: jax.Array,
   mask: jax.Array,
-  ids: jax.Array | None,
+  made_of: OwnMask | None,
   *,
   scale: float,
   cap: float | None,
-  window: int | None,
-  traced_window: bool,
   interpret: bool = False,
 ) -> jax.Array | None:
   """Pallas' splash attention of causal queries, on a TPU.
@@ -101,10 +97,11 @@ def pallas_attention(
   `interpret` runs the kernel on any device, slowly.
   """
   del mask
-  if traced_window or q.shape[1] < _LANES:
+  if made_of is None or q.shape[1] < _LANES:
     return None
+  ids = made_of.segment_ids
   one_row = functools.partial(
-    _splash, scale=scale, cap=cap, window=window, interpret=interpret
+    _splash, scale=scale, cap=cap, window=made_of.window, interpret=interpret
   )
   rows = jax.vmap(one_row, in_axes=(0, 0, 0, None if ids is None else 0))
   mesh = jax.sharding.get_abstract_mesh()

@@ -21,7 +21,7 @@ from llm.models.cache.dense import DenseLayer
 from llm.models.cache.kv import FloatKV
 from llm.models.cache.none import NoCache
 from llm.models.cache.open import OpenCache, close_cache, open_cache
-from llm.models.cache.protocol import Cache, CallContext, Segment
+from llm.models.cache.protocol import Cache, CallContext, OwnMask, Segment
 from llm.models.cache.rest import KVCache, cache_bytes, init_cache, make_layer
 from llm.models.cache.ring import RingLayer
 from llm.models.cache.shared import SharedCache
@@ -34,6 +34,7 @@ __all__ = [
   'KVCache',
   'NoCache',
   'OpenCache',
+  'OwnMask',
   'RingLayer',
   'Segment',
   'SharedCache',

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llm.models.cache.masks import own_mask
-from llm.models.cache.protocol import CallContext, Segment
+from llm.models.cache.protocol import CallContext, OwnMask, Segment
 
 
 @struct.dataclass
@@ -46,4 +46,7 @@ class NoEntry:
 def own_segment(new: Any, call: CallContext, window: Any) -> Segment:
   """The keys of a call, for the queries of the same call."""
   mask = own_mask(call.width, call.segment_ids, window)
-  return Segment(new.k, new.v, mask, causal=True)
+  made_of = None
+  if window is None or isinstance(window, int):  # and not traced
+    made_of = OwnMask(window, call.segment_ids)
+  return Segment(new.k, new.v, mask, causal=True, made_of=made_of)

@@ -24,6 +24,19 @@ import jax
 
 
 @struct.dataclass
+class OwnMask:
+  """What the mask of a call's own keys is made of, besides being causal.
+
+  Attributes:
+    window: tokens that a query sees, itself included; None: all.
+    segment_ids: int32[B, T]; tokens only see their own segment. Or None.
+  """
+
+  window: int | None = struct.field(pytree_node=False)
+  segment_ids: jax.Array | None
+
+
+@struct.dataclass
 class Segment:
   """Keys that a query may look at.
 
@@ -33,12 +46,15 @@ class Segment:
     v: [R, K, H, S].
     mask: bool, broadcastable to [B, T, S].
     causal: the mask admits no key s > t; what it would hide is not computed.
+    made_of: what a causal mask is made of, for kernels that take that in its
+      place; None: only the mask tells.
   """
 
   k: jax.Array
   v: jax.Array
   mask: jax.Array
   causal: bool = struct.field(pytree_node=False, default=False)
+  made_of: OwnMask | None = None
 
 
 @struct.dataclass
