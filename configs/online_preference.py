@@ -3,7 +3,7 @@ r"""Online and iterative DPO: pairs of the model's own completions.
   python launch.py --config=configs/online_preference.py --workdir=runs/online \
     --config.model.path=PATH --config.data.path=ROWS.jsonl --config.export=OUT
 
-Rows and `rewards` as for `configs/rl.py`. Each step draws two completions to
+Rows and `rewards` as for `configs/rl.py`. Each step samples two completions for
 each prompt with the current parameters; the one with the higher reward is
 chosen, the other one rejected (Guo et al., 2402.04792). `loss.name` is one of
 those of `configs/preference.py` except kto. With `rollout.minibatches` above 1

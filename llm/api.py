@@ -1,4 +1,4 @@
-"""`llm.load`, `llm.generate`, `llm.score`: the notebook's way in."""
+"""`llm.load`, `llm.generate`, `llm.score`: for notebooks and scripts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

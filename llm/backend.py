@@ -20,8 +20,8 @@ Why not `lax.platform_dependent`, which does the same with a conditional:
   is traced when somebody lowers for it.
 - The gradient through a conditional keeps, between the forward and the backward
   pass, what any of the branches wants to keep. This equation has no gradient of
-  its own: who needs one writes it with `jax.custom_vjp`, or takes `recomputed`,
-  and so decides what is kept, the same on all platforms.
+  its own: callers that need one write it with `jax.custom_vjp`, or use
+  `recomputed`, and so decide what is kept, the same on all platforms.
 
 Layers that repeat an equation, with the same shapes, share its trace and its
 lowering. An equation may be vmapped and stand in loops, in `jax.checkpoint` and
@@ -45,18 +45,18 @@ class Backend:
   """What one kind of device is fastest at. The defaults suit an accelerator.
 
   Attributes:
-    float32_operands: products of bfloat16 arrays take them in float32.
-    weights_first: a product of up to so many rows with a weight [F, D] is taken
-      as [F, D] [D, rows].
-    values_first: attention multiplies [H, S] values by the weights of up to so
-      many queries of a key head, in that order.
-    causal_block: causal attention goes by blocks of so many queries, each of
-      which leaves out the keys behind it; None: all queries at once.
+    float32_operands: bfloat16 operands of products are cast to float32.
+    weights_first: the product of up to this many rows with a weight [F, D] is
+      computed as [F, D] [D, rows].
+    values_first: attention multiplies values [H, S] by the weights of up to
+      this many queries of a key head, in that order.
+    causal_block: causal attention runs in blocks of this many queries and skips
+      the keys after each block; None: all queries at once.
     keep_weights: the weights of attention are kept for the backward pass, where
-      there are few queries; else they are computed again.
-    merges_products: products of one array with several others are made one, for
-      which the others are first copied into one array.
-    keep_rope_tables: cosines and sines are computed once, and not again in each
+      there are few queries; else they are recomputed.
+    merges_products: the compiler merges products of one array with several
+      others, and copies the others into one array for it.
+    keep_rope_tables: cosines and sines are computed once, not again in each
       loop that rotates.
     fused_attention: a name of `llm.models.fused.ATTENTION`, or None.
   """

@@ -135,7 +135,7 @@ def _describe(values: flags.FlagValues) -> str:
 
 
 def _one_line(message: Warning, *_, **__) -> str:
-  """A warning without the place in the code, which tells a user nothing."""
+  """A warning in one line, without the source line that it comes from."""
   return f'warning: {" ".join(str(message).split())}\n'
 
 

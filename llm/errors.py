@@ -18,8 +18,8 @@ class RunError(RuntimeError):
 
 
 def without_field(error: UserError, path: str) -> str:
-  """A message of what reads models, for a path that another field names.
+  """The message of an error about a model, without `model.path=PATH` before it.
 
-  It says `model.path` of whatever model it reads.
+  For a model whose path stands in another field, such as `teacher.path`.
   """
   return str(error).removeprefix(f'model.path={path!r}').lstrip(': ')

@@ -34,7 +34,7 @@ OPTIONS = (
 
 
 def check_supervised(config) -> None:
-  """Refuses fields of `configs/pretrain.py` or `sft.py` without a meaning."""
+  """Refuses invalid fields of `configs/pretrain.py` or `configs/sft.py`."""
   loss, data = config.loss, config.data
   if loss.name not in SUPERVISED_LOSSES:
     raise UserError(
@@ -111,7 +111,7 @@ def resolve_reference(config):
     return config
   config = config.copy_and_resolve_references()
   config.loss.reference = PRECOMPUTED
-  if config.loss.name == KTO:  # each batch has rows that were never there
+  if config.loss.name == KTO:  # KTO scores new pairings in each batch
     fresh = config.lora.rank and config.lora.path is None
     config.loss.reference = BASE if fresh else FROZEN
   return config
@@ -270,5 +270,5 @@ def open_teacher_source(config) -> Source:
 
 
 def of_teacher(path: str, error: UserError) -> UserError:
-  """The error of what reads models, with the field of the teacher's path."""
+  """An error about the teacher's checkpoint, under the field `teacher.path`."""
   return UserError(f'teacher.path={path!r}: {without_field(error, path)}')

@@ -50,11 +50,11 @@ def make_kto_loss(
 
 
 def make_columns(config, train_model: TrainModel, rated: Rated) -> Complete:
-  """Returns `add(params, batch)`: what the loss reads besides, on the devices.
+  """Returns `add(params, batch)`, which adds what the loss reads to a batch.
 
   `desirable` bool[B, S], the ratings, and `kl` float32[B], KTO's z of the whole
-  batch under `params`, the same number in each row. Part of a batch would not
-  do to compute it; as a column it gives the same gradient for any number of
+  batch under `params`, the same number in each row. A microbatch is not
+  enough to compute it; as a column it gives the same gradient for any number of
   microbatches. It costs a forward pass of policy and reference on the prompts
   of the batch with each other's completions, in rows of their own.
   """

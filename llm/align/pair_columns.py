@@ -1,4 +1,4 @@
-"""What preference losses read of a batch besides its tokens."""
+"""The columns that preference losses read besides the tokens."""
 
 from collections.abc import Callable
 import hashlib
@@ -22,7 +22,7 @@ from llm.runs.train_model import TrainModel
 def make_pair_columns(
   config, train_model: TrainModel, pairs: Pairs
 ) -> Callable:
-  """Returns `add(batch)`: the batch with what the loss reads besides.
+  """Returns `add(batch)`, which adds the columns that the loss reads.
 
   `tokens_per_pair` float32[B], for means over tokens of the whole batch, and,
   where the reference is precomputed, `ref_logprobs` float32[B, S].

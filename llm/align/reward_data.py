@@ -30,7 +30,7 @@ def row_options(config) -> dict[str, Any]:
 
 
 def make_columns(config, completions: Any) -> Callable:
-  """Returns `add(batch)`: the batch with what the loss reads besides.
+  """Returns `add(batch)`, which adds the columns that the loss reads.
 
   `margins` float32[B, S / 2], or, of steps, `labels` float32[B, T].
 

@@ -1,4 +1,4 @@
-"""The teacher of a distillation: checked at the door, read later."""
+"""The teacher of a distillation: checked first, its weights read later."""
 
 import dataclasses
 from typing import Any
@@ -25,7 +25,7 @@ class Teacher:
     source: the opened checkpoint.
     weights: a fingerprint of its files.
     model: the Transformer; it is frozen, so nothing is recomputed for it.
-    shared: ids that both models have; those above are no token's.
+    shared: how many ids both models have; rows above them are padding.
   """
 
   source: Source

@@ -1,7 +1,8 @@
 """A pytree as a flat dict of plain arrays, and back.
 
-Orbax cannot keep typed keys nor arrays of size 0, and its errors about other
-trees name neither side; a flat dict needs neither of its tree types.
+Orbax cannot store typed keys or arrays of size 0, and its error about a tree of
+another structure does not say what differs. A flat dict of plain arrays avoids
+both.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Folders that are whole, or known to be broken: a manifest seals each.
+"""Folders sealed by a manifest, so that a broken one is recognised.
 
-`seal` writes the manifest as its last act: the caller's record, and for every
+`seal` writes the manifest last: the caller's record, and for every
 file its size and CRC-32. A folder without one was never finished; one whose
 files differ from it was damaged later.
 """

@@ -1,4 +1,4 @@
-"""Keeps to one error what the libraries below print dozens of times."""
+"""Silences what Orbax and TensorStore print besides the error they raise."""
 
 from collections.abc import Callable
 import dataclasses
@@ -7,12 +7,12 @@ import sys
 
 
 def silence_orbax() -> None:
-  """From now on a failed save is not printed by Orbax and its threads too.
+  """Stops Orbax and its threads from printing a failed save.
 
-  All of it is about an error that reaches the caller: Orbax logs tracebacks,
-  and of the arrays that fail after the first one, TensorStore's threads report
-  to an event loop that is closed by then, or their futures complain that
-  nobody asked for their errors.
+  The caller gets the error anyway. Besides, Orbax logs tracebacks, and for each
+  array that fails after the first one TensorStore's threads report to an event
+  loop that is closed by then, or their futures complain that nobody retrieved
+  their exceptions.
   """
   logging.getLogger('absl').addFilter(_is_news)
   logging.getLogger('asyncio').addFilter(_was_awaited)

@@ -121,7 +121,7 @@ class Checkpoints:
     return sorted(self._paths())
 
   def newest_step(self) -> int | None:
-    """The step that `restore` would read, but for damage inside of files.
+    """The step that `restore` would read if no file's content is damaged.
 
     Raises:
       UserError: it has another identity.
@@ -136,7 +136,7 @@ class Checkpoints:
     return step
 
   def best_step(self) -> int | None:
-    """The step of the best checkpoint by the metric, of equals the first."""
+    """The step of the best checkpoint by the metric; the first of equals."""
     self.wait()
     return self._best_of(self._records())
 
@@ -398,7 +398,7 @@ class Checkpoints:
 
 
 def _remove(path: str) -> None:
-  """Removes a folder; killed half-way, none with a step's name is left."""
+  """Removes a folder; if killed half-way, leaves none with a step's name."""
   trash = path + _TRASH
   os.rename(path, trash)
   shutil.rmtree(trash)

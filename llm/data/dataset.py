@@ -134,7 +134,7 @@ def _write(files, rows, tok, max_length, overlong, eval_fraction) -> dict:
         digest.update(data)
     counts['examples'] += len(kept)
     ends.append(counts['examples'])
-  # A share such as 0.3 is a little less than it says.
+  # 1e-9, as a float such as 0.7 can be a little below its decimal value.
   train = 1 if is_cut else int(counts['rows'] * (1 - eval_fraction) + 1e-9)
   if is_cut:
     counts['rows'], counts['shapes'] = 1, {'text': 1}

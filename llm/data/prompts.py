@@ -40,8 +40,8 @@ def load_prompts(
 
   A string is encoded as it is, with BOS where the tokenizer puts one; messages
   (in `prompt` or `messages`) go through the chat template, up to where the
-  assistant begins. A prompt above `max_length` is left out and counted, for a
-  part of it would ask something else.
+  assistant begins. A prompt above `max_length` is left out and counted:
+  a truncated prompt would ask something else.
 
   Args:
     path: see `records.read_records`.

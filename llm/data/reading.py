@@ -179,7 +179,7 @@ def train_share(total: int, eval_fraction: float, name: str) -> int:
   Raises:
     UserError: one of the two parts would be empty.
   """
-  # A share such as 0.3 is a little less than it says.
+  # 1e-9, as a float such as 0.7 can be a little below its decimal value.
   train = int(total * (1 - eval_fraction) + 1e-9)
   if not 0 < train < total:
     raise UserError(

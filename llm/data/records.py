@@ -274,7 +274,7 @@ def _checked(chunks: Iterable[bytes], file, field) -> Iterator[bytes]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-  """Splits at newlines only, as JSON lines needs; `splitlines` knows more."""
+  """Splits at newlines only; `splitlines` splits at other characters too."""
   rest = []
   for chunk in chunks:
     first, *others = chunk.split(b'\n')

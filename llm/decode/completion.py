@@ -17,7 +17,7 @@ class Completion:
   `logprobs_processed` after penalties and temperature, `logprobs_filtered`
   after the filters, `surviving_mass` what the filters left. `top` holds
   (ids, raw log-probabilities) of the most likely tokens, if asked for.
-  `timing` is in seconds and tokens per second. `text` is set by `llm.generate`,
+  `timing` is in seconds and tokens per second. `text` is set by `llm.engine`,
   which has the tokenizer.
   """
 

@@ -60,7 +60,7 @@ def top_p(logits: jax.Array, cut: jax.Array, *, min_keep: int = 1) -> jax.Array:
   def too_much(value):
     return jnp.sum(jnp.where(logits <= value, probs, 0.0)) > cut
 
-  # The least logit that cannot be dropped, at least not with all its equals.
+  # The smallest logit that is not dropped, or not in all tokens that have it.
   edge = _smallest(too_much, jnp.min(logits), jnp.max(logits))
   tied = logits == edge
   num_tied = jnp.sum(tied, dtype=jnp.int32)
@@ -73,7 +73,7 @@ def top_p(logits: jax.Array, cut: jax.Array, *, min_keep: int = 1) -> jax.Array:
   def enough_kept(end):
     return jnp.sum(tied & (ids < end), dtype=jnp.int32) >= num_tied - gone
 
-  # An empty interval, so no step, unless some of them go.
+  # An empty interval, which ends the search at once, where none is dropped.
   size = jnp.full_like(gone, logits.shape[0])
   end = _bisect(enough_kept, jnp.where(gone > 0, 0, size), size)
   keep = (logits > edge) | (tied & (ids < end))

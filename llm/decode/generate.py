@@ -126,7 +126,7 @@ class _Plan:
 
 
 def _group_size(prompts: Sequence[tuple[int, ...]]) -> int:
-  """How often each prompt comes, if all do so equally and in a row; or 1.
+  """How many consecutive rows have each prompt, if equally many do; else 1.
 
   4 for a a a a b b b b; 1 for a a a b, and for a b a b.
   """

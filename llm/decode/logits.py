@@ -1,4 +1,4 @@
-"""Processors: they move logits by a row's settings and its tokens so far.
+"""Processors: change logits by a row's settings and its tokens so far.
 
 Every function takes `logits: float32[V]`, traced settings and the row's tokens,
 and returns `float32[V]`; `vmap` them for a batch. Results are those of the
@@ -135,9 +135,9 @@ def dry(
 ) -> jax.Array:
   """Subtracts multiplier x base^(m - allowed) from what repeats m tokens.
 
-  m is the number of last tokens after which the candidate has come before
-  (its largest over all places); nothing happens below `allowed_length`. No
-  match reaches across a breaker, and breakers are never penalised. DRY: "don't
+  m is the length of the longest suffix of the row that also stands before an
+  earlier occurrence of the candidate; nothing happens below `allowed_length`.
+  No match crosses a breaker, and breakers are never penalised. DRY: "don't
   repeat yourself" (p-e-w, oobabooga/text-generation-webui#5677), with the
   conventions of llama.cpp; the whole context is searched.
 

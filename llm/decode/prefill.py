@@ -110,8 +110,8 @@ def prefill(
     cache: empty, with room for T slots, or for whole chunks up to the longest
       row; donated.
     model: the transformer.
-    chunk: tokens per call; None: all at once. The result is the same, the
-      memory for activations that of one chunk.
+    chunk: tokens per call; None: all at once. The result is the same; memory
+      for activations is that of one chunk.
 
   Returns:
     (logits float32[B, V] after each row's last token, the cache). Only these

@@ -24,7 +24,7 @@ def sample_completions(
   temperature: float,
   eos_ids: Sequence[int],
 ) -> list[Completion]:
-  """Draws `group_size` completions to each prompt; they share its prefill.
+  """Samples `group_size` completions for each prompt; they share its prefill.
 
   Completion i is drawn with a seed of its own, which follows from (seed, i):
   the same call gives the same completions.
@@ -58,7 +58,7 @@ def sample_completions(
     settings,
     eos_ids=eos_ids,
     chunk_steps=_chunk_steps(max_new_tokens),
-    order=('temperature',),  # no other stage acts, and each takes compiling
+    order=('temperature',),  # no other stage is on, and each costs compile time
   )
 
 

@@ -63,7 +63,7 @@ class RowSampling:
 
 
 IDLE = SamplingParams(temperature=0.0)
-"""Settings of a row that only fills up: no stage has to run for it."""
+"""Settings of a padding row: no stage has to run for it."""
 _INTS = ('top_k', 'no_repeat_ngram', 'min_new_tokens', 'dry_allowed_length')
 _FLOATS = (
   'temperature',

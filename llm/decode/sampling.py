@@ -167,7 +167,7 @@ def sample_rows(
 
 
 class _Processed(NamedTuple):
-  """Logits of B rows on their way, float32[B, V], and their normalisers [B].
+  """Logits of B rows before and after the processors, with normalisers [B].
 
   `base` is what the filters are given. `logits` are those after all processors
   and no filter: they differ where a processor comes after a filter (llama.cpp's

@@ -78,7 +78,7 @@ def insert(
     state: of B slots; donated.
     fresh: R rows, as `start` returns them; its cache and history may be shorter
       than those of `state`, and have to be of the same kinds.
-    slots: int32[R], different ones; B drops the row that fills a batch up.
+    slots: int32[R], all different; B drops a padding row.
 
   Raises:
     ValueError: rows are longer than a slot, they share prompts, or only one of

@@ -134,7 +134,7 @@ def start(
     logits: float32[B, V], after the prompt.
     tokens, lengths: int32[B, T], int32[B], the prompt.
     rows: sampling settings of the B rows.
-    limits: int32[B], tokens to emit at most; 0 for rows that only fill up.
+    limits: int32[B], tokens to emit at most; 0 for padding rows.
     capacity: slots of the token history.
     shared: the prompts' cache as `prefill` left it, where rows share prompts.
     constraint: what the rows may write first; None: anything.

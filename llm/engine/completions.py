@@ -1,7 +1,7 @@
 """Requests in, completions with text out: the one loop that all users share.
 
 `configs/generate.py`, `llm.generate`, the chat, samples during training and
-the exam call `complete`; they differ in what they make of the results.
+the exam call `complete`; they differ in what they do with the results.
 """
 
 from collections.abc import Callable, Iterator, Sequence

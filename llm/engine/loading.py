@@ -62,7 +62,7 @@ def load_weights(config, opened: OpenedModel):
   Returns:
     A `llm.engine.completions.TextModel`.
   """
-  # Not above: what `open_model` refuses is refused before JAX is imported.
+  # Imported here, so that `open_model` refuses bad input without JAX.
   from llm.engine.completions import TextModel
   from llm.host import terminal
   from llm.models.transformer import Transformer

@@ -104,7 +104,7 @@ def phase_rows(phases: Phases, bandwidth: float) -> list[tuple[str, str]]:
       )
     )
   if phases.compile_s >= 0.05:
-    what = 'which no rate above counts'
+    what = 'not counted in the speeds above'
     rows.append(('compiling', f'{phases.compile_s:,.1f} s, {what}'))
   return rows
 

@@ -27,8 +27,8 @@ def measure_bandwidth(budget_s: float = 0.1, at_least: float = 0.0) -> float:
       again: twice at most, each time for twice as long.
 
   Returns:
-    It is below `at_least` where that could not be reached, because the machine
-    is still busy or the bytes came from a cache.
+    Bytes per second; below `at_least` if the machine stayed busy, or if the
+    bytes that it moved came from a cache.
   """
   on_cpu = jax.devices()[0].platform == 'cpu'
   rows = (256 if on_cpu else 512) * 256  # of 4 KiB

@@ -11,10 +11,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 # is free beyond the second number: mallopt takes no larger one.
 _LARGEST_KEPT, _MOST_KEPT = 2**30, 2**31 - 1
 
-# In [brackets] there: the kernel gives huge pages to nobody, to those who ask,
-# or to all.
+# Has the kernel's choice in [brackets]: huge pages never, for those who ask
+# (madvise), or always.
 _HUGE_PAGES = '/sys/kernel/mm/transparent_hugepage/enabled'
-TUNABLES = 'GLIBC_TUNABLES'  # a colon between two
+TUNABLES = 'GLIBC_TUNABLES'  # settings, separated by colons
 _ASK = 'glibc.malloc.hugetlb'
 
 

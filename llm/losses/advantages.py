@@ -85,8 +85,7 @@ def group_advantages(
   advantages NaN (tasks refuse it where it is given).
 
   Args:
-    rewards: float[B], groups of `group_size` completions to one prompt after
-      each other.
+    rewards: float[B], `group_size` consecutive completions for each prompt.
     group_size: G, divides B.
     scale: 'group' divides by the group's standard deviation, 'batch' by that
       of all rewards, 'none' by nothing.

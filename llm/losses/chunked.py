@@ -1,8 +1,8 @@
 """Losses from hidden states, whose logits exist for a few tokens at a time.
 
 A [tokens, V] array of logits is the largest of a training step. Here a scan
-takes a block of tokens after the other through table product, softmax and,
-where somebody differentiates, gradient (llm/losses/blocks.py).
+takes one block of tokens after the other through table product, softmax and,
+under differentiation, gradient (llm/losses/blocks.py).
 
 Positions that do not count, such as those of prompts, cost next to nothing: in
 each row those that count come first, and blocks behind the last of them are
@@ -94,8 +94,8 @@ def chunked_logprobs(
     table: float[V, D], or a packed weight (`llm.losses.tables`), which has no
       gradient.
     targets: int[...], ids in [0, V).
-    counts: bool[...] or numbers that are 0 or not, the positions that somebody
-      reads; the others give 0, whatever their hidden state is. None: all.
+    counts: bool[...] or numbers that are 0 or not, the positions that are
+      read; the others give 0, whatever their hidden state is. None: all.
     cap: soft cap on the logits, or None.
     temperature: above 0.
     block_tokens: tokens whose logits exist at a time.
@@ -283,8 +283,8 @@ _logprobs.defvjp(_logprobs_fwd, _logprobs_bwd)
 def _stats(logits, targets):
   """top, total = sum exp(logits - top), target's logit, whether it is argmax.
 
-  The argmax is the first of equal ones, as `jnp.argmax` has it; a reduction of
-  pairs, which that is, runs on one lane on a CPU.
+  The argmax is the first of equal logits, as in `jnp.argmax`, which is not used
+  because XLA:CPU does not vectorise its reduction of (value, index) pairs.
   """
   top = logits.max(axis=-1)
   total = jnp.exp(logits - top[..., None]).sum(axis=-1)

@@ -203,7 +203,7 @@ def _block_sums(beta, temperature):
 
 
 def _log_mixture(log_s, log_t, beta):
-  """log((1 - beta) S + beta T); 0 for a token that neither can say."""
+  """log((1 - beta) S + beta T); 0 where both probabilities are 0."""
   impossible = (log_s == -jnp.inf) & (log_t == -jnp.inf)
   log_s, log_t = (jnp.where(impossible, 0.0, x) for x in (log_s, log_t))
   return jnp.logaddexp(log_s + math.log1p(-beta), log_t + math.log(beta))

@@ -1,7 +1,7 @@
-"""What losses are called and can be told; nothing here needs JAX.
+"""Names and options of losses; nothing here needs JAX.
 
-A wrong name or value in a config is refused before JAX is imported, so that
-names and checks stand here, and the losses use them too.
+A wrong name or value in a config is refused before JAX is imported. So names
+and checks are in this module, and the losses use them too.
 """
 
 from typing import Any

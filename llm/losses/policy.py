@@ -13,7 +13,7 @@ it has a name, `reduction`, and each is one weighted sum:
   'token'     Σ loss / Σ tokens                        DAPO, PPO, TRL's GRPO
   'sequence'  mean over completions of (Σ loss / n_i)  GRPO, GSPO
   'constant'  Σ loss / (completions · max_length)      Dr.GRPO
-  'group'     mean over groups of (Σ loss / Σ tokens)  DAPO as its paper writes
+  'group'     mean over groups of (Σ loss / Σ tokens)  DAPO as in its paper
 
   name      group_advantages     the loss
   grpo      scale='group'        reduction='sequence', kl_coef=0.04

@@ -109,8 +109,8 @@ def _forward(backend: Backend, q, ks, vs, masks, made_of, *, rule):
 def _forward_keeping(backend: Backend, q, ks, vs, masks, made_of, *, rule):
   """(what `_forward` gives, what its backward pass needs besides the arrays).
 
-  That is the CPU's, which keeps the weights of short queries: an accelerator
-  computes them again, and finds zeros that nobody reads.
+  The CPU keeps the weights where there are few queries. Other backends
+  recompute them, and keep zeros of the same shape, which are not read.
   """
   arrays = q, ks, vs, masks, made_of
   if q.shape[1] > _QUERY_BLOCK:
@@ -159,7 +159,7 @@ def _backward(
 
 
 def _padded(grad, like, axis):
-  """The gradient of the first keys of an array, as one of all its keys."""
+  """The gradient of the first keys, padded with zeros to all keys."""
   width = [(0, 0)] * grad.ndim
   width[axis] = (0, like.shape[axis] - grad.shape[axis])
   return jnp.pad(grad, width)
@@ -211,7 +211,8 @@ def _softmax_product_fwd(settings, q, ks, vs, masks):
   shape = q.shape
   scores, slopes = [], []
   for k, mask in zip(ks, masks, strict=True):
-    # Behind a barrier the same queries are another array.
+    # The barrier makes the queries another array, so that XLA does not merge
+    # the two products (see `Backend.merges_products`).
     apart = scores and backend.merges_products
     own = lax.optimization_barrier(q) if apart else q
     s = backend.product('btkgh,bksh->bkgts', _joined(own, k), k) * scale

@@ -11,7 +11,7 @@ import dataclasses
 ROPE_TYPES = ('default', 'linear', 'dynamic', 'llama3', 'yarn', 'longrope')
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh', 'relu')
 GLOBAL, LOCAL = 'global', 'local'
-REMAT = ('none', 'dots', 'full')  # what `remat` keeps, see there
+REMAT = ('none', 'dots', 'full')  # policies of `llm.models.remat`
 _UNBOUNDED = 1 << 30
 # A fresh model: what `model.…` is where neither a path nor a value is given.
 FRESH_SHAPE = {

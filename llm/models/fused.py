@@ -7,8 +7,8 @@ not apply returns None, and `attention.attend` takes its own products.
 They are traced when a program is lowered (see `llm.backend`). JAX looks for
 cuDNN while it traces cuDNN's attention. Where there is none, a program that is
 lowered for a GPU has the products instead. To compile for a GPU ahead of time,
-on a machine without one, answer
-`jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version` with a version
+on a machine without one, let
+`jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version` return a version
 such as 91000.
 """
 
@@ -74,7 +74,7 @@ def cudnn_attention(
       local_window_size=local,
       implementation=implementation,
     )
-  except (NotImplementedError, RuntimeError):  # the latter: there is no cuDNN
+  except (NotImplementedError, RuntimeError):  # RuntimeError: there is no cuDNN
     return None
   return out.reshape(q.shape)
 
@@ -122,7 +122,7 @@ def pallas_attention(
 
 def _splash(q, k, v, ids, *, scale, cap, window, interpret):
   """One row: q [T, K, G, H], k [K, T, H], v [K, H, T] -> [T, K, G, H]."""
-  # Here, as half a second goes by that only programs for a TPU need.
+  # Imported here: it takes half a second, and only programs for a TPU need it.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   length, kv_heads, groups, width = q.shape

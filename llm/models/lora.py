@@ -192,7 +192,7 @@ def variables(
 
 
 def merge(base: Any, lora: Any, config: LoraConfig) -> Any:
-  """Parameters that give alone what base and adapters give together.
+  """Plain parameters that compute what base and adapters compute together.
 
   Args:
     base: the frozen parameters.
@@ -371,7 +371,7 @@ def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
 
 
 def _check_fit(base: Any, lora: Any, config: LoraConfig) -> None:
-  """Refuses adapters that would be passed over, or do not fit the weights."""
+  """Refuses adapters that would be ignored, or do not fit the weights."""
   for path, adapter in items(lora):
     name = '/'.join(path)
     try:

@@ -27,8 +27,8 @@ class LoraConfig:
   `targets` are names of projections (q_proj, k_proj, v_proj, o_proj, gate_proj,
   up_proj, down_proj, lm_head), 'all-linear' (all of them but lm_head), or
   regular expressions for whole paths of the adapter tree, such as
-  'layers_[0-3]/attn/.*'. `dropout` falls on the input of the low-rank product,
-  in training only.
+  'layers_[0-3]/attn/.*'. `dropout` is applied to the input of the low-rank
+  product, in training only.
   """
 
   rank: int = 16

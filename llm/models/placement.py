@@ -27,8 +27,9 @@ def keep_rows(x: jax.Array) -> jax.Array:
 def fetch_rows(table: jax.Array) -> jax.Array:
   """table [V, D], whole rows of it on each device; V stays split by `tensor`.
 
-  For a lookup: its result has rows of the batch and D on the same device, which
-  the compiler would reach, in the backward pass, by fetching all of both.
+  For a lookup, whose result has rows of the batch and all of D on one device.
+  Left to itself, the compiler gathers rows and table in full for the backward
+  pass.
   """
   if not _in_mesh():
     return table

@@ -98,7 +98,7 @@ def sliced(weight: Any, index: Any) -> Any:
 
 
 def dense(weight: Any, dtype: Any) -> jax.Array:
-  """The weight as an array in `dtype`, of all its memory."""
+  """The whole weight as one array in `dtype`, unpacked in memory."""
   if not is_packed(weight):
     return weight.astype(dtype)
   # How many of the axes are outputs only the weight knows, but rows come in

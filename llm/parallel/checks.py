@@ -10,7 +10,7 @@ AXES = ('data', 'fsdp', 'tensor')
 
 
 def check_mesh(config: Any) -> None:
-  """Refuses axes that are no whole numbers of at least 1, or one -1.
+  """Refuses axes other than whole numbers of at least 1 and a single -1.
 
   Args:
     config: `data`, `fsdp`, `tensor`: devices along each axis.

@@ -50,7 +50,7 @@ def is_writer() -> bool:
 
 
 def any_process(flag: bool) -> bool:
-  """True in all processes where it is in one of them.
+  """True in all processes if `flag` is True in any of them.
 
   Every process has to call it, at the same place: each waits for the others.
   """

@@ -23,8 +23,8 @@ def exact_answer(row: dict[str, Any], text: str, finished: bool) -> float:
   return float(text.strip() == str(row['answer']).strip())
 
 
-# A minus is a sign but for after a word, a number or a bracket, where it takes
-# away; commas belong to a number where they part groups of three digits.
+# A minus is a sign, except after a word, a number or a bracket, where it
+# subtracts; commas belong to a number where they separate groups of 3 digits.
 _NUMBER = re.compile(
   r'(?:(?<![\w).])-)?'
   r'(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)'
@@ -50,7 +50,7 @@ def last_number(row: dict[str, Any], text: str, finished: bool) -> float:
 def matches(
   row: dict[str, Any], text: str, finished: bool, *, pattern: str
 ) -> float:
-  """1 if the whole stripped text has the form of a regular expression."""
+  """1 if the whole stripped text matches a regular expression."""
   del row, finished
   return float(re.fullmatch(pattern, text.strip(), re.DOTALL) is not None)
 
@@ -103,7 +103,7 @@ _MOST = 3e38  # that float32 can hold
 
 
 def check_rewards(rewards: Any) -> None:
-  """Refuses entries without a meaning; ones of REWARDS are tried out.
+  """Refuses invalid entries; those of REWARDS are called once as a trial.
 
   Raises:
     UserError: naming the entry.

@@ -123,7 +123,7 @@ def make_rater(config, tokenizer: Tokenizer, vocab_size: int) -> Rater:
 
 
 def _rate_texts(entry, prompts, texts, finished) -> list[float]:
-  """Programs wait for each other's processes, so they run side by side."""
+  """Rewards of texts by one entry; programs are run in parallel processes."""
   rate = lambda prompt, *completion: rewards_lib.rate(
     entry, prompt.row, *completion
   )

@@ -1,4 +1,4 @@
-"""Groups of rated completions: what every run on a model's own ones samples."""
+"""Samples and rates groups of completions, for RL and online preferences."""
 
 from collections.abc import Sequence
 import itertools

@@ -208,13 +208,13 @@ def completion_scores(
 def rows_of_a_prompt(
   config: Any, train_model: TrainModel, rows: int, microbatches: int = 1
 ) -> int:
-  """How many rows after each other share a prompt, which is read once for them.
+  """How many consecutive rows share a prompt, which is read once for them all.
 
   A group, or the part of it that a microbatch has: the i-th of k microbatches
   has the rows i, i + k, …, so that G / k rows after each other are of one group
   if k divides G. It is 1 where a device would have only some of those rows, and
   where rotary frequencies depend on the length of a row (dynamic and longrope),
-  because the rows of a prompt then have different keys of it.
+  because a prompt then has other keys in each of its rows.
   """
   size = config.rollout.group_size
   if train_model.model.config.rope.type in ('dynamic', 'longrope'):

@@ -53,7 +53,7 @@ def check_exports(config, workdir: str) -> None:
 
 
 def _others(path: str) -> list[str]:
-  """What a folder holds, but for files that an export was cut off in."""
+  """Files of a folder, without those that an interrupted export left."""
   names = sorted(os.listdir(path)) if os.path.isdir(path) else []
   return [name for name in names if not name.endswith('.tmp')]
 

@@ -169,7 +169,7 @@ def _plot_metric(axes, rows, name: str) -> list[float]:
 
 
 def _smooth(values: list[float]) -> list[float]:
-  """Moving average with a decay that forgets a twentieth of the run."""
+  """Exponential moving average over about a twentieth of the run."""
   keep = 1.0 - min(1.0, 20.0 / max(len(values), 1))
   out, total, weight = [], 0.0, 0.0
   for value in values:

@@ -256,7 +256,7 @@ def _make_should_stop(recipe, checkpoints, stop):
 
 def _may_save(recipe) -> bool:
   """Whether the steps that are done can be saved before an error ends a run."""
-  # Of several processes the others would not come to save.
+  # With several processes the others would not join the save.
   whole = jax.process_count() == 1 and recipe.may_stop()
   if whole:
     terminal.log(

@@ -152,7 +152,7 @@ def _finish(run: Run, status: int) -> None:
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:
-  """Ends processes with all their children, politely first."""
+  """Ends processes and their children: first SIGTERM, then SIGKILL."""
   for process in processes:
     _signal(process, signal.SIGTERM)
   deadline = time.monotonic() + _GRACE_S

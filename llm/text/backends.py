@@ -80,7 +80,7 @@ class TokenizerJson:
     return [], []
 
   def _plan(self, source):
-    """Learns from the file's decoder how tokens join to text."""
+    """Reads from the file's decoder how tokens join to text."""
     decoder = self._tokenizer.decoder
     steps = [] if decoder is None else [json.loads(decoder.__getstate__())]
     if steps and steps[0]['type'] == 'Sequence':
@@ -191,7 +191,7 @@ class SentencePieceModel:
     ids = (sp.bos_id(), sp.eos_id(), sp.pad_id(), sp.unk_id())
     names = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
     self.tokens = {n: sp.id_to_piece(i) for n, i in zip(names, ids) if i >= 0}
-    # A .model does not tell; a model that has a BOS was trained with it.
+    # A .model does not say; a model that has a BOS was trained with it.
     self.prefix = [sp.bos_id()] * (sp.bos_id() >= 0)
     self.suffix = []
     self._add(source, named, added or {})

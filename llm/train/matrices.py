@@ -2,8 +2,8 @@
 
 Muon and Adafactor treat a matrix as a matrix. Our kernels fuse several (query,
 key and value; gate and up; experts; the layers of a scan) and split their axes
-into heads. Here they come apart, so that an update does not depend on how the
-model stores its weights.
+into heads. Here they are split again, so that an update does not depend on how
+the model stores its weights.
 """
 
 import math

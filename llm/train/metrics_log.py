@@ -1,4 +1,4 @@
-"""The metrics of steps on their way from the device to whoever writes them."""
+"""Fetches the metrics of steps from the device, each one step late."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib

@@ -80,7 +80,7 @@ def _make_rules(config):
 
 
 def _make_core(config, rules):
-  """The update before decay and learning rate; none of frozen parameters."""
+  """The update before decay and learning rate; 0 for frozen parameters."""
   b1, b2, eps = config.b1, config.b2, getattr(config, 'eps', 1e-8)
   parts = {_FROZEN: optax.set_to_zero()}
   if config.name == 'adamw8bit':

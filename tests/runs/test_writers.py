@@ -104,7 +104,7 @@ def test_wandb_gets_the_rows_and_the_config(tmp_path, wandb):
     ('log', ({'step': 1, 'loss': 0.5},), {}),
     ('finish', (), {}),
   ]
-  # The same command again goes on with the same run.
+  # The same command again resumes the same run.
   wandb.calls.clear()
   with open_writers(config, str(tmp_path)):
     pass

@@ -102,7 +102,7 @@ def test_a_bad_row_leaves_the_output_of_earlier_rows(
   )
   assert 'line 3: sampling.top_p = 2' in message
   assert (tmp_path / 'out.jsonl').read_text() == before
-  # Mended, the run goes on behind the rows that are there.
+  # Once it is fixed, the run resumes after the rows that are there.
   write_rows(*good, {'prompt': 'c'})
   again = run_task('generate', f'prompts_file={path}', *options)
   assert again[:2] == rows and again[2]['prompt'] == 'c'

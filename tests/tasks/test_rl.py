@@ -332,7 +332,7 @@ def test_unrated_answers_are_left_out(setup, start, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_no_step_is_lost_where_a_reward_fails(start, tmp_path, monkeypatch):
-  """The run goes on, once it is mended, as if nothing had been."""
+  """Once the function is fixed, the run resumes as if it had not failed."""
   module = tmp_path / 'mended.py'
   module.write_text(
     'import pathlib\n'

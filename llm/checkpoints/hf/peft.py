@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format, in and out; `peft_folder` says what it is.
+"""Reads and writes LoRA adapters in PEFT's format (see `peft_folder`).
 
 (https://huggingface.co/docs/peft, the checkpoint format of version 0.21).
 """

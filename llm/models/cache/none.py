@@ -12,7 +12,7 @@ from llm.models.cache.protocol import CallContext, OwnMask, Segment
 
 @struct.dataclass
 class NoCache:
-  """See `protocol.Cache`. What the model is called with `cache=None` for."""
+  """See `protocol.Cache`; stands for `cache=None`."""
 
   def held(self, rows: int) -> tuple[jax.Array, jax.Array, int]:
     """Nothing."""

@@ -145,7 +145,7 @@ class Layer(Protocol):
     """
 
   def leading(self, limit: int | None) -> 'Layer':
-    """The same tokens, if no row has more than `limit`, in fewer slots."""
+    """The layer with fewer slots, for rows of at most `limit` tokens."""
 
   def pack(self, new: 'KV') -> 'KV':
     """The new keys (a `FloatKV`) in the layer's format."""

@@ -20,7 +20,7 @@ class RingLayer:
 
   Attributes:
     kv: keys and values in some format, `window` slots. With fewer, the ring
-      never goes round and is written like a dense layer.
+      never wraps around and is written like a dense layer.
     window: tokens that a query sees, itself included.
   """
 
@@ -43,7 +43,7 @@ class RingLayer:
     return Segment(*self.kv.unpack(), mask)
 
   def leading(self, limit: int | None) -> 'RingLayer':
-    """The first `limit` slots: no row has gone round if `limit` is less."""
+    """The first `limit` slots: with so few tokens no row has wrapped around."""
     return self.replace(kv=kv_lib.leading(self.kv, limit or self.slots))
 
   def pack(self, new: KV) -> KV:

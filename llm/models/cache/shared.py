@@ -26,7 +26,7 @@ class SharedCache:
   length: jax.Array
 
   def held(self, rows: int) -> tuple[jax.Array, jax.Array, int]:
-    """No token of their own; each those of its prompt."""
+    """Rows hold no tokens of their own, only those of their prompt."""
     return jnp.zeros((rows,), jnp.int32), of_rows(self.length, rows), 0
 
   def layer(self, index: int) -> 'SharedEntry':
