@@ -5,6 +5,7 @@
 `.ci/run` does so; `tests/test_docs.py` only reads the commands.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ STEPS = ('--config.train.steps=2', '--config.train.eval_every=2')
 
 
 def main(quickstart: str, out: str) -> None:
+  os.makedirs(out, exist_ok=True)
   for name in WALK_THROUGHS:
     for kind, text in FENCE.findall(walk_through(name)):
       text = text.replace('runs/quickstart', quickstart)
