@@ -284,16 +284,17 @@ def test_the_snippets_give_the_tokens_of_generate(
   assert len(names['logprobs']) == lengths[0] - 1  # none for the first
 
 
-@each(
-  [
-    ROOT / f'docs/{name}.md'
-    for name in ('preferences', 'rewards', 'rl', 'distillation')
-  ]
-)
-def test_there_is_a_walk_through(path):
-  text = path.read_text(encoding='utf-8')
-  part = text.partition('## Walk-through\n')[2].partition('\n## ')[0]
-  first, *others = commands(part)
+WALK_THROUGHS = ('preferences', 'rewards', 'rl', 'distillation')
+
+
+def walk_through(name):
+  text = (ROOT / 'docs' / f'{name}.md').read_text(encoding='utf-8')
+  return text.partition('## Walk-through\n')[2].partition('\n## ')[0]
+
+
+@pytest.mark.parametrize('name', WALK_THROUGHS)
+def test_a_walk_through_starts_with_the_quickstart(name):
+  first, *others = commands(walk_through(name))
   assert first == [
     '--config=configs/quickstart.py',
     '--workdir=runs/quickstart',
