@@ -3,6 +3,7 @@
 import os
 from typing import Any, NamedTuple, Sequence
 
+from llm.evals.intervals import mean_interval
 from llm.sweeps import report
 
 BEGIN, END = '<!-- results -->', '<!-- end of results -->'
@@ -86,14 +87,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
-def mean(rows: Sequence[report.Row], name: str, digits: int = 2) -> str:
+def mean(rows: Sequence[report.Record], name: str, digits: int = 2) -> str:
   """Returns the mean of a column with its 95% interval, as text."""
-  value, half = report.mean_interval([row[name] for row in rows])
+  value, half = mean_interval([row[name] for row in rows])
   text = f'{value:,.{digits}f}'
   return text if len(rows) < 2 else f'{text} ± {half:,.{digits}f}'
 
 
-def cost_line(rows: Sequence[report.Row]) -> str:
+def cost_line(rows: Sequence[report.Record]) -> str:
   """Says on what machine the runs ran and how long that took."""
   cores = sorted({row['machine.cores'] for row in rows})
   loads = [row['machine.load'] for row in rows]

@@ -287,6 +287,11 @@ def test_the_snippets_give_the_tokens_of_generate(
 WALK_THROUGHS = ('preferences', 'rewards', 'rl', 'distillation')
 
 
+@each(PAGES)
+def test_no_result_is_left_open(path):
+  assert not re.search(r'\b(RESULT|TODO|FIXME|TBD)\b', text_of(path))
+
+
 def walk_through(name):
   text = (ROOT / 'docs' / f'{name}.md').read_text(encoding='utf-8')
   return text.partition('## Walk-through\n')[2].partition('\n## ')[0]

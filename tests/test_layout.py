@@ -41,7 +41,7 @@ ALLOWED = {
     'runs', 'text', 'train',
   },
   'evals': {'checkpoints', 'data', 'engine', 'host', 'models', 'runs'},
-  'sweeps': {'config_args'},
+  'sweeps': {'config_args', 'evals'},
   'api': {'checkpoints', 'decode', 'engine', 'models', 'text'},
   'tasks': {
     'align', 'checkpoints', 'config_args', 'data', 'decode', 'engine', 'evals',

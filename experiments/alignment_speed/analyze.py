@@ -6,6 +6,7 @@ from typing import Sequence
 import matplotlib.pyplot as plt
 
 from experiments import readme
+from llm.evals.intervals import mean_interval
 from llm.sweeps import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -32,7 +33,7 @@ def analyze(csv_path: str, out_dir: str) -> None:
   _draw(rows, os.path.join(out_dir, 'speed.png'))
 
 
-def section(rows: Sequence[report.Row]) -> str:
+def section(rows: Sequence[report.Record]) -> str:
   """Returns the README's part: the claim's numbers and the cost."""
   versions = ', '.join(
     f'{name} {rows[0][f"versions.{name}"]}'
@@ -48,12 +49,12 @@ def section(rows: Sequence[report.Row]) -> str:
   )
 
 
-def details(rows: Sequence[report.Row]) -> str:
+def details(rows: Sequence[report.Record]) -> str:
   """Returns the tables of HISTORY.md."""
   return '\n'.join((_step_table(rows), _control_table(rows)))
 
 
-def of_kind(rows, kind: str) -> list[report.Row]:
+def of_kind(rows, kind: str) -> list[report.Record]:
   """The rows of one comparison."""
   return [row for row in rows if row['config.kind'] == kind]
 
@@ -66,7 +67,7 @@ def _goal_table(rows) -> str:
     ]
     if not group:
       continue
-    value, _ = report.mean_interval([row['ratio.median'] for row in group])
+    value, _ = mean_interval([row['ratio.median'] for row in group])
     least = min(row['ratio.least'] for row in group)
     most = max(row['ratio.most'] for row in group)
     goal, aim = GOALS[kind]
@@ -143,9 +144,7 @@ def _draw(rows, path: str) -> None:
     for place, system in enumerate(SYSTEMS):
       if group[0].get(f'{system}.step_s') is None:
         continue
-      value, _ = report.mean_interval(
-        [row[f'{system}.step_s'] for row in group]
-      )
+      value, _ = mean_interval([row[f'{system}.step_s'] for row in group])
       axis.bar(place, value, color=_COLORS[system], label=SYSTEMS[system])
       axis.vlines(
         place,

@@ -21,6 +21,7 @@ from experiments.exact_frontier.measure import (
   PAIR_LOSSES,
   SAMPLES,
 )
+from llm.evals.intervals import mean_interval
 from llm.sweeps import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -83,7 +84,7 @@ def analyze(csv_path: str, out_dir: str) -> None:
   _draw(rows, os.path.join(out_dir, 'frontier.png'))
 
 
-def section(rows: Sequence[report.Row]) -> str:
+def section(rows: Sequence[report.Record]) -> str:
   """Returns the README's part: the claim's numbers and the cost."""
   dpo, rloo, ppo, corrected, grpo = _ratio_goals(rows)
   shares = ', '.join(f'{100 * f:.0f}' for f in FLIPPED)
@@ -110,7 +111,7 @@ def section(rows: Sequence[report.Row]) -> str:
   return f'{readme.goal_table(goals)}\n{readme.cost_line(rows)}'
 
 
-def details(rows: Sequence[report.Row]) -> str:
+def details(rows: Sequence[report.Record]) -> str:
   """Returns the tables of HISTORY.md, each goal by itself first."""
   goals = (
     *_ratio_goals(rows),
@@ -132,13 +133,13 @@ def details(rows: Sequence[report.Row]) -> str:
   )
 
 
-def part(rows: Sequence[report.Row], name: str) -> list[report.Row]:
+def part(rows: Sequence[report.Record], name: str) -> list[report.Record]:
   """Returns the rows of one part, a world each, in the order of their seeds."""
   found = [row for row in rows if row['config.part'] == name]
   return sorted(found, key=lambda row: row['config.seed'])
 
 
-def policies(rows: Sequence[report.Row], name: str) -> list[report.Row]:
+def policies(rows: Sequence[report.Record], name: str) -> list[report.Record]:
   """Returns the rows that have an algorithm's columns."""
   if name == 'best_of' or name.startswith('fixed'):
     return part(rows, 'exact')
@@ -146,7 +147,7 @@ def policies(rows: Sequence[report.Row], name: str) -> list[report.Row]:
 
 
 def extremes(
-  rows: Sequence[report.Row], name: str, settings: Sequence[float]
+  rows: Sequence[report.Record], name: str, settings: Sequence[float]
 ) -> tuple[float, float]:
   """Smallest and largest share of the frontier, of means over the worlds."""
   group = policies(rows, name)
@@ -158,7 +159,7 @@ def extremes(
 
 
 def lead(
-  rows: Sequence[report.Row], name: str, labels: str, flipped: float
+  rows: Sequence[report.Record], name: str, labels: str, flipped: float
 ) -> np.ndarray:
   """By how much a loss beats DPO where labels are wrong, in each world."""
   return np.array(
@@ -251,7 +252,7 @@ def _control_goals(rows) -> list[readme.Goal]:
         f'{what}: gain over that with true ones (control)',
         f'< {CONTROL_GOAL}',
         _interval(shares, 3),
-        report.mean_interval(shares)[0] < CONTROL_GOAL,
+        mean_interval(shares)[0] < CONTROL_GOAL,
       )
     )
   return goals
@@ -302,7 +303,7 @@ def _noise_table(rows) -> str:
 
 
 def behind_other_beta(
-  rows: Sequence[report.Row], labels: str, flipped: float, beta: float
+  rows: Sequence[report.Record], labels: str, flipped: float, beta: float
 ) -> list[float]:
   """Share of the loss that leads on these labels, less DPO's at this β.
 
@@ -368,7 +369,7 @@ def _cells(rows, name: str, kl_digits: int = 2) -> tuple[str, str, str, str]:
 
 
 def _interval(values: Sequence[float], digits: int) -> str:
-  mean, half = report.mean_interval(list(values))
+  mean, half = mean_interval(list(values))
   return f'{mean:.{digits}f} ± {half:.{digits}f}'
 
 
@@ -412,7 +413,7 @@ def _draw_shares(axis, rows) -> None:
       key = f'{name}_{setting}'
       kl = statistics.fmean(row[f'{key}.kl'] for row in group)
       ratios = [row[f'{key}.ratio'] for row in group]
-      points.append((kl, *report.mean_interval(ratios)))
+      points.append((kl, *mean_interval(ratios)))
     x, y, half = zip(*sorted(points))
     axis.errorbar(
       x, y, half, fmt='.-', lw=1, color=_COLORS[name], label=NAMES[name]
@@ -430,7 +431,7 @@ def _draw_noise(axis, rows) -> None:
   x = [100 * flipped for flipped in FLIPPED]
   for name, labels in itertools.product(PAIR_LOSSES, NOISE):
     intervals = [
-      report.mean_interval([row[f'{labels}.{name}_{f}.ratio'] for row in group])
+      mean_interval([row[f'{labels}.{name}_{f}.ratio'] for row in group])
       for f in FLIPPED
     ]
     axis.errorbar(

@@ -6,6 +6,7 @@ from typing import Sequence
 import matplotlib.pyplot as plt
 
 from experiments import readme
+from llm.evals.intervals import mean_interval
 from llm.sweeps import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -34,7 +35,7 @@ def analyze(csv_path: str, out_dir: str) -> None:
   _draw(rows, os.path.join(out_dir, 'rewards.png'))
 
 
-def section(rows: Sequence[report.Row]) -> str:
+def section(rows: Sequence[report.Record]) -> str:
   """Returns the README's part: the claim's numbers and the cost."""
   *sums, grpo, dr_grpo, apart = _goals(rows)
   what = 'length of wrong completions over that before: GRPO; Dr.GRPO'
@@ -42,7 +43,7 @@ def section(rows: Sequence[report.Row]) -> str:
   return f'{readme.goal_table(goals)}\n{readme.cost_line(rows)}'
 
 
-def details(rows: Sequence[report.Row]) -> str:
+def details(rows: Sequence[report.Record]) -> str:
   """Returns the tables of HISTORY.md, each goal by itself first."""
   return '\n'.join(
     (
@@ -53,12 +54,12 @@ def details(rows: Sequence[report.Row]) -> str:
   )
 
 
-def part(rows: Sequence[report.Row], name: str) -> list[report.Row]:
+def part(rows: Sequence[report.Record], name: str) -> list[report.Record]:
   """The runs of a part."""
   return [row for row in rows if row['config.part'] == name]
 
 
-def curve(row: report.Row, run: str, name: str) -> list[tuple[int, float]]:
+def curve(row: report.Record, run: str, name: str) -> list[tuple[int, float]]:
   """A metric of a run's training as (step, mean of the last steps)."""
   prefix = f'{run}.curve.{name}.'
   points = [
@@ -69,7 +70,7 @@ def curve(row: report.Row, run: str, name: str) -> list[tuple[int, float]]:
   return sorted(points)
 
 
-def growth(rows: Sequence[report.Row], run: str) -> list[float]:
+def growth(rows: Sequence[report.Record], run: str) -> list[float]:
   """Length of wrong completions after a run, over that before it."""
   return [row[f'{run}.length_wrong'] / row['sft.length_wrong'] for row in rows]
 
@@ -81,8 +82,8 @@ def _goals(rows) -> list[readme.Goal]:
   minutes = [row['seconds'] / 60 for row in sums]
   lifted = [row['random.pass_1'] - row['sft.pass_1'] for row in sums]
   grpo, dr_grpo = growth(lengths, 'grpo'), growth(lengths, 'dr_grpo')
-  apart = report.mean_interval([a - b for a, b in zip(grpo, dr_grpo)])
-  flat = report.mean_interval(dr_grpo)
+  apart = mean_interval([a - b for a, b in zip(grpo, dr_grpo)])
+  flat = mean_interval(dr_grpo)
   low, high = BEFORE
   return [
     readme.Goal(
@@ -100,7 +101,7 @@ def _goals(rows) -> list[readme.Goal]:
     readme.Goal(
       'minutes for both',
       f'≤ {MINUTES_GOAL} in each run',
-      _pair(report.mean_interval(minutes), 1),
+      _pair(mean_interval(minutes), 1),
       max(minutes) <= MINUTES_GOAL,
     ),
     readme.Goal(
@@ -112,8 +113,8 @@ def _goals(rows) -> list[readme.Goal]:
     readme.Goal(
       'length of wrong completions, GRPO over before',
       f'≥ {GROWS}',
-      _pair(report.mean_interval(grpo), 2),
-      report.mean_interval(grpo)[0] >= GROWS,
+      _pair(mean_interval(grpo), 2),
+      mean_interval(grpo)[0] >= GROWS,
     ),
     readme.Goal(
       'the same, Dr.GRPO',
@@ -152,8 +153,8 @@ def _addition_table(rows) -> str:
     f'{_percent(_at(rows, "exact", "groups_with_signal", 0))}% in the first '
     f'steps, {_percent(_at(rows, "exact", "groups_with_signal", -1))}% in the '
     'last ones; entropy '
-    f'{_pair(report.mean_interval(_at(rows, "exact", "entropy", 0)), 2)} and '
-    f'{_pair(report.mean_interval(_at(rows, "exact", "entropy", -1)), 2)} nats '
+    f'{_pair(mean_interval(_at(rows, "exact", "entropy", 0)), 2)} and '
+    f'{_pair(mean_interval(_at(rows, "exact", "entropy", -1)), 2)} nats '
     'per token.\n'
   )
 
@@ -189,7 +190,7 @@ def _at(rows, run: str, name: str, index: int) -> list[float]:
 
 
 def _percent(values: Sequence[float]) -> str:
-  return _pair(report.mean_interval([100 * value for value in values]), 1)
+  return _pair(mean_interval([100 * value for value in values]), 1)
 
 
 def _pair(interval: tuple[float, float], digits: int) -> str:

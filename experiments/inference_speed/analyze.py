@@ -6,6 +6,7 @@ from typing import Sequence
 import matplotlib.pyplot as plt
 
 from experiments import readme
+from llm.evals.intervals import mean_interval
 from llm.sweeps import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -32,7 +33,7 @@ def analyze(csv_path: str, out_dir: str) -> None:
   _draw(rows, os.path.join(out_dir, 'speed.png'))
 
 
-def section(rows: Sequence[report.Row]) -> str:
+def section(rows: Sequence[report.Record]) -> str:
   """Returns the README's part: the claim's numbers and the cost."""
   tokens = min(row['tokens.equal'] for row in rows)
   of = rows[0]['tokens.of']
@@ -52,7 +53,7 @@ def section(rows: Sequence[report.Row]) -> str:
   )
 
 
-def details(rows: Sequence[report.Row]) -> str:
+def details(rows: Sequence[report.Record]) -> str:
   """Returns the table of HISTORY.md."""
   return _speed_table(rows)
 
@@ -66,7 +67,7 @@ def _goal_table(rows) -> str:
     if not group:
       lines.append([*line, 'not measured', '', ''])
       continue
-    value, _ = report.mean_interval([row[key] for row in group])
+    value, _ = mean_interval([row[key] for row in group])
     least = min(row[f'{key}_least'] for row in group)
     most = max(row[f'{key}_most'] for row in group)
     shown = 'yes' if value >= goal else 'no'
@@ -84,7 +85,7 @@ def _speed_table(rows) -> str:
       if group:
         known = _group(group, batch, f'{system}.bandwidth_share')
         shares = [row[f'{system}.bandwidth_share'] for row in known]
-        mean = f'{report.mean_interval(shares)[0]:.0%}' if shares else 'unknown'
+        mean = f'{mean_interval(shares)[0]:.0%}' if shares else 'unknown'
         lines.append(
           [
             str(batch),
@@ -129,7 +130,7 @@ def _draw(rows, path: str) -> None:
     for place, system in enumerate(systems):
       group = _group(rows, batch, f'{system}.{column}')
       values = [row[f'{system}.{column}'] for row in group]
-      value = report.mean_interval(values)[0]
+      value = mean_interval(values)[0]
       least = min(row[f'{system}.{phase}_least'] for row in group)
       most = max(row[f'{system}.{phase}_most'] for row in group)
       axis.bar(place, value, color=_COLORS[system])

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import readme
+from llm.evals.intervals import mean_interval
 from llm.sweeps import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -27,7 +28,7 @@ def analyze(csv_path: str, out_dir: str) -> None:
   _draw(rows, os.path.join(out_dir, 'cost.png'))
 
 
-def section(rows: Sequence[report.Row]) -> str:
+def section(rows: Sequence[report.Record]) -> str:
   """Returns the README's part: the claim's numbers and the cost."""
   answers = part(rows, 'answer')
   equal = sum(row['equal'] for row in answers)
@@ -43,7 +44,7 @@ def section(rows: Sequence[report.Row]) -> str:
   )
 
 
-def details(rows: Sequence[report.Row]) -> str:
+def details(rows: Sequence[report.Record]) -> str:
   """Returns the tables of HISTORY.md."""
   return '\n'.join(
     (
@@ -54,12 +55,12 @@ def details(rows: Sequence[report.Row]) -> str:
   )
 
 
-def part(rows: Sequence[report.Row], name: str) -> list[report.Row]:
+def part(rows: Sequence[report.Record], name: str) -> list[report.Record]:
   """Returns the rows of one part of the experiment."""
   return [row for row in rows if row['config.part'] == name]
 
 
-def exponents(rows: Sequence[report.Row], column: str) -> list[float]:
+def exponents(rows: Sequence[report.Record], column: str) -> list[float]:
   """Fits seconds = c * tokens**e by least squares of logarithms.
 
   Returns:
@@ -71,7 +72,7 @@ def exponents(rows: Sequence[report.Row], column: str) -> list[float]:
   ]
 
 
-def line(rows: Sequence[report.Row]) -> tuple[float, float, float]:
+def line(rows: Sequence[report.Record]) -> tuple[float, float, float]:
   """Fits token_ms = a + b * tokens to means over seeds.
 
   Returns:
@@ -112,14 +113,14 @@ def _goals(rows) -> list[readme.Goal]:
   last = [row for row in answers if row['config.tokens'] == longest]
   grown = part(rows, 'allocated')
   fits = {
-    column: report.mean_interval(exponents(answers, column))
+    column: mean_interval(exponents(answers, column))
     for column in ('cached_s', 'uncached_s')
   }
   growth = {
-    name: report.mean_interval([100 * row[name] for row in grown])
+    name: mean_interval([100 * row[name] for row in grown])
     for name in ('growth', 'control_growth')
   }
-  speedup = report.mean_interval([row['speedup'] for row in last])
+  speedup = mean_interval([row['speedup'] for row in last])
   fit = line(part(rows, 'used'))[2]
   with_, without = fits['cached_s'], fits['uncached_s']
   lines = (

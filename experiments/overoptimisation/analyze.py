@@ -16,6 +16,7 @@ from experiments.overoptimisation.measure import (
   SHORT_PAIRS,
   SIZES,
 )
+from llm.evals.intervals import mean_interval
 from llm.sweeps import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -49,7 +50,7 @@ def analyze(csv_path: str, out_dir: str) -> None:
   _draw(rows, os.path.join(out_dir, 'curves.png'))
 
 
-def section(rows: Sequence[report.Row]) -> str:
+def section(rows: Sequence[report.Record]) -> str:
   """Returns the README's part: the claim's numbers and the cost."""
   peaks_5, best_5, peaks_20, best_20 = [_peak_goal(rows, way) for way in WAYS]
   *falls, setback_goal = _fall_goals(rows)
@@ -80,7 +81,7 @@ def section(rows: Sequence[report.Row]) -> str:
   return f'{readme.goal_table(goals)}\n{readme.cost_line(rows)}'
 
 
-def details(rows: Sequence[report.Row]) -> str:
+def details(rows: Sequence[report.Record]) -> str:
   """Returns the tables of HISTORY.md, each goal by itself first."""
   goals = (
     *(_peak_goal(rows, way) for way in WAYS),
@@ -98,7 +99,7 @@ def details(rows: Sequence[report.Row]) -> str:
   )
 
 
-def curve(row: report.Row, name: str) -> Curve:
+def curve(row: report.Record, name: str) -> Curve:
   """A curve of one row, such as 'rl_30'."""
   columns = []
   for column in Curve._fields:
@@ -110,7 +111,7 @@ def curve(row: report.Row, name: str) -> Curve:
 
 
 def curves_of(
-  rows: Sequence[report.Row], way: tuple[str, str], judge: int | str
+  rows: Sequence[report.Record], way: tuple[str, str], judge: int | str
 ) -> list[Curve]:
   """The curves of all worlds, by their seeds."""
   part, name = way
@@ -149,7 +150,7 @@ def mean_curve(found: Sequence[Curve]) -> Curve:
   return Curve(*(np.mean(column, axis=0) for column in zip(*found)))
 
 
-def _worlds(rows, part: str) -> list[report.Row]:
+def _worlds(rows, part: str) -> list[report.Record]:
   found = [row for row in rows if row['config.part'] == part]
   return sorted(found, key=lambda row: row['config.seed'])
 
@@ -166,7 +167,7 @@ def _peak_goal(rows, way) -> readme.Goal:
 
 def _rise_goal(rows, way) -> readme.Goal:
   few, many = (peaks(rows, way, size) for size in (SIZES[0], SIZES[-1]))
-  mean, half = report.mean_interval(list(np.subtract(many, few)))
+  mean, half = mean_interval(list(np.subtract(many, few)))
   return readme.Goal(
     f'{WAYS[way]}: peak from {SIZES[-1]} pairs less that from {SIZES[0]}',
     '> 0 with its interval',
@@ -313,7 +314,7 @@ def _mean(values) -> str:
 
 
 def _interval(values) -> str:
-  mean, half = report.mean_interval(list(values))
+  mean, half = mean_interval(list(values))
   return f'{mean:.2f} ± {half:.2f}'
 
 
@@ -364,7 +365,7 @@ def _draw_peaks(axis, rows, part: str) -> None:
     if other != part:
       continue
     values = [peaks(rows, (part, name), size) for size in SIZES]
-    intervals = [report.mean_interval(group) for group in values]
+    intervals = [mean_interval(group) for group in values]
     label = WAYS[part, name].partition(', ')[2]
     axis.errorbar(
       SIZES,

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 
 from experiments import readme
 from experiments.real_preferences import measure
-from llm.evals.intervals import wilson_interval
+from llm.evals.intervals import mean_interval, wilson_interval
 from llm.sweeps import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -35,7 +35,7 @@ def analyze(csv_path: str, out_dir: str) -> None:
   _draw(rows, os.path.join(out_dir, 'accuracy.png'))
 
 
-def section(rows: Sequence[report.Row]) -> str:
+def section(rows: Sequence[report.Record]) -> str:
   """Returns the README's part: the claim's numbers and the cost."""
   *ends, rasbt_labels, harmless_labels, rasbt_margin, harmless_margin = _goals(
     rows
@@ -55,7 +55,7 @@ def section(rows: Sequence[report.Row]) -> str:
   return f'{readme.goal_table(goals)}\n{readme.cost_line(rows)}'
 
 
-def details(rows: Sequence[report.Row]) -> str:
+def details(rows: Sequence[report.Record]) -> str:
   """Returns the tables of HISTORY.md, each goal by itself first."""
   return '\n'.join(
     (
@@ -68,7 +68,7 @@ def details(rows: Sequence[report.Row]) -> str:
 
 
 def pooled(
-  rows: Sequence[report.Row], data: str, run: str
+  rows: Sequence[report.Record], data: str, run: str
 ) -> tuple[float, float, float, int]:
   """Accuracy over the held-out pairs of all seeds.
 
@@ -79,7 +79,7 @@ def pooled(
 
 
 def ruler(
-  rows: Sequence[report.Row], data: str
+  rows: Sequence[report.Record], data: str
 ) -> tuple[str, tuple[float, float, float, int]]:
   """The better of two rules, that the longer or the shorter answer is better.
 
@@ -115,7 +115,7 @@ def _goals(rows) -> list[readme.Goal]:
       )
   for data in GOALS:
     values = [row[f'{data}.control.eval_reward_accuracy'] for row in rows]
-    mean, half = report.mean_interval(values)
+    mean, half = mean_interval(values)
     goals.append(
       readme.Goal(
         f'shuffled labels, {NAMES[data]}: accuracy over the seeds (control), %',
@@ -142,7 +142,7 @@ def _accuracy_table(rows) -> str:
   for data, name in NAMES.items():
     for run, text in RUNS.items():
       values = [row[f'{data}.{run}.eval_reward_accuracy'] for row in rows]
-      mean, half = report.mean_interval(values)
+      mean, half = mean_interval(values)
       lines.append(
         (
           name,
@@ -171,7 +171,7 @@ def _dpo_table(rows) -> str:
   lines = []
   for data, name in NAMES.items():
     changes = [
-      report.mean_interval(
+      mean_interval(
         [row[f'{data}.dpo.eval_{kind}_reward'] / measure.BETA for row in rows]
       )
       for kind in ('chosen', 'rejected')

@@ -6,6 +6,7 @@ from typing import Sequence
 import matplotlib.pyplot as plt
 
 from experiments import readme
+from llm.evals.intervals import mean_interval
 from llm.sweeps import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -36,7 +37,7 @@ def analyze(csv_path: str, out_dir: str) -> None:
   _draw(rows, os.path.join(out_dir, 'learning.png'))
 
 
-def section(rows: Sequence[report.Row]) -> str:
+def section(rows: Sequence[report.Record]) -> str:
   """Returns the README's part: the claim's numbers and the cost."""
   loss, seconds, shuffled, step, ended, ended_before, fresh = _goals(rows)
   what = 'completions that end by themselves, %: after fine-tuning; before'
@@ -51,7 +52,7 @@ def section(rows: Sequence[report.Row]) -> str:
   return f'{readme.goal_table(goals)}\n{readme.cost_line(rows)}'
 
 
-def details(rows: Sequence[report.Row]) -> str:
+def details(rows: Sequence[report.Record]) -> str:
   """Returns the tables of HISTORY.md, each goal by itself first."""
   return '\n'.join(
     (
@@ -62,7 +63,7 @@ def details(rows: Sequence[report.Row]) -> str:
   )
 
 
-def byte_runs(rows: Sequence[report.Row], name: str) -> list[report.Row]:
+def byte_runs(rows: Sequence[report.Record], name: str) -> list[report.Record]:
   """Returns the runs on bytes: 'adamw', 'muon' or 'shuffled'."""
   fields = ('muon', 'shuffled')
   return [
@@ -76,12 +77,12 @@ def byte_runs(rows: Sequence[report.Row], name: str) -> list[report.Row]:
   ]
 
 
-def tuning_runs(rows: Sequence[report.Row]) -> list[report.Row]:
+def tuning_runs(rows: Sequence[report.Record]) -> list[report.Record]:
   """Returns the runs on instructions."""
   return [row for row in rows if row['config.part'] == 'instructions']
 
 
-def curve(row: report.Row, prefix: str) -> list[tuple[int, float]]:
+def curve(row: report.Record, prefix: str) -> list[tuple[int, float]]:
   """Held-out losses of a run as (step, nats), in order."""
   points = [
     (int(name.removeprefix(prefix)), value)
@@ -91,7 +92,7 @@ def curve(row: report.Row, prefix: str) -> list[tuple[int, float]]:
   return sorted(points)
 
 
-def largest_rise(row: report.Row) -> float:
+def largest_rise(row: report.Record) -> float:
   """The greatest change from one point of the first epoch to the next.
 
   Below 0 the held-out loss falls monotonically.
@@ -107,8 +108,8 @@ def largest_rise(row: report.Row) -> float:
 def _goals(rows) -> list[readme.Goal]:
   real, tuned = byte_runs(rows, 'adamw'), tuning_runs(rows)
   shuffled = byte_runs(rows, 'shuffled')
-  loss = report.mean_interval([row['eval_loss'] for row in real])
-  seconds = report.mean_interval([row['seconds'] for row in real])
+  loss = mean_interval([row['eval_loss'] for row in real])
+  seconds = mean_interval([row['seconds'] for row in real])
   above = [row['eval_loss'] - row['entropy'] for row in shuffled]
   rises = [largest_rise(row) for row in tuned]
   return [
@@ -127,7 +128,7 @@ def _goals(rows) -> list[readme.Goal]:
     readme.Goal(
       'the same loss on shuffled bytes, above their entropy (control)',
       '≥ 0',
-      _pair(report.mean_interval(above), 3),
+      _pair(mean_interval(above), 3),
       min(above) >= 0,
     ),
     readme.Goal(
@@ -151,7 +152,7 @@ def _goals(rows) -> list[readme.Goal]:
     readme.Goal(
       'completion loss from random weights, above that from stories (control)',
       '> 0 in each run',
-      _pair(report.mean_interval(_gaps(tuned)), 3),
+      _pair(mean_interval(_gaps(tuned)), 3),
       min(_gaps(tuned)) > 0,
     ),
   ]
@@ -218,12 +219,12 @@ def _instructions_table(rows) -> str:
 
 
 def _mean(rows, name: str) -> float:
-  return report.mean_interval([row[name] for row in rows])[0]
+  return mean_interval([row[name] for row in rows])[0]
 
 
 def _percent(rows, name: str) -> str:
   values = [100 * row[name] for row in rows]
-  return _pair(report.mean_interval(values), 1)
+  return _pair(mean_interval(values), 1)
 
 
 def _pair(interval: tuple[float, float], digits: int) -> str:

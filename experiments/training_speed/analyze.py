@@ -6,6 +6,7 @@ from typing import Sequence
 import matplotlib.pyplot as plt
 
 from experiments import readme
+from llm.evals.intervals import mean_interval
 from llm.sweeps import report
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -35,7 +36,7 @@ def analyze(csv_path: str, out_dir: str) -> None:
   _draw(rows, os.path.join(out_dir, 'speed.png'))
 
 
-def section(rows: Sequence[report.Row]) -> str:
+def section(rows: Sequence[report.Record]) -> str:
   """Returns the README's part: the claim's numbers and the cost."""
   apart = max(row['losses.apart'] for row in rows)
   versions = ', '.join(
@@ -55,7 +56,7 @@ def section(rows: Sequence[report.Row]) -> str:
   )
 
 
-def details(rows: Sequence[report.Row]) -> str:
+def details(rows: Sequence[report.Record]) -> str:
   """Returns the tables of HISTORY.md."""
   return '\n'.join((_speed_table(rows), _split_table(rows)))
 
@@ -64,7 +65,7 @@ def _goal_table(rows) -> str:
   lines = []
   group = [row for row in rows if row.get('ratio.median') is not None]
   if group:
-    value, _ = report.mean_interval([row['ratio.median'] for row in group])
+    value, _ = mean_interval([row['ratio.median'] for row in group])
     least = min(row['ratio.least'] for row in group)
     most = max(row['ratio.most'] for row in group)
     for goal in (LEAST_RATIO, AIMED_RATIO):
@@ -78,7 +79,7 @@ def _goal_table(rows) -> str:
         ]
       )
   values = [row['split.host_ms'] for row in rows]
-  host, _ = report.mean_interval(values)
+  host, _ = mean_interval(values)
   lines.append(
     [
       'host, ms a step',
@@ -118,9 +119,7 @@ def _draw(rows, path: str) -> None:
   figure, axis = plt.subplots(figsize=(5, 3.4), layout='constrained')
   systems = [s for s in NAMES if rows[0].get(f'{s}.tokens_per_s') is not None]
   for place, system in enumerate(systems):
-    value, _ = report.mean_interval(
-      [row[f'{system}.tokens_per_s'] for row in rows]
-    )
+    value, _ = mean_interval([row[f'{system}.tokens_per_s'] for row in rows])
     least = min(row[f'{system}.least'] for row in rows)
     most = max(row[f'{system}.most'] for row in rows)
     axis.bar(place, value, color=_COLORS[system])

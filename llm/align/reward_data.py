@@ -20,7 +20,9 @@ def load(config, spec: ModelSpec) -> tuple[Any, Any]:
     return load(load_pairs, 'pairs')
   separator = config.data.step_separator
   return load(
-    load_steps, 'answers', separator='\n' if separator is None else separator
+    load_steps,
+    'completions',
+    separator='\n' if separator is None else separator,
   )
 
 

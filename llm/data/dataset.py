@@ -134,8 +134,7 @@ def _write(files, rows, tok, max_length, overlong, eval_fraction) -> dict:
         digest.update(data)
     counts['examples'] += len(kept)
     ends.append(counts['examples'])
-  # 1e-9, as a float such as 0.7 can be a little below its decimal value.
-  train = 1 if is_cut else int(counts['rows'] * (1 - eval_fraction) + 1e-9)
+  train = 1 if is_cut else reading.train_count(counts['rows'], eval_fraction)
   if is_cut:
     counts['rows'], counts['shapes'] = 1, {'text': 1}
   return {

@@ -150,10 +150,10 @@ def eval_batches(
     units = packing_lib.best_fit(lengths, group * max_length)
   segments = group * max(map(len, units))
   for start in range(0, len(units), batch_size):
-    chosen = [_expand(row, group) for row in units[start : start + batch_size]]
-    chosen += [[]] * (batch_size - len(chosen))
-    batch = fill_rows(examples, chosen, group * max_length, packing, pad_id)
-    yield batch | _example_ids(chosen, segments, named or group > 1)
+    members = [_expand(row, group) for row in units[start : start + batch_size]]
+    members += [[]] * (batch_size - len(members))
+    batch = fill_rows(examples, members, group * max_length, packing, pad_id)
+    yield batch | _example_ids(members, segments, named or group > 1)
 
 
 def fill_rows(
@@ -285,14 +285,14 @@ class _Rows:
     return order, rng.permutation(self.per_epoch).tolist()
 
 
-def _make_batch(rows: _Rows, chosen: list[tuple[int, list[int]]]):
-  members = [_expand(units, rows.group) for _, units in chosen]
+def _make_batch(rows: _Rows, drawn: list[tuple[int, list[int]]]):
+  members = [_expand(units, rows.group) for _, units in drawn]
   batch = fill_rows(
     rows.examples, members, rows.max_length, rows.packing, rows.pad_id
   )
   batch |= _example_ids(members, rows.segments, rows.named)
   stats = {
-    'epoch': (chosen[-1][0] + 1) / rows.per_epoch,
+    'epoch': (drawn[-1][0] + 1) / rows.per_epoch,
     'examples': sum(map(len, members)),
   }
   return batch, stats | fill_stats(batch)

@@ -26,7 +26,7 @@ class Rated:
   Attributes:
     examples: N of them, each a prompt with one completion.
     desirable: bool[N].
-    counts: 'rows', 'answers', and those left out (see `load_rated`).
+    counts: 'rows', 'completions', and those left out (see `load_rated`).
   """
 
   examples: Examples
@@ -94,7 +94,7 @@ def load_rated(
     path,
     encode,
     assemble,
-    name='answer',
+    name='completion',
     counted=('equal',),
     remedy='give rows with a completion that fits data.max_length',
     eval_fraction=eval_fraction,

@@ -168,6 +168,12 @@ def check_fraction(eval_fraction: float) -> None:
     )
 
 
+def train_count(total: int, eval_fraction: float) -> int:
+  """How many of `total` are not held out, rounded down."""
+  # 1e-9, as a float such as 0.7 can be a little below its decimal value.
+  return int(total * (1 - eval_fraction) + 1e-9)
+
+
 def train_share(total: int, eval_fraction: float, name: str) -> int:
   """How many of `total` are to train on; the others are held out.
 
@@ -179,8 +185,7 @@ def train_share(total: int, eval_fraction: float, name: str) -> int:
   Raises:
     UserError: one of the two parts would be empty.
   """
-  # 1e-9, as a float such as 0.7 can be a little below its decimal value.
-  train = int(total * (1 - eval_fraction) + 1e-9)
+  train = train_count(total, eval_fraction)
   if not 0 < train < total:
     raise UserError(
       f'data.eval_fraction={eval_fraction}: of {total} {name} it leaves '

@@ -26,7 +26,7 @@ class Steps:
     examples: N of them; the mask has the last token of each step.
     labels: float32[total], beside `examples.tokens`: 1 at the last token of a
       right step, 0 elsewhere.
-    counts: 'rows', 'answers', 'steps', and those left out.
+    counts: 'rows', 'completions', 'steps', and those left out.
   """
 
   examples: Examples
@@ -104,7 +104,7 @@ def load_steps(
     path,
     encode,
     assemble,
-    name='answer',
+    name='completion',
     counted=('steps',),
     remedy='give rows with a step that fits data.max_length',
     eval_fraction=eval_fraction,

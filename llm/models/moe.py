@@ -1,9 +1,9 @@
 """Mixture of experts without capacity: no token is ever dropped.
 
-Each token's top experts are chosen by a softmax router (Mixtral 2401.04088,
+Each token's top experts are selected by a softmax router (Mixtral 2401.04088,
 Qwen3-MoE 2505.09388). The (token, expert) pairs are sorted by expert and cut
 into blocks that each belong to one expert; a scan multiplies block by block.
-So the arithmetic is that of the chosen experts alone, plus at most one
+So the arithmetic is that of the selected experts alone, plus at most one
 part-filled block per expert.
 """
 
@@ -29,7 +29,7 @@ def route(
   """(weights float32[..., k], experts int32[..., k]) of the top-k experts.
 
   logits: float[..., E]. Probabilities are a softmax over all experts in
-  float32; `normalise` rescales the chosen ones to sum to 1.
+  float32; `normalise` rescales the selected ones to sum to 1.
   """
   probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
   weights, experts = lax.top_k(probabilities, experts_per_token)
@@ -99,14 +99,14 @@ def _mix(config, dtype, x, router, gate_up, down):
   """float[B, T, D] -> float[B, T, D]; see `MoE`."""
   experts, embed = router.shape
   tokens = x.reshape(-1, embed).astype(dtype)
-  weights, chosen = route(
+  weights, selected = route(
     linear(tokens, router),
     config.experts_per_token,
     config.norm_topk_prob,
   )
-  pairs = chosen.size
+  pairs = selected.size
   block = min(_MAX_BLOCK, max(1, pairs // experts))
-  slot, owner = block_plan(chosen.reshape(-1), experts, block)
+  slot, owner = block_plan(selected.reshape(-1), experts, block)
   source = jnp.repeat(
     tokens, config.experts_per_token, axis=0, total_repeat_length=pairs
   )
@@ -129,7 +129,7 @@ def _mix(config, dtype, x, router, gate_up, down):
   index = jnp.arange(owner.shape[0])
   _, out = lax.scan(one, None, (index, owner, blocks))
   out = out.reshape(-1, embed)[slot]
-  out = out.reshape(*chosen.shape, embed)
+  out = out.reshape(*selected.shape, embed)
   out = jnp.sum(out * weights[..., None].astype(dtype), axis=-2)
   return out.reshape(x.shape)
 

@@ -7,16 +7,16 @@ import csv
 import json
 import math
 import os
-import statistics
 from typing import Any, Iterable, Mapping, Sequence
 
 from llm import config_args
 from llm.errors import UserError
+from llm.evals.intervals import mean_interval
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 
-def gather(runs: Iterable[Any]) -> list[Row]:
+def gather(runs: Iterable[Any]) -> list[Record]:
   """Returns one row for each finished run, in the order of the sweep.
 
   A row has the run's name as `run`, its overrides as `config.<field>`, its
@@ -81,7 +81,7 @@ def rebuild(folder: str, out_dir: str) -> None:
   module.analyze(csv_path, out_dir)
 
 
-def write_csv(path: str, rows: Sequence[Row]) -> None:
+def write_csv(path: str, rows: Sequence[Record]) -> None:
   """Writes rows; a column that a row lacks is empty there."""
   columns = {name: None for row in rows for name in row}
   columns['wall_s'] = columns.pop('wall_s', None)  # last, whatever came first
@@ -92,7 +92,7 @@ def write_csv(path: str, rows: Sequence[Row]) -> None:
   os.replace(f'{path}.partial', path)
 
 
-def read_csv(path: str) -> list[Row]:
+def read_csv(path: str) -> list[Record]:
   """Reads rows back: numbers as int or float, empty as None, the rest as text.
 
   Raises:
@@ -107,39 +107,7 @@ def read_csv(path: str) -> list[Row]:
     ]
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-  """Returns the mean and the half-width of its 95% interval (Student's t).
-
-  The half-width of a single value is NaN: one seed says nothing about spread.
-  """
-  mean = statistics.fmean(values)
-  if len(values) < 2:
-    return mean, math.nan
-  error = statistics.stdev(values) / math.sqrt(len(values))
-  return mean, t_quantile(len(values) - 1) * error
-
-
-def t_quantile(degrees: int, level: float = 0.95) -> float:
-  """Returns t with P(|T| < t) = level for Student's t, by bisection.
-
-  The probability is the finite series in theta = atan(t / sqrt(degrees)) of
-  Abramowitz and Stegun, 26.7.3 (odd) and 26.7.4 (even).
-  """
-  low, high = 0.0, math.pi / 2  # of theta
-  for _ in range(60):
-    theta = (low + high) / 2
-    sin, cos = math.sin(theta), math.cos(theta)
-    odd = degrees % 2
-    term, total = cos if odd else 1.0, 0.0
-    for k in range(1 + odd, degrees, 2):
-      total += term
-      term *= cos * cos * k / (k + 1)
-    inside = (theta + sin * total) * 2 / math.pi if odd else sin * total
-    low, high = (theta, high) if inside < level else (low, theta)
-  return math.tan(low) * math.sqrt(degrees)
-
-
-def summarize(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
+def summarize(rows: Sequence[Record], by: Sequence[str]) -> list[Record]:
   """Groups rows by some columns and takes means of all that are numbers.
 
   Args:
@@ -151,7 +119,7 @@ def summarize(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
     (rows in it), then for each result that is a number in every row a pair
     `(mean, half-width of the 95% interval)`.
   """
-  groups: dict[tuple, list[Row]] = {}
+  groups: dict[tuple, list[Record]] = {}
   for row in rows:
     groups.setdefault(tuple(row.get(name) for name in by), []).append(row)
   names = {name: None for row in rows for name in row}
@@ -187,7 +155,7 @@ def _cell(value: Any) -> str:
   return '' if value is None else str(value).replace('|', r'\|')
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = '') -> Row:
+def _flatten(value: Mapping[str, Any], prefix: str = '') -> Record:
   flat = {}
   for name, item in value.items():
     if isinstance(item, dict):

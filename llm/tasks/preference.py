@@ -59,7 +59,7 @@ _PAIRS = _Kind(
 _RATED = _Kind(
   checks.check_rated_loss,
   load_rated,
-  'answers',
+  'completions',
   {'named': True},
   make_kto_loss,
   make_columns,

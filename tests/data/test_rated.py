@@ -79,7 +79,7 @@ def test_pairs_become_two_answers(load):
   assert texts == [b'qyes', b'qno', b'qyes']
   rated, _ = load(pair | {'rejected': ''}, pair | {'rejected': 'yes'}, pair)
   counts = {k: v for k, v in rated.counts.items() if v}
-  assert counts == {'rows': 3, 'answers': 3, 'empty': 1, 'equal': 1}
+  assert counts == {'rows': 3, 'completions': 3, 'empty': 1, 'equal': 1}
   assert rated.desirable.tolist() == [True, True, False]
 
 
@@ -91,7 +91,7 @@ def test_what_is_left_out_is_counted(load):
   assert rated.counts['dropped'] == 1 and len(rated) == 1
   rated, _ = load(GOOD | {'prompt': 'q' * 9}, GOOD, max_length=8)
   assert rated.counts['emptied'] == 1 and len(rated) == 1
-  with pytest.raises(UserError, match='no answer is left'):
+  with pytest.raises(UserError, match='no completion is left'):
     load(GOOD | {'completion': ''})
 
 

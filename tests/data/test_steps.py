@@ -88,7 +88,7 @@ def test_what_is_left_out_is_counted(load):
   long = GOOD | {'prompt': 'q' * 9}
   answers, _ = load(long, GOOD, max_length=8, overlong='drop')
   assert answers.counts['dropped'] == 1 and len(answers) == 1
-  with pytest.raises(UserError, match='no answer is left'):
+  with pytest.raises(UserError, match='no completion is left'):
     load(long, max_length=8)
 
 

@@ -221,17 +221,6 @@ def test_packed_loss_gradient_and_splits_by_hand(parts):
       np.testing.assert_allclose(a, b, atol=2e-6 * max(1, np.abs(b).max()))
 
 
-def test_wilson_interval():
-  # Newcombe (1998), table I: 81 of 263 and 15 of 148, 0 of 20.
-  for hits, trials, low, high in [
-    (81, 263, 0.2553, 0.3662),
-    (15, 148, 0.0624, 0.1605),
-    (0, 20, 0.0, 0.1611),
-  ]:
-    found = reward.wilson_interval(hits / trials, trials)
-    np.testing.assert_allclose(found, (low, high), atol=5e-5)
-
-
 @pytest.mark.parametrize(
   'changes, wanted',
   [

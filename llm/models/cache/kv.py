@@ -118,8 +118,8 @@ def write_ring(
   def update(x, axis, n):
     shape = [1] * x.ndim
     shape[0], shape[axis] = index.shape
-    chosen = jnp.clip(index, 0, n.shape[axis] - 1).reshape(shape)
-    chosen = jnp.take_along_axis(n, chosen, axis=axis)
-    return jnp.where(fresh.reshape(shape), chosen, x)
+    new = jnp.clip(index, 0, n.shape[axis] - 1).reshape(shape)
+    new = jnp.take_along_axis(n, new, axis=axis)
+    return jnp.where(fresh.reshape(shape), new, x)
 
   return _each(update, kv, new)
