@@ -18,14 +18,18 @@ def _programs(names, shape, targets):
   return [(name, shape, target) for name in names for target in targets]
 
 
-# Every program of a small shape, and of a real one those that docs/compilers.md
-# gives figures of.
+# Every program of a small shape, and those of a real one that two cores compile
+# within minutes: DPO and GRPO on four TPUs take six (docs/compilers.md).
 SMALL = _programs(
   ('prefill', 'decode', 'score', 'sft', 'dpo', 'grpo'),
   'small',
   ('h100', 'v5e:4'),
 )
-LARGE = _programs(('prefill', 'decode'), '1b', ('h100', 'v5e'))
+LARGE = [
+  *_programs(('prefill', 'decode', 'score'), '1b', ('h100', 'v5e')),
+  *_programs(('sft', 'dpo', 'grpo'), '1b', ('h100',)),
+  *_programs(('sft',), '1b', ('v5e:4',)),
+]
 
 
 @pytest.fixture(scope='session')

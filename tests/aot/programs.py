@@ -109,8 +109,8 @@ def _placed(tree, sharding):
   )
 
 
-def _params(shape, dtype):
-  make = lambda: init_params(shape.config, jax.random.key(0), dtype)
+def _params(shape, dtype, scan=False):
+  make = lambda: init_params(shape.config, jax.random.key(0), dtype, scan)
   return jax.eval_shape(make)
 
 
@@ -216,13 +216,16 @@ class Training:
     config = _config(name)
     config.dtype, config.mesh.data, config.mesh.fsdp = 'bfloat16', 1, -1
     mesh = make_mesh(config.mesh, self.devices)
-    shapes = _params(self.shape, jnp.float32)
+    scan = self.shape.config.num_layers > 1
+    shapes = _params(self.shape, jnp.float32, scan)
     params = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       shapes,
       param_shardings(shapes, mesh),
     )
-    model = Transformer(self.shape.config, dtype=DTYPE, remat='full')
+    model = Transformer(
+      self.shape.config, dtype=DTYPE, remat='full', scan_layers=scan
+    )
     spec = ModelSpec(None, None, self.shape.config, None, None)
     train_model = TrainModel(spec, model, mesh, params, {})
     tx = make_optimizer(config.optim, config.train.steps, shapes)
