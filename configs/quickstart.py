@@ -1,4 +1,4 @@
-"""From nothing to a language model that answers, on a laptop, in two minutes.
+"""From nothing to a language model that answers, on a laptop, in minutes.
 
   python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
   python launch.py --config=configs/quickstart.py:smoke --workdir=runs/smoke

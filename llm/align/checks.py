@@ -62,7 +62,7 @@ def check_pair_loss(loss: Any) -> dict[str, Any]:
 
   Raises:
     UserError: an unknown loss, a field that this loss does not read, or a
-      value that has no meaning.
+      value that is invalid.
   """
   if loss.name not in PREFERENCE:
     names = ', '.join((*PREFERENCE, KTO))
@@ -150,14 +150,14 @@ def check_reference(config) -> None:
 
 
 def check_preference(config) -> None:
-  """Refuses fields of `configs/preference.py` that have no meaning together."""
+  """Refuses fields of `configs/preference.py` that contradict each other."""
   check_loss = check_rated_loss if config.loss.name == KTO else check_pair_loss
   check_loss(config.loss)
   check_reference(resolve_reference(config))
 
 
 def check_reward(config) -> None:
-  """Refuses fields of `configs/reward.py` that have no meaning together."""
+  """Refuses fields of `configs/reward.py` that contradict each other."""
   loss = config.loss
   if loss.name not in REWARD_LOSSES:
     raise UserError(
@@ -202,7 +202,7 @@ def samples_completions(rollout) -> bool:
 
 
 def check_distill(config) -> None:
-  """Refuses fields of `configs/distill.py` that have no meaning together."""
+  """Refuses fields of `configs/distill.py` that contradict each other."""
   loss, rollout, data = config.loss, config.rollout, config.data
   if not 0.0 <= loss.beta <= 1.0:
     raise UserError(

@@ -150,7 +150,7 @@ def fit_row(
 
 
 def check_options(max_length: int, overlong: str, eval_fraction: float) -> None:
-  """Refuses values of `data` that have no meaning for rated completions."""
+  """Refuses values of `data` that are invalid for rated completions."""
   examples_lib.check_options(max_length, overlong)
   if overlong == 'split':
     raise UserError(

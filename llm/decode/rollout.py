@@ -40,7 +40,7 @@ def sample_completions(
     eos_ids: tokens that end a completion.
 
   Returns:
-    Completions, groups after each other.
+    Completions, consecutive groups.
   """
   count = len(prompts) * group_size
   seeds = np.random.SeedSequence(seed).generate_state(count)

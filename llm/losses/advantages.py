@@ -123,7 +123,7 @@ def rloo_advantages(
   groups of one are as in `group_advantages`.
 
   Args:
-    rewards: float[B], groups after each other.
+    rewards: float[B], consecutive groups.
     group_size: G, divides B.
     normalise: subtract the batch's mean and divide by its standard deviation
       (unbiased) + eps.
@@ -158,7 +158,7 @@ def groups_with_signal(rewards: jax.Array, group_size: int) -> jax.Array:
   again (Yu et al., 2503.14476, section 3.2).
 
   Args:
-    rewards: float[B], groups after each other; NaN is not rated.
+    rewards: float[B], consecutive groups; NaN is not rated.
     group_size: G, divides B.
 
   Returns:
@@ -192,7 +192,7 @@ def group_weights(valid: jax.Array, group_size: int) -> jax.Array:
   For `reduction='group'`, where every group counts alike.
 
   Args:
-    valid: bool[B], completions that are not left out, groups after each other.
+    valid: bool[B], completions that are not left out, consecutive groups.
     group_size: G, divides B.
 
   Returns:

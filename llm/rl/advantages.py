@@ -23,7 +23,7 @@ def advantages(
     algorithm: of the run.
     batch: arrays of `rollout.rows_after_prompts`, with `ref_logprobs` where
       there is a reference, and `old_values` for PPO.
-    rewards: float[B], groups after each other; NaN where a completion is not
+    rewards: float[B], consecutive groups; NaN where a completion is not
       rated: its row weight is 0.
     group_size: G.
     kl_coef: of rewards that have the KL taken off (RLOO, PPO).

@@ -44,7 +44,7 @@ def check_online(config) -> dict[str, Any]:
   """The options of `configs/online_preference.py`'s loss, if all fields fit.
 
   Raises:
-    UserError: a field has no meaning, or does not fit the others.
+    UserError: a field is invalid, or does not fit the others.
   """
   loss, rollout, train = config.loss, config.rollout, config.train
   if loss.name == KTO:

@@ -18,7 +18,7 @@ from llm.text.tokenizer import Tokenizer
 
 
 class Groups(NamedTuple):
-  """Completions of prompts, `group_size` of each, after each other."""
+  """Completions of prompts, `group_size` consecutive ones of each."""
 
   prompts: list[Prompt]  # one per completion
   completions: list[Completion]

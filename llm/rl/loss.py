@@ -211,7 +211,7 @@ def rows_of_a_prompt(
   """How many consecutive rows share a prompt, which is read once for them all.
 
   A group, or the part of it that a microbatch has: the i-th of k microbatches
-  has the rows i, i + k, …, so that G / k rows after each other are of one group
+  has the rows i, i + k, …, so that G / k consecutive rows are of one group
   if k divides G. It is 1 where a device would have only some of those rows, and
   where rotary frequencies depend on the length of a row (dynamic and longrope),
   because a prompt then has other keys in each of its rows.

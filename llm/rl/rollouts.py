@@ -14,7 +14,7 @@ from llm.runs.train_model import TrainModel
 class Rollout(NamedTuple):
   """A rollout that is to be trained on."""
 
-  columns: dict[str, np.ndarray]  # rows of a group after each other
+  columns: dict[str, np.ndarray]  # the rows of a group are consecutive
   stats: dict[str, float]  # numbers about it, for the metrics
   sampled: Groups  # all of it
 

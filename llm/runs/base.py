@@ -68,7 +68,7 @@ def lora_config(lora) -> LoraConfig | None:
   """The adapters that `config.lora` asks for; None for none.
 
   Raises:
-    UserError: a value has no meaning.
+    UserError: a value is invalid.
   """
   if lora.rank < 0:
     raise UserError(f'lora.rank={lora.rank}: use 0 (no adapters) or more')

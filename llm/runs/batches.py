@@ -67,7 +67,7 @@ def make_source(config, examples: Examples, **rows: Any) -> pipeline.Source:
   """`pipeline.make_source` with the fields of `data`; `rows`: `group`, `named`.
 
   Raises:
-    UserError: a field has no meaning.
+    UserError: a field is invalid.
   """
   data = config.data
   return pipeline.make_source(

@@ -182,7 +182,7 @@ def sample_params(sample) -> SamplingParams:
   """The config's `sample` as sampling parameters.
 
   Raises:
-    UserError: a field has no meaning.
+    UserError: a field is invalid.
   """
   try:
     return SamplingParams.from_dict(

@@ -52,7 +52,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     workdir: folder of all results; None is `DEFAULT_WORKDIR`.
 
   Raises:
-    UserError: a field has no meaning; the message names it.
+    UserError: a field is invalid; the message names it.
   """
   if workdir is None:
     run_lib.run_task(config, DEFAULT_WORKDIR)

@@ -26,7 +26,7 @@ STAGES = {
 
 
 def check_quickstart(config) -> None:
-  """Refuses fields of `configs/quickstart.py` that have no meaning.
+  """Refuses fields of `configs/quickstart.py` that are invalid.
 
   Raises:
     UserError: naming the field; of a stage, with the stage before it.

@@ -14,7 +14,7 @@ _GROUP_KEYS = ('lr_factor', 'weight_decay')
 
 
 def check_optim(config: Any, total_steps: int) -> None:
-  """Refuses what has no meaning in any model.
+  """Refuses what is invalid for any model.
 
   Args:
     config: see `optim.make_optimizer`.

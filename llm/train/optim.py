@@ -48,7 +48,7 @@ def make_optimizer(
       None: when the optimizer's state is made.
 
   Raises:
-    UserError: a field has no meaning, or a group no parameter.
+    UserError: a field is invalid, or a group no parameter.
   """
   check_optim(config, total_steps)
   schedule = make_schedule(config, total_steps)
