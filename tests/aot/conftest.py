@@ -19,16 +19,15 @@ def _programs(names, shape, targets):
 
 
 # Every program of a small shape, and those of a real one that two cores compile
-# within minutes: DPO and GRPO on four TPUs take six (docs/compilers.md).
+# within four minutes. docs/compilers.md has figures of the others.
 SMALL = _programs(
   ('prefill', 'decode', 'score', 'sft', 'dpo', 'grpo'),
   'small',
   ('h100', 'v5e:4'),
 )
 LARGE = [
-  *_programs(('prefill', 'decode', 'score'), '1b', ('h100', 'v5e')),
-  *_programs(('sft', 'dpo', 'grpo'), '1b', ('h100',)),
-  *_programs(('sft',), '1b', ('v5e:4',)),
+  *_programs(('prefill', 'decode'), '1b', ('h100', 'v5e')),
+  *_programs(('score', 'sft', 'dpo', 'grpo'), '1b', ('h100',)),
 ]
 
 

@@ -12,6 +12,7 @@ import llm.api
 from llm.evals import exam
 from llm.tasks import quickstart
 from llm.text import chat
+from llm.text.tokenizer import load_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUESTION = {'role': 'user', 'content': 'What is 3 + 1?'}
@@ -38,7 +39,7 @@ def folder(tmp_path_factory):
 
 
 def test_chat_and_text_have_the_same_tokens(folder):
-  tok = llm.api.load_tokenizer(folder)
+  tok = load_tokenizer(folder)
   theirs = transformers.AutoTokenizer.from_pretrained(folder)
   for messages in (TURNS[:1], TURNS):
     ids = theirs.apply_chat_template(
