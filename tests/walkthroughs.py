@@ -14,7 +14,11 @@ import sys
 from tests.fixtures import ROOT
 from tests.test_docs import FENCE, WALK_THROUGHS, walk_through
 
-STEPS = ('--config.train.steps=2', '--config.train.eval_every=2')
+STEPS = (
+  '--config.train.steps=2',
+  '--config.train.eval_every=2',
+  '--config.optim.warmup_steps=0',
+)
 
 
 def main(quickstart: str, out: str) -> None:
