@@ -233,8 +233,7 @@ def _check_float(weight: Any, name: str) -> None:
   if is_packed(weight):
     raise UserError(
       f'lora: the base weight {name} is packed, and adapters cannot be merged '
-      'into it: keep them beside it, or load the model with '
-      'model.weights=float'
+      'into it: keep them beside it, or merge them into float weights'
     )
 
 
