@@ -6,14 +6,15 @@ not apply returns None, and `attention.attend` takes its own products.
 
 They are traced when a program is lowered (see `llm.backend`). JAX looks for
 cuDNN while it traces cuDNN's attention. Where there is none, a program that is
-lowered for a GPU has the products instead. To compile for a GPU ahead of time,
-on a machine without one, let
+lowered for a GPU has the products instead, with a warning. To compile for a GPU
+ahead of time, on a machine without one, let
 `jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version` return a version
 such as 91000.
 """
 
 from collections.abc import Callable
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,12 @@ def cudnn_attention(
       local_window_size=local,
       implementation=implementation,
     )
-  except (NotImplementedError, RuntimeError):  # RuntimeError: there is no cuDNN
+  except NotImplementedError:
+    return None
+  except RuntimeError as error:
+    warnings.warn(
+      f'attention on GPU without cuDNN, which is slower: {error}', stacklevel=2
+    )
     return None
   return out.reshape(q.shape)
 

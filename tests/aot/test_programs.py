@@ -24,8 +24,6 @@ def test_no_buffer_holds_a_weight_or_a_cache_once_more(reports, key):
   # on several devices before it is sent to the others.
   cast = key[0] in ('sft', 'dpo', 'grpo')
   for label, before, after, opcode in reports[key]['moved']:
-    if 'opt_state' in label:  # a moment that the TPU lays out in another order
-      continue
     narrower = before.startswith('f32') and after.startswith('bf16')
     assert cast and narrower, (label, before, after, opcode)
 

@@ -187,6 +187,7 @@ def test_without_cudnn_there_are_the_products():
   # Programs that were lowered with a cuDNN are kept.
   backend._program.cache_clear()
   jax.clear_caches()
-  text = _text(_train, False, 'cuda')
+  with pytest.warns(UserWarning, match='without cuDNN, which is slower: .'):
+    text = _text(_train, False, 'cuda')
   assert 'fmha' not in text
   assert _operands(text) == {'bf16'}
