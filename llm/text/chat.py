@@ -5,15 +5,17 @@ written: sandboxed jinja2 with trimmed blocks, loop controls, `raise_exception`,
 `strftime_now`, a plain `tojson` and the tag `generation`.
 """
 
+from collections.abc import Iterable
 import datetime
 import functools
 import json
 import re
+from typing import Any, NamedTuple
 
 from llm.errors import UserError
+from llm.text.messages import REASONING, canonical_messages, canonical_tools
 
 _GENERATION_TAG = re.compile(r'\{%[-+]?\s*generation\s*[-+]?%\}')
-_WHO = ('role', 'name')  # the keys for who speaks; the others are content
 _TRACKER = '_generation_tracker'  # the template variable that collects ranges
 
 
@@ -32,19 +34,19 @@ def render(
 
   Args:
     tok: a `Tokenizer`.
-    messages: [{'role': …, 'content': …}, …]; keys whose value is None are left
-      out, as in transformers.
+    messages: [{'role': …, 'content': …}, …], read by `canonical_messages`.
     add_generation_prompt: end with the text that opens the assistant's turn.
     template: the name of one of `tok.chat_templates` or a template; None takes
       'tool_use' where there are tools and such a template, else 'default'.
-    tools: JSON schemas of functions.
+    tools: JSON schemas of functions, read by `canonical_tools`.
     documents: documents for templates that quote them.
     continue_final_message: end in the last message, without its end mark, so
       that the model continues it; needs add_generation_prompt=False.
     **variables: further variables of the template.
 
   Raises:
-    UserError: malformed messages, no template, or the template refuses them.
+    UserError: malformed messages, no template, the template refuses them, or it
+      reads nothing by the name of `tools`, `documents` or of a variable.
   """
   if continue_final_message and add_generation_prompt:
     raise UserError(
@@ -60,7 +62,9 @@ def render(
     add_generation_prompt=add_generation_prompt,
     **variables,
   )
-  return _cut(text, messages[-1], name) if continue_final_message else text
+  if not continue_final_message:
+    return text
+  return _cut(text, canonical_messages(messages)[-1], name)
 
 
 def render_with_generation(
@@ -93,33 +97,116 @@ def render_with_generation(
   return text, spans if _GENERATION_TAG.search(source) else None
 
 
+def unread_variables(
+  tok, names: Iterable[str], template: str | None = None, tools: Any = None
+) -> list[str]:
+  """Those of `names` that the chat template reads nothing by.
+
+  Args:
+    tok: a `Tokenizer`.
+    names: of variables, such as 'enable_thinking'.
+    template, tools: as for `render`, which template it is.
+
+  Raises:
+    UserError: there is no such template, or it does not compile.
+  """
+  name, source = _choose(tok, template, tools)
+  read = _names(source, name)
+  return [n for n in names if n not in read.variables]
+
+
+def unread_keys(
+  tok, messages: list[dict], template: str | None = None, tools: Any = None
+) -> list[str]:
+  """Keys of canonical messages that the chat template reads nothing by.
+
+  Args and errors are those of `unread_variables`.
+  """
+  name, source = _choose(tok, template, tools)
+  read = _names(source, name)
+  keys = dict.fromkeys(key for m in messages for key in _renamed(m, read))
+  return [key for key in keys if key not in read.keys]
+
+
 def _run(tok, messages, template, *, tools, **variables):
   """Runs a template; returns (its name for messages, text, marked ranges)."""
-  messages = _check_messages(messages)
+  messages, tools = canonical_messages(messages), canonical_tools(tools)
   name, source = _choose(tok, template, tools)
-  import jinja2
-
+  read = _names(source, name)
+  given = variables | {'tools': tools}
+  _check_read(name, read, [k for k, v in given.items() if v is not None])
   blocks, spans = _Blocks(), []
   variables = tok.special_tokens | variables
   try:
     # Block by block, so that a tag can tell how much text is before it.
     for block in _compile(source).generate(
-      messages=messages,
+      messages=[_renamed(message, read) for message in messages],
       tools=tools,
       **(variables | {_TRACKER: (blocks, spans)}),
     ):
       blocks.append(block)
-  except jinja2.TemplateSyntaxError as error:
-    raise UserError(
-      f'{name} does not compile: {error.message} (line {error.lineno}); fix it'
-      ' or pass another template'
-    ) from None
   except Exception as error:  # A template can raise anything.
     raise UserError(
       f'{name} refuses the messages: {error}; check their roles, order and'
       ' contents'
     ) from None
   return name, ''.join(blocks.texts), spans
+
+
+def _check_read(name: str, read: '_Names', given: list[str]) -> None:
+  """Refuses variables that would change nothing."""
+  unread = [
+    key
+    for key in given
+    if key not in read.variables and key != 'add_generation_prompt'
+  ]
+  if unread:
+    raise UserError(
+      f'{name} does not read {", ".join(unread)}, so that nothing of it would'
+      ' be in the text; leave it out, or use a template that writes it'
+    )
+
+
+class _Names(NamedTuple):
+  """What a template reads: variables, and keys of objects."""
+
+  variables: frozenset[str]
+  keys: frozenset[str]
+
+
+@functools.lru_cache(maxsize=32)
+def _names(source: str, name: str) -> _Names:
+  import jinja2
+  from jinja2 import nodes
+
+  try:
+    tree = _environment().parse(source)
+    _compile(source)
+  except jinja2.TemplateSyntaxError as error:
+    raise UserError(
+      f'{name} does not compile: {error.message} (line {error.lineno}); fix it'
+      ' or pass another template'
+    ) from None
+  # Any name that is read somewhere, also where the template sets it first.
+  variables = {
+    node.name for node in tree.find_all(nodes.Name) if node.ctx == 'load'
+  }
+  # A key is an attribute or a string: m.name, m['name'], 'name' in m.
+  keys = {node.attr for node in tree.find_all(nodes.Getattr)}
+  keys |= {
+    node.value
+    for node in tree.find_all(nodes.Const)
+    if isinstance(node.value, str)
+  }
+  return _Names(frozenset(variables), frozenset(keys))
+
+
+def _renamed(message: dict, read: _Names) -> dict:
+  """A message with the reasoning under the name that the template reads."""
+  if REASONING[0] not in message or REASONING[0] in read.keys:
+    return message
+  theirs = next((key for key in REASONING if key in read.keys), REASONING[0])
+  return {theirs if k == REASONING[0] else k: v for k, v in message.items()}
 
 
 class _Blocks:
@@ -173,31 +260,6 @@ def _cut(text: str, message: dict, name: str) -> str:
   # Where the template keeps trailing space, it is part of the message.
   whole = content.lstrip()
   return text[:at] + (whole if text.startswith(whole, at) else stripped)
-
-
-def _check_messages(messages) -> list[dict]:
-  if not isinstance(messages, (list, tuple)) or not messages:
-    raise UserError(
-      f'messages: {messages!r} is not a list of at least one message; give'
-      ' [{"role": "user", "content": "…"}]'
-    )
-  for number, message in enumerate(messages):
-    if not isinstance(message, dict) or not isinstance(
-      message.get('role'), str
-    ):
-      raise UserError(
-        f'messages[{number}]: {message!r} is not an object with a "role"; give'
-        ' {"role": "user", "content": "…"}'
-      )
-    if all(v is None for k, v in message.items() if k not in _WHO):
-      raise UserError(
-        f'messages[{number}]: {message!r} says nothing; give its "content" a'
-        ' text, or leave the message out'
-      )
-  return [
-    {key: value for key, value in message.items() if value is not None}
-    for message in messages
-  ]
 
 
 @functools.cache

@@ -98,7 +98,8 @@ def test_named_templates(with_template):
 def test_environment(with_template, template, text):
   tok = with_template(template)
   messages = [USER[0] | {'tool_calls': None}]
-  assert chat.render(tok, messages, thinking='on') == text
+  given = {'thinking': 'on'} if 'thinking' in template else {}
+  assert chat.render(tok, messages, **given) == text
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,8 @@ def test_what_is_learned(make_tok, template, expected):
 
 
 def test_without_any_end_mark(make_tok):
-  # ': ' and the content share a token here, and nothing says where it ends.
-  assert learned(make_tok(NO_END), CHAT[:2]) == [' a']
+  with pytest.raises(UserError, match=r'messages\[1\].* nothing that ends'):
+    learned(make_tok(NO_END), CHAT[:2])
 
 
 @pytest.mark.parametrize('template', (CHATML, LLAMA3, TAGGED))
@@ -129,7 +129,11 @@ THINKING = (
 
 def test_a_template_that_writes_thoughts_anew(make_tok):
   tok = make_tok(THINKING)
-  assert learned(tok, CHAT) == ['a<|im_end|>', ' sat on a\nmat <|im_end|>']
+  # The empty thoughts are what the model writes after the generation prompt.
+  assert learned(tok, CHAT) == [
+    'a<|im_end|>',
+    '<think>\n\n</think>\n\n sat on a\nmat <|im_end|>',
+  ]
   thought = CHAT[:3] + [
     {'role': 'assistant', 'content': '<think>\nthe mat</think>\nsat'}
   ]
@@ -138,7 +142,7 @@ def test_a_template_that_writes_thoughts_anew(make_tok):
     '<think>\nthe mat\n</think>\n\nsat<|im_end|>',
   ]
   # The thoughts of an earlier message would be dropped.
-  with pytest.raises(UserError, match=r'messages\[3\].* changes'):
+  with pytest.raises(UserError, match=r'messages\[3\].* leaves out content'):
     learned(tok, thought + CHAT[:1])
 
 
@@ -162,25 +166,38 @@ def test_keys_without_a_value_do_not_matter(make_tok):
 @pytest.mark.parametrize(
   'template, match',
   [
-    ('{% for m in messages %}{{ m.role }}{% endfor %}', r'\[1\].* drops what'),
+    ('{% for m in messages %}{{ m.role }}{% endfor %}', r'\[1\].* leaves out content'),
     (
       '{% for m in messages %}{{ m.content + m.content }}{% endfor %}',
       r'messages\[1\].* repeats',
     ),
     (
       "{% for m in messages %}{{ m.content.split('t')[-1] }}{% endfor %}",
-      r'messages\[3\].* changes what',
+      r'messages\[1\].* nothing that ends',
+    ),
+    (
+      "{% for m in messages %}{{ m.content.split('t')[-1] }}<|im_end|>"
+      '{% endfor %}',
+      r'messages\[3\].* leaves out content',
     ),
     (
       '{% for m in messages %}{{ m.content | upper }}{% endfor %}',
-      r'messages\[1\].* changes what',
+      r'messages\[1\].* changes content',
     ),
-    ('{{ messages[3].content }} {{ messages[1].content }}', 'moves what'),
-    ('{{ messages[1].content }}', r'messages\[3\].* drops what'),
+    (
+      '{{ messages[3].content }}<|im_end|>{{ messages[1].content }}<|im_end|>',
+      r'messages\[3\].* moves what',
+    ),
+    ('{{ messages[1].content }}<|im_end|>', r'messages\[3\].* leaves out'),
     (
       '{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %}'
       '{{ m.content }}{% endfor %}',
-      r'messages\[3\].* drops or changes',
+      r'marks 4 parts of 2 assistant messages',
+    ),
+    (
+      "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
+      '{{ m.role }}{% endgeneration %}{% endif %}{{ m.content }}{% endfor %}',
+      r'messages\[3\].* leaves out content',
     ),
   ],
 )
@@ -189,19 +206,67 @@ def test_a_template_that_loses_the_answer_is_refused(make_tok, template, match):
     learned(make_tok(template), CHAT)
 
 
-def test_what_only_tags_can_mark(make_tok):
-  called = CHAT[:1] + [{'role': 'assistant', 'content': '', 'tool_calls': [1]}]
-  with pytest.raises(UserError, match=r"messages\[1\].*'tool_calls'"):
-    learned(make_tok(CHATML), called)
-  assert learned(make_tok(TAGGED), called) == ['!']
+def call(name, **arguments):
+  return {
+    'type': 'function',
+    'function': {'name': name, 'arguments': arguments},
+  }
+
+
+def test_what_a_template_leaves_out(make_tok):
+  called = CHAT[:1] + [
+    {'role': 'assistant', 'content': '', 'tool_calls': [call('f', x=1)]}
+  ]
+  thought = CHAT[:1] + [CHAT[1] | {'reasoning_content': 'why'}]
+  for template in (CHATML, TAGGED):
+    with pytest.raises(UserError, match=r'\[1\].* leaves out tool_calls\[0\]'):
+      learned(make_tok(template), called)
+    with pytest.raises(UserError, match=r'\[1\].* out reasoning_content'):
+      learned(make_tok(template), thought)
   two = '{% generation %}{{ messages[1].content }}{% endgeneration %}'
   with pytest.raises(UserError, match=r'marks 2 parts of 1 assistant'):
     learned(make_tok(two + two), CHAT[:2], learn_from=1)
 
 
-def test_overlaps():
+def test_context_that_a_template_leaves_out(make_tok):
+  only = (
+    "{% for m in messages %}{% if m.role != 'tool' %}{{ m.content }}<|im_end|>"
+    '{% endif %}{% endfor %}'
+  )
+  tool = [CHAT[0], {'role': 'tool', 'content': 'sunny'}, CHAT[1]]
+  with pytest.raises(UserError, match=r"\[1\].* leaves out .*role 'tool'"):
+    learned(make_tok(only), tool)
+
+
+def test_tags_that_close_before_the_end_mark(make_tok):
+  template = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
+    '{{ m.content }}{% endgeneration %}<|im_end|>\n{% else %}{{ m.content }}'
+    '<|im_end|>{% endif %}{% endfor %}'
+  )
+  assert learned(make_tok(template), CHAT) == [
+    'a<|im_end|>',
+    ' sat on a\nmat <|im_end|>',
+  ]
+
+
+@pytest.mark.parametrize('template', (CHATML, LLAMA3, TAGGED))
+def test_which_turns_are_learned(make_tok, template):
+  tok = make_tok(template)
+  first, last = learned(tok, CHAT)
+  assert learned(tok, CHAT, learn='last') == [last]
+  assert learned(tok, CHAT[:3], learn='last') == [first]
+  assert learned(tok, CHAT, weights=[1, 1, 1, 0]) == [first]
+  assert learned(tok, CHAT, weights=[1, 1, 1, 0], learn='last') == []
+  _, weights = chat_mask.encode_with_mask(tok, CHAT, weights=[0, 0.25, 0, 2])
+  whole = chat_mask.encode_with_mask(tok, CHAT)[1]
+  assert set(weights) == {0.0, 0.25, 2.0}
+  assert [w > 0 for w in weights] == [w > 0 for w in whole]
+
+
+def test_overlapped():
   offsets = [(0, 0), (0, 2), (2, 3), (3, 5), (5, 5), (5, 6), (6, 9)]
-  assert chat_mask.overlaps(offsets, [(1, 2), (4, 6)]) == [
-    False, True, False, True, False, True, False
+  assert chat_mask.overlapped(offsets, [(1, 2), (4, 6)]) == [
+    None, 0, None, 1, None, 1, None
   ]  # fmt: skip
-  assert chat_mask.overlaps(offsets, []) == [False] * 7
+  assert chat_mask.overlapped(offsets, []) == [None] * 7
