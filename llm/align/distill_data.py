@@ -7,7 +7,7 @@ import numpy as np
 
 from llm.align.checks import reads_completions, samples_completions
 from llm.align.teacher import Teacher
-from llm.data import dataset, pipeline, prompts, records
+from llm.data import dataset, pipeline, prompts, records, shapes
 from llm.data.examples import Examples
 from llm.decode.rollout import completion_arrays, sample_completions
 from llm.errors import UserError
@@ -16,7 +16,7 @@ from llm.models.transformer import Transformer
 from llm.parallel.sharding import shard_batch
 from llm.runs import datasets, outputs
 from llm.runs.batches import make_source
-from llm.runs.checks import check_data
+from llm.runs.checks import check_data, row_options
 from llm.runs.train_model import ModelSpec, TrainModel
 
 
@@ -134,7 +134,7 @@ class Batches:
 def _are_prompts(data) -> bool:
   """True where the first row has a prompt and no completion."""
   rows = records.read_records(data.path, separator=data.separator)
-  return prompts.is_prompt(next(rows).value)
+  return shapes.is_prompt(next(rows).value, row_options(data))
 
 
 def _load_prompts(config, spec: ModelSpec):
@@ -151,6 +151,7 @@ def _load_prompts(config, spec: ModelSpec):
     tok=spec.tokenizer,
     max_length=data.max_length,
     overlong=data.overlong,
+    options=row_options(data),
     cache_dir=outputs.cache_dir(),
   )
   rows, held_out = datasets.load_prompts(config, spec, load_eval=load_eval)

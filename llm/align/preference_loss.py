@@ -105,7 +105,7 @@ def tokens_per_pair(batch: dict[str, np.ndarray], loss: Any) -> np.ndarray:
   """
   chosen = batch['segment_ids'] % 2 == 1
   inside = chosen & (batch['positions'] > 0)
-  counted = inside if loss.nll_prompt else inside & batch['loss_mask']
+  counted = inside if loss.nll_prompt else inside & (batch['loss_mask'] > 0)
   pairs = (batch['examples'] >= 0).sum() / 2
   mean = counted.sum() / max(pairs, 1)
   return np.full(len(batch['tokens']), mean, np.float32)

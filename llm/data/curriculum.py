@@ -45,7 +45,7 @@ def shorten(batch: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
   at = np.arange(length)
   first = np.maximum.accumulate(np.where(begins, at, 0), axis=1)
   out['positions'] = np.where(segments, at - first, 0).astype(np.int32)
-  out['loss_mask'] = out['loss_mask'] & (out['positions'] > 0)
+  out['loss_mask'] = out['loss_mask'] * (out['positions'] > 0)
   return out
 
 

@@ -16,12 +16,13 @@ import numpy as np
 
 from llm.data import examples as examples_lib
 from llm.data import reading, records, shapes
+from llm.data.columns import RowOptions
 from llm.data.examples import Examples
 from llm.errors import UserError
 
 # Part of the key; raise it whenever the same rows give other examples.
-_VERSION = 1
-_PARTS = {'tokens': np.int32, 'loss_mask': np.bool_, 'lengths': np.int64}
+_VERSION = 2
+_PARTS = {'tokens': np.int32, 'loss_weights': np.float32, 'lengths': np.int64}
 
 
 def load_examples(
@@ -32,6 +33,7 @@ def load_examples(
   overlong: str = 'truncate',
   separator: str | None = None,
   eval_fraction: float = 0.0,
+  options: RowOptions = RowOptions(),
   cache_dir=None,
   field: str = 'data.path',
   on_bytes: Callable[[int, int], None] | None = None,
@@ -46,6 +48,7 @@ def load_examples(
     separator: stands between the documents of plain text.
     eval_fraction: the share of the rows that is held out, the last ones. Of a
       single text the last characters are held out, as in nanoGPT.
+    options: how rows are read.
     cache_dir: the examples are kept below this folder, under a name made of the
       files' content, the tokenizer and these options, and mapped into memory.
       None keeps them in memory.
@@ -72,8 +75,9 @@ def load_examples(
     )
   loaded = folder = None
   if cache_dir is not None:
-    options = [max_length, overlong, separator, eval_fraction]
-    folder = pathlib.Path(cache_dir, 'examples', _key(files, tok, options))
+    settings = [max_length, overlong, separator, eval_fraction]
+    settings.append(dataclasses.asdict(options))
+    folder = pathlib.Path(cache_dir, 'examples', _key(files, tok, settings))
     loaded = _load(folder)
   if loaded is None:
     rows = records.read_records(
@@ -82,7 +86,7 @@ def load_examples(
     loaded = _store(
       folder,
       lambda files: _write(
-        files, rows, tok, max_length, overlong, eval_fraction
+        files, rows, tok, max_length, overlong, eval_fraction, options
       ),
     )
   examples, train = loaded
@@ -104,7 +108,9 @@ def load_examples(
   return examples.part(0, train), examples.part(train, len(examples))
 
 
-def _write(files, rows, tok, max_length, overlong, eval_fraction) -> dict:
+def _write(
+  files, rows, tok, max_length, overlong, eval_fraction, options
+) -> dict:
   """Writes the arrays of all rows to open files.
 
   Returns:
@@ -119,11 +125,13 @@ def _write(files, rows, tok, max_length, overlong, eval_fraction) -> dict:
   digest = hashlib.sha256()
 
   def encode(value):
-    row = shapes.canonical_row(value, bool(tok.chat_templates))
+    row = shapes.canonical_row(value, bool(tok.chat_templates), options)
     counts['shapes'][row.shape] = counts['shapes'].get(row.shape, 0) + 1
-    whole, is_text = examples_lib.encode_row(tok, row), row.text is not None
+    whole = examples_lib.encode_row(tok, row, options.learn)
+    is_text = row.text is not None
     parts = reading.fit_row([whole], max_length, overlong, counts, is_text)
-    return parts[0] if parts else []
+    unread = examples_lib.unread_columns(tok, [row], options)
+    return (parts[0] if parts else []), unread
 
   for kept in reading.encode_records(rows, encode, counts):
     for example in kept:
@@ -164,9 +172,9 @@ def _cut_text(rows, eval_fraction: float):
   return [dataclasses.replace(first[0], value=part) for part in parts], True
 
 
-def _key(files, tok, options: list) -> str:
+def _key(files, tok, settings: list) -> str:
   """A name for the examples that changes with all that they depend on."""
-  parts = [_VERSION, options, _fingerprint(tok)]
+  parts = [_VERSION, settings, _fingerprint(tok)]
   for file in files:
     with file.open('rb') as opened:
       content = hashlib.file_digest(opened, 'sha256').hexdigest()
@@ -243,12 +251,12 @@ def _load(folder: pathlib.Path) -> tuple[Examples, int] | None:
 def _assemble(arrays: dict, note: dict) -> tuple[Examples, int]:
   offsets = np.concatenate([[0], np.cumsum(arrays['lengths'])])
   offsets = offsets.astype(np.int64)
-  sizes = {offsets[-1], len(arrays['tokens']), len(arrays['loss_mask'])}
+  sizes = {offsets[-1], len(arrays['tokens']), len(arrays['loss_weights'])}
   if len(sizes) > 1 or len(offsets) - 1 != note['counts']['examples']:
     raise ValueError('the arrays do not belong together')
   examples = Examples(
     tokens=arrays['tokens'],
-    loss_mask=arrays['loss_mask'],
+    loss_weights=arrays['loss_weights'],
     offsets=offsets,
     digest=note['digest'],
     counts=note['counts'],

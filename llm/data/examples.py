@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from llm.data import shapes
+from llm.data.columns import RowOptions
 from llm.errors import UserError
-from llm.text import chat_mask
+from llm.text import chat, chat_mask
 
 OVERLONG = ('truncate', 'drop', 'split')
 
@@ -19,13 +20,19 @@ class EmptyCompletionError(UserError):
 
 
 class Example(NamedTuple):
-  """One row: `tokens` int32[n] and `loss_mask` bool[n], the tokens to predict.
+  """One row: `tokens` int32[n] and `loss_weights` float32[n].
 
-  The first token is never under the mask, since nothing comes before it.
+  A token of weight 0 is not to be predicted. The first one never is, since
+  nothing comes before it.
   """
 
   tokens: np.ndarray
-  loss_mask: np.ndarray
+  loss_weights: np.ndarray
+
+  @property
+  def loss_mask(self) -> np.ndarray:
+    """bool[n], the tokens to predict."""
+    return self.loss_weights > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +41,15 @@ class Examples:
 
   Attributes:
     tokens: int32[total].
-    loss_mask: bool[total].
+    loss_weights: float32[total].
     offsets: int64[N + 1], where each example begins, and the end of the last.
     digest: of the content; a resumed run compares it.
     counts: what became of the rows: 'rows', 'examples', 'truncated', 'dropped',
-      'emptied', 'split' and 'shapes'.
+      'emptied', 'split', 'shapes' and 'unread', the columns that were not read.
   """
 
   tokens: np.ndarray = dataclasses.field(repr=False)
-  loss_mask: np.ndarray = dataclasses.field(repr=False)
+  loss_weights: np.ndarray = dataclasses.field(repr=False)
   offsets: np.ndarray = dataclasses.field(repr=False)
   digest: str
   counts: dict
@@ -54,7 +61,12 @@ class Examples:
     if not 0 <= index < len(self):
       raise IndexError(f'example {index} of {len(self)}')
     part = slice(self.offsets[index], self.offsets[index + 1])
-    return Example(self.tokens[part], self.loss_mask[part])
+    return Example(self.tokens[part], self.loss_weights[part])
+
+  @property
+  def loss_mask(self) -> np.ndarray:
+    """bool[total], the tokens to predict."""
+    return self.loss_weights > 0
 
   @property
   def lengths(self) -> np.ndarray:
@@ -68,7 +80,7 @@ class Examples:
     return dataclasses.replace(
       self,
       tokens=self.tokens[tokens],
-      loss_mask=self.loss_mask[tokens],
+      loss_weights=self.loss_weights[tokens],
       offsets=offsets - offsets[0],
       digest=f'{self.digest}[{start}:{stop}]',
     )
@@ -80,11 +92,11 @@ def from_list(examples: Iterable[Example]) -> Examples:
   tokens, masks = [np.zeros(0)], [np.zeros(0)]
   for example in examples:
     tokens.append(example.tokens)
-    masks.append(example.loss_mask)
+    masks.append(example.loss_weights)
   offsets = np.cumsum([len(part) for part in tokens], dtype=np.int64)
   arrays = [
     np.concatenate(tokens).astype(np.int32),
-    np.concatenate(masks).astype(bool),
+    np.concatenate(masks).astype(np.float32),
     offsets,
   ]
   content = b''.join(array.tobytes() for array in arrays)
@@ -95,8 +107,8 @@ def from_list(examples: Iterable[Example]) -> Examples:
   )
 
 
-def encode_row(tok, row: shapes.Row) -> Example:
-  """Token ids and loss mask of one row.
+def encode_row(tok, row: shapes.Row, learn: str = 'all') -> Example:
+  """Token ids and loss weights of one row.
 
     prompt, completion   BOS prompt completion EOS
                                     ^^^^^^^^^^^^^^
@@ -113,29 +125,69 @@ def encode_row(tok, row: shapes.Row) -> Example:
   Args:
     tok: a `Tokenizer`.
     row: from `shapes.canonical_row`.
+    learn: 'all' the assistant's turns, or the 'last' one.
 
   Raises:
     UserError: the row has nothing to learn, or the tokenizer or its chat
       template refuses it. The caller puts file and row before the message.
   """
   if row.messages is not None:
-    ids, mask = _encode_messages(tok, row)
+    ids, weights = _encode_messages(tok, row, learn)
   elif row.text is not None:
     if not row.text:
       raise UserError('text is empty, so that nothing is learned from it')
     ids = tok.encode(row.text)
     if tok.eos_ids and not (ids and ids[-1] in tok.eos_ids):
       ids = [*ids, tok.eos_ids[0]]
-    mask = [True] * len(ids)
+    weights = [1.0] * len(ids)
   else:
-    ids, mask = _encode_completion(tok, row)
-  loss_mask = np.array(mask, bool)
-  loss_mask[:1] = False
-  if not loss_mask.any():
+    ids, weights = _encode_completion(tok, row)
+  weights = np.array(weights, np.float32)
+  weights[:1] = 0.0
+  if not weights.any():
     raise UserError(
-      'no token is under the loss mask, so that nothing is learned from it'
+      'no token has a loss weight above 0, so that nothing is learned from it'
     )
-  return Example(np.array(ids, np.int32), loss_mask)
+  return Example(np.array(ids, np.int32), weights)
+
+
+def encode_prompt_row(tok, row: shapes.Row) -> list[int]:
+  """Token ids of a prompt, up to where its completion begins.
+
+  Args:
+    tok: a `Tokenizer`.
+    row: from `shapes.canonical_prompt`.
+
+  Raises:
+    UserError: the tokenizer or its chat template refuses it, or it is empty.
+  """
+  if row.messages is None:
+    ids = _encode_prompt(tok, row.prompt)
+  else:
+    ids = chat.encode(tok, row.messages, True, tools=row.tools, **row.variables)
+  if not ids:
+    raise UserError('the prompt has no token; give it a text')
+  return ids
+
+
+def unread_columns(
+  tok, rows: Iterable[shapes.Row], options: RowOptions
+) -> list[str]:
+  """Columns, and keys of messages, that nothing was read from, in order.
+
+  Args:
+    tok: a `Tokenizer`; what its chat template does not read counts too.
+    rows: made of one row of a file.
+    options: of the run; its `ignore` are left out.
+  """
+  found = {}
+  for row in rows:
+    found |= dict.fromkeys(row.unread)
+    if row.messages is not None and tok.chat_templates:
+      keys = chat.unread_keys(tok, row.messages, tools=row.tools)
+      keys = [k for k in keys if k not in ('role', 'content')]
+      found |= dict.fromkeys(f'messages.{key}' for key in keys)
+  return [name for name in found if name not in options.ignore]
 
 
 def fit_example(
@@ -165,8 +217,8 @@ def fit_example(
   if length <= max_length:
     yield example
   elif overlong == 'truncate':
-    kept = Example(example.tokens[:max_length], example.loss_mask[:max_length])
-    if kept.loss_mask.any():
+    kept = Example(*(part[:max_length] for part in example))
+    if kept.loss_weights.any():
       yield kept
   elif overlong == 'split':
     if not is_text:
@@ -176,10 +228,10 @@ def fit_example(
       )
     for start in range(0, length - 1, max_length - 1):
       part = slice(start, start + max_length)
-      mask = example.loss_mask[part].copy()
-      mask[0] = False  # the window before has predicted it
-      if mask.any():
-        yield Example(example.tokens[part], mask)
+      weights = example.loss_weights[part].copy()
+      weights[0] = 0.0  # the window before has predicted it
+      if weights.any():
+        yield Example(example.tokens[part], weights)
 
 
 def check_options(max_length: int, overlong: str) -> None:
@@ -212,26 +264,45 @@ def check_vocabulary(tok, vocab_size: int) -> None:
     )
 
 
-def _encode_messages(tok, row: shapes.Row) -> tuple[list[int], list[bool]]:
-  learned = [
-    message
-    for message in row.messages[row.learn_from :]
-    if message['role'] == 'assistant'
-  ]
+def _encode_prompt(tok, text: str) -> list[int]:
+  """The ids of a text, without the EOS that some tokenizers put after it."""
+  ids, offsets = tok.encode_with_offsets(text)
+  if len(ids) > 1 and ids[-1] in tok.eos_ids and offsets[-1][0] == len(text):
+    ids.pop()
+  return ids
+
+
+def _encode_messages(
+  tok, row: shapes.Row, learn: str
+) -> tuple[list[int], list[float]]:
+  learned = chat_mask.learned_turns(
+    row.messages, row.learn_from, learn, row.weights
+  )
   if not learned:
     raise UserError(
-      'has no assistant message, so that nothing is learned from it'
+      'has no assistant message to learn, so that nothing is learned from it'
     )
-  if all(message.get('content') == '' for message in learned):
+  if not any(_says_something(row.messages[i]) for i in learned):
     raise EmptyCompletionError(
       'has only empty assistant messages, so that nothing is learned from it'
     )
   return chat_mask.encode_with_mask(
-    tok, row.messages, learn_from=row.learn_from, tools=row.tools
+    tok,
+    row.messages,
+    learn_from=row.learn_from,
+    learn=learn,
+    weights=row.weights,
+    tools=row.tools,
+    **row.variables,
   )
 
 
-def _encode_completion(tok, row: shapes.Row) -> tuple[list[int], list[bool]]:
+def _says_something(message: dict) -> bool:
+  keys = ('content', 'reasoning_content', 'tool_calls')
+  return any(message.get(key) for key in keys)
+
+
+def _encode_completion(tok, row: shapes.Row) -> tuple[list[int], list[float]]:
   if not row.completion:
     raise EmptyCompletionError(
       'the completion is empty, so that nothing is learned from it'
@@ -243,7 +314,7 @@ def _encode_completion(tok, row: shapes.Row) -> tuple[list[int], list[bool]]:
     )
   text, seam = row.prompt + row.completion, len(row.prompt)
   ids, offsets = tok.encode_with_offsets(text)
-  mask = [end > seam for _, end in offsets]
-  if not (ids and mask[-1] and ids[-1] in tok.eos_ids):
-    ids, mask = [*ids, tok.eos_ids[0]], [*mask, True]
-  return ids, mask
+  weights = [float(end > seam) for _, end in offsets]
+  if not (ids and weights[-1] and ids[-1] in tok.eos_ids):
+    ids, weights = [*ids, tok.eos_ids[0]], [*weights, 1.0]
+  return ids, weights

@@ -6,7 +6,6 @@ with the same rules for tokens and loss masks as in fine-tuning.
 
 from collections.abc import Callable
 import dataclasses
-import math
 import re
 from typing import Any
 
@@ -14,13 +13,24 @@ import numpy as np
 
 from llm.data import examples as examples_lib
 from llm.data import reading, shapes
-from llm.data.examples import EmptyCompletionError, Examples
+from llm.data.columns import Columns, RowOptions, string, take_shared
+from llm.data.conversations import (
+  COLUMNS,
+  Turns,
+  joined,
+  plain_turns,
+  read_turns,
+  say,
+)
+from llm.data.examples import EmptyCompletionError, Example, Examples
 from llm.errors import UserError
+from llm.text.messages import show
 
+_NAMES = ('chosen', 'rejected')
 SHAPES = (
   '{"prompt": …, "chosen": …, "rejected": …} (strings or message lists)',
   '{"chosen": […], "rejected": […]} (whole conversations)',
-  '{"instruction": …, "input": …, "chosen": …, "rejected": …} (Alpaca)',
+  '{"instruction": …, "input": …, "chosen": …, "rejected": …} (or "question")',
   '{"conversations": […], "chosen": {…}, "rejected": {…}} (ShareGPT)',
 )
 # Anthropic's hh-rlhf has each conversation as one string.
@@ -63,6 +73,7 @@ def load_pairs(
   max_length: int,
   overlong: str = 'truncate',
   eval_fraction: float = 0.0,
+  options: RowOptions = RowOptions(),
   field: str = 'data.path',
   on_bytes: Callable[[int, int], None] | None = None,
 ) -> tuple[Pairs, Pairs | None]:
@@ -78,6 +89,7 @@ def load_pairs(
     max_length: tokens of a prompt with one completion.
     overlong: 'truncate' (the end of the completion) or 'drop' (the pair).
     eval_fraction: the share of the pairs that is held out, the last ones.
+    options: how rows are read.
     field: the config field of `path`, for messages.
     on_bytes: progress, called with (bytes done, bytes in all).
 
@@ -90,17 +102,19 @@ def load_pairs(
   reading.check_options(max_length, overlong, eval_fraction)
 
   def encode(value, counts):
+    rows, margin = parse_row(value, bool(tok.chat_templates), options)
+    unread = examples_lib.unread_columns(tok, rows, options)
     try:
-      pair, margin = _encode(tok, value)
+      pair = [encode_rated(tok, row, options) for row in rows]
     except EmptyCompletionError:
       counts['empty'] += 1
-      return []
+      return [], unread
     fitted = reading.fit_row(pair, max_length, overlong, counts)
     pair = [example for (example,) in fitted]
     if pair and np.array_equal(pair[0].tokens, pair[1].tokens):
       counts['equal'] += 1
-      return []
-    return [(pair, margin)] if pair else []
+      return [], unread
+    return ([(pair, margin)] if pair else []), unread
 
   def assemble(kept, counts):
     margins = np.array([margin for _, margin in kept], np.float32)
@@ -123,102 +137,157 @@ def load_pairs(
   )
 
 
-def canonical_pair(value: dict[str, Any]) -> tuple[dict, dict]:
-  """A preference row as two rows that `shapes.canonical_row` knows.
-
-  Args:
-    value: of one of SHAPES.
-
-  Returns:
-    the row with the chosen and the row with the rejected completion.
-
-  Raises:
-    UserError: no known shape, or a part of a wrong type.
-  """
-  value = {k: v for k, v in value.items() if v is not None}
-  if not {'chosen', 'rejected'} <= set(value):
-    keys = ', '.join(map(repr, value)) or 'none'
-    raise UserError(
-      f'is no preference row (its keys: {keys}); known are {"; ".join(SHAPES)}'
-    )
-  names = ('chosen', 'rejected')
-  completions = [_messages_of(value[name], name) for name in names]
-  if type(completions[0]) is not type(completions[1]):
-    raise UserError('chosen and rejected are of two kinds: give two of one')
-  if 'conversations' in value:
-    turns = shapes.canonical_row(
-      {'conversations': value['conversations']}, True
-    )
-    return _continued(turns.messages, completions)
-  if 'instruction' in value:
-    rest = {
-      k: value[k] for k in ('instruction', 'input', 'system') if k in value
-    }
-    return tuple({**rest, 'output': value[name]} for name in names)
-  if 'prompt' in value:
-    prompt = value['prompt']
-    if isinstance(prompt, list):
-      return _continued(prompt, completions)
-    if isinstance(completions[0], str):
-      return tuple({'prompt': prompt, 'completion': c} for c in completions)
-    return _continued([{'role': 'user', 'content': prompt}], completions)
-  if isinstance(completions[0], str):
-    completions = [_read_hh(c, name) for c, name in zip(completions, names)]
-  shared = _common_turns(*completions)
-  return _continued(completions[0][:shared], [c[shared:] for c in completions])
-
-
 def parse_row(
-  value: dict[str, Any], has_template: bool = True
+  value: dict[str, Any],
+  has_template: bool = True,
+  options: RowOptions = RowOptions(),
 ) -> tuple[list[shapes.Row], float]:
   """A preference row as it is encoded: two rows, chosen first, and its margin.
 
   Args:
     value: of one of SHAPES.
     has_template: the tokenizer has a chat template.
+    options: of the run.
 
   Raises:
     UserError: no known shape, or a part of a wrong type.
   """
-  margin = value.get('margin')
-  margin = 0.0 if margin is None else margin
-  if isinstance(margin, bool) or not isinstance(margin, (int, float)):
-    raise UserError(f'margin={margin!r}: give a number')
-  if not math.isfinite(margin):
-    raise UserError(f'margin={margin!r}: give a finite number')
-  rows = [
-    shapes.canonical_row(row, has_template) for row in canonical_pair(value)
+  columns = Columns(value, options.ignore)
+  margin = _margin(columns.take('margin', 0.0))
+  rows = read_pair(columns, has_template, options)
+  return [shapes.finished(columns, row) for row in rows], margin
+
+
+def read_pair(
+  columns: Columns, has_template: bool, options: RowOptions
+) -> list[shapes.Row]:
+  """The rows with the chosen and with the rejected completion.
+
+  Raises:
+    UserError: no known shape, or a part of a wrong type.
+  """
+  if not all(name in columns for name in _NAMES):
+    raise UserError(
+      f'is no preference row (its keys: {shapes.listed(columns)}); known are '
+      f'{"; ".join(SHAPES)}'
+    )
+  completions = [_completion_of(columns.take(name), name) for name in _NAMES]
+  if isinstance(completions[0], str) != isinstance(completions[1], str):
+    raise UserError('chosen and rejected are of two kinds: give two of one')
+  if _are_whole(columns, completions):
+    turns = [
+      _read_hh(c, name) if isinstance(c, str) else c
+      for c, name in zip(completions, _NAMES)
+    ]
+    whole = [(t, _common_turns(*turns)) for t in turns]
+  elif isinstance(completions[0], str) and _is_text(columns, has_template):
+    row = shapes.read_prompt(columns, has_template, options)
+    return [
+      dataclasses.replace(row, shape='pair', completion=c) for c in completions
+    ]
+  else:
+    before = _prompt_turns(columns, completions)
+    whole = [joined(before, _as_turns(c)) for c in completions]
+    if whole[0][0][: whole[0][1]] != whole[1][0][: whole[1][1]]:
+      raise UserError(
+        'the prompt is repeated in one of chosen and rejected and not in the'
+        ' other: give both the whole conversation, or neither'
+      )
+  shared = take_shared(columns, options)
+  return [
+    shapes.as_row('pair', turns, shared, options, context)
+    for turns, context in whole
   ]
-  return rows, float(margin)
 
 
-def _encode(tok, value: dict):
-  """Two examples, chosen first, and the margin of a row."""
-  rows, margin = parse_row(value, bool(tok.chat_templates))
-  return [examples_lib.encode_row(tok, row) for row in rows], margin
+def encode_rated(tok, row: shapes.Row, options: RowOptions) -> Example:
+  """One completion that is rated as a whole.
+
+  Raises:
+    UserError: as `examples.encode_row`, or a turn has a weight besides 0 and 1.
+  """
+  other = [weight for weight in row.weights or () if weight not in (0, 1)]
+  if other:
+    raise UserError(
+      f'a turn has the weight {other[0]:g}; a completion that is rated as a'
+      ' whole has turns of weight 0 and 1 only'
+    )
+  return examples_lib.encode_row(tok, row, options.learn)
 
 
-def _messages_of(value, name: str):
-  """A completion as a string or a list of messages."""
+def _margin(margin) -> float:
+  if isinstance(margin, bool) or not isinstance(margin, (int, float)):
+    raise UserError(f'margin={show(margin)}: give a number')
+  # An integer of the file may be beyond any float.
+  if not abs(margin) <= float(np.finfo(np.float32).max):
+    raise UserError(
+      f'margin={show(margin)}: give a finite number that float32 holds'
+    )
+  return float(margin)
+
+
+def _completion_of(value, name: str) -> str | Turns:
+  """A completion as a string or as turns."""
   if isinstance(value, str):
     return value
   if isinstance(value, dict):
     value = [value]
   if not isinstance(value, list) or not value:
-    raise UserError(f'{name}={value!r}: give a string or a list of messages')
-  return shapes.canonical_row({'conversations': value}, True).messages
+    raise UserError(
+      f'{name}={show(value)}: give a string or a list of messages'
+    )
+  return read_turns(value, name)
 
 
-def _continued(before: list[dict], completions: list) -> tuple[dict, dict]:
-  """Rows whose prompt is a list of messages."""
-  lists = [
-    [{'role': 'assistant', 'content': c}] if isinstance(c, str) else c
-    for c in completions
-  ]
-  return tuple({'prompt': before, 'completion': c} for c in lists)
+def _are_whole(columns: Columns, completions: list) -> bool:
+  """True where both completions are conversations with their prompt.
+
+  A prompt beside two transcripts of hh-rlhf is the beginning of both.
+  """
+  sources = ('prompt', *COLUMNS, *shapes.QUESTIONS)
+  if not any(name in columns for name in sources):
+    return True
+  texts = all(isinstance(c, str) for c in completions)
+  if not texts or not all(_HH_TURN.match(c) for c in completions):
+    return False
+  prompt = columns.take('prompt') if 'prompt' in columns else ''
+  return isinstance(prompt, str) and all(prompt in c for c in completions)
 
 
-def _read_hh(text: str, name: str) -> list[dict]:
+def _is_text(columns: Columns, has_template: bool) -> bool:
+  """True where string completions follow a string, as it is."""
+  if 'prompt' in columns:
+    return isinstance(columns.take('prompt'), str)
+  return not has_template and not any(name in columns for name in COLUMNS)
+
+
+def _prompt_turns(columns: Columns, completions: list) -> Turns:
+  """The turns before the two completions."""
+  if 'prompt' in columns:
+    prompt = columns.take('prompt')
+    if isinstance(prompt, list):
+      return read_turns(prompt, 'prompt')
+    return say('user', string(prompt, 'prompt'))
+  if name := columns.only(COLUMNS):
+    turns = read_turns(columns.take(name), name)
+    if turns.messages[-1]['role'] != 'assistant':
+      return turns
+    if turns in completions:  # the chosen conversation a second time
+      return turns[: _common_turns(*completions)]
+    raise UserError(
+      f'{name}: ends with what the assistant says, and chosen and rejected'
+      ' follow it; leave that message out'
+    )
+  return say('user', shapes.take_question(columns).text)
+
+
+def _as_turns(completion: str | Turns) -> Turns:
+  if isinstance(completion, str):
+    return say('assistant', completion)
+  return completion
+
+
+def _read_hh(text: str, name: str) -> Turns:
   """The messages of a conversation that hh-rlhf wrote as one string."""
   start, *parts = _HH_TURN.split(text)
   if start.strip() or not parts:
@@ -227,16 +296,18 @@ def _read_hh(text: str, name: str) -> list[dict]:
       'conversation that begins with "\\n\\nHuman: "'
     )
   roles, contents = parts[::2], parts[1::2]
-  return [
-    {'role': _HH_ROLES[role], 'content': content}
-    for role, content in zip(roles, contents, strict=True)
-  ]
+  return plain_turns(
+    *(
+      {'role': _HH_ROLES[role], 'content': content}
+      for role, content in zip(roles, contents, strict=True)
+    )
+  )
 
 
-def _common_turns(chosen: list[dict], rejected: list[dict]) -> int:
+def _common_turns(chosen: Turns, rejected: Turns) -> int:
   """How many turns two conversations share, their last ones aside."""
   most = min(len(chosen), len(rejected)) - 1
   for number in range(most):
-    if chosen[number] != rejected[number]:
+    if chosen.messages[number] != rejected.messages[number]:
       return number
   return most

@@ -174,8 +174,8 @@ def fill_rows(
 
   Returns:
     `tokens`, `segment_ids` (1, 2, … in a row, 0 for padding), `positions` (from
-    0 in each segment): int32[B, T]; `loss_mask`: bool[B, T], the tokens to
-    predict.
+    0 in each segment): int32[B, T]; `loss_mask`: float32[B, T], the weight of
+    each token, 0 for those that are not to be predicted.
   """
   length = max_length
   if not packing:
@@ -184,7 +184,7 @@ def fill_rows(
   shape = (len(members), length)
   batch = {
     'tokens': np.full(shape, pad_id, np.int32),
-    'loss_mask': np.zeros(shape, bool),
+    'loss_mask': np.zeros(shape, np.float32),
     'segment_ids': np.zeros(shape, np.int32),
     'positions': np.zeros(shape, np.int32),
   }
@@ -194,7 +194,7 @@ def fill_rows(
       example = examples[index]
       part = (row, slice(start, start + len(example.tokens)))
       batch['tokens'][part] = example.tokens
-      batch['loss_mask'][part] = example.loss_mask
+      batch['loss_mask'][part] = example.loss_weights
       batch['segment_ids'][part] = segment
       batch['positions'][part] = np.arange(len(example.tokens))
       start += len(example.tokens)

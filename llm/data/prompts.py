@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from llm.data import reading, records
-from llm.data.examples import Example, Examples, from_list
+from llm.data import reading, records, shapes
+from llm.data.columns import RowOptions
+from llm.data.examples import Example, Examples, encode_prompt_row, from_list
 from llm.errors import UserError
-from llm.text import chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,21 +33,23 @@ def load_prompts(
   *,
   max_length: int,
   check: Callable[[dict[str, Any]], None] = lambda row: None,
+  options: RowOptions = RowOptions(),
   field: str = 'data.path',
   on_bytes: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Prompt], int]:
-  """Reads and tokenizes rows `{"prompt": …}`, a string or a message list.
+  """Reads and tokenizes rows of prompts, see `shapes.PROMPTS`.
 
   A string is encoded as it is, with BOS where the tokenizer puts one; messages
-  (in `prompt` or `messages`) go through the chat template, up to where the
-  assistant begins. A prompt above `max_length` is left out and counted:
-  a truncated prompt would ask something else.
+  go through the chat template, up to where the assistant begins. A prompt above
+  `max_length` is left out and counted: a truncated prompt would ask something
+  else. Columns besides the prompt are kept for reward functions.
 
   Args:
     path: see `records.read_records`.
     tok: a `Tokenizer`.
     max_length: tokens of a prompt.
     check: raises a UserError for a row that cannot be used.
+    options: how rows are read.
     field: the config field of `path`, for messages.
     on_bytes: progress, called with (bytes done, bytes in all).
 
@@ -60,12 +62,12 @@ def load_prompts(
   counts = {'rows': 0, 'overlong': 0}
 
   def encode(row):
-    token_ids = _encode(tok, row)
+    token_ids = _encode(tok, row, options)
     check(row)
     if len(token_ids) > max_length:
       counts['overlong'] += 1
-      return []
-    return [Prompt(tuple(token_ids), row)]
+      return [], ()
+    return [Prompt(tuple(token_ids), row)], ()
 
   rows = records.read_records(path, field=field, on_bytes=on_bytes)
   prompts = []
@@ -89,7 +91,7 @@ def digest(prompts: list[Prompt]) -> str:
 def as_examples(prompts: list[Prompt]) -> Examples:
   """The prompts as examples without a completion."""
   rows = (np.array(prompt.token_ids, np.int32) for prompt in prompts)
-  return from_list(Example(row, np.zeros(len(row), bool)) for row in rows)
+  return from_list(Example(row, np.zeros(len(row), np.float32)) for row in rows)
 
 
 def prompt_lengths(examples: Examples) -> np.ndarray:
@@ -126,56 +128,9 @@ def prompt_order(
     place += count - at
 
 
-def is_prompt(row: dict[str, Any]) -> bool:
-  """True for a row of a prompt without a completion."""
-  row = {k: v for k, v in row.items() if v is not None}
-  if 'prompt' in row:
-    return not {'completion', 'response'} & set(row)
-  turns = row.get('messages')
-  last = turns[-1] if isinstance(turns, list) and turns else None
-  return isinstance(last, dict) and last.get('role') != 'assistant'
-
-
-def parse_row(row: dict[str, Any]) -> str | list[dict]:
-  """The prompt of a row, a text or messages.
-
-  Raises:
-    UserError: there is none, or it ends with a message of the assistant.
-  """
-  prompt = row.get('prompt', row.get('messages'))
-  if isinstance(prompt, list):
-    _check_turns(prompt)
-  elif not isinstance(prompt, str):
-    keys = ', '.join(map(repr, row)) or 'none'
-    raise UserError(
-      f'has no prompt (its keys: {keys}); give {{"prompt": …, "answer": …}}, '
-      'the prompt being a string or a list of messages'
-    )
-  return prompt
-
-
-def _encode(tok, row: dict[str, Any]) -> list[int]:
-  prompt = parse_row(row)
-  if isinstance(prompt, str):
-    token_ids = _encode_text(tok, prompt)
-  else:
-    token_ids = chat.encode(tok, prompt, add_generation_prompt=True)
-  if not token_ids:
-    raise UserError('the prompt has no token; give it a text')
-  return token_ids
-
-
-def _encode_text(tok, text: str) -> list[int]:
-  """The ids of a text, without the EOS that some tokenizers put after it."""
-  ids, offsets = tok.encode_with_offsets(text)
-  if len(ids) > 1 and ids[-1] in tok.eos_ids and offsets[-1][0] == len(text):
-    ids.pop()
-  return ids
-
-
-def _check_turns(messages: list) -> None:
-  last = messages[-1] if messages else None
-  if isinstance(last, dict) and last.get('role') == 'assistant':
-    raise UserError(
-      "the prompt ends with the assistant's answer; leave that message out"
-    )
+def _encode(
+  tok, value: dict[str, Any], options: RowOptions = RowOptions()
+) -> list[int]:
+  """The token ids of a row's prompt."""
+  row = shapes.canonical_prompt(value, bool(tok.chat_templates), options)
+  return encode_prompt_row(tok, row)

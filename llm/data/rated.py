@@ -8,13 +8,15 @@ import numpy as np
 
 from llm.data import examples as examples_lib
 from llm.data import pairs, reading, shapes
+from llm.data.columns import Columns, RowOptions
 from llm.data.examples import EmptyCompletionError, Example, Examples
 from llm.errors import UserError
+from llm.text.messages import show
 
 SHAPES = (
   '{"prompt": …, "completion": …, "label": true} (strings or message lists)',
   '{"messages": […], "label": true} (or "conversations", or "kto_tag")',
-  '{"instruction": …, "input": …, "output": …, "label": true} (Alpaca)',
+  '{"instruction": …, "input": …, "output": …, "label": true} (or "question")',
   'preference pairs, {"prompt": …, "chosen": …, "rejected": …}',
 )
 
@@ -52,6 +54,7 @@ def load_rated(
   max_length: int,
   overlong: str = 'truncate',
   eval_fraction: float = 0.0,
+  options: RowOptions = RowOptions(),
   field: str = 'data.path',
   on_bytes: Callable[[int, int], None] | None = None,
 ) -> tuple[Rated, Rated | None]:
@@ -67,6 +70,7 @@ def load_rated(
     max_length: tokens of a prompt with its completion.
     overlong: 'truncate' (the end of the completion) or 'drop'.
     eval_fraction: the share of the completions held out, the last ones.
+    options: how rows are read.
     field: the config field of `path`, for messages.
     on_bytes: progress, called with (bytes done, bytes in all).
 
@@ -79,11 +83,13 @@ def load_rated(
   reading.check_options(max_length, overlong, eval_fraction)
 
   def encode(value, counts):
+    rows = parse_row(value, bool(tok.chat_templates), options)
     kept = []
-    for example, good in _encode(tok, value, counts):
+    for example, good in _encode(tok, rows, options, counts):
       for fitted in reading.fit_row([example], max_length, overlong, counts):
         kept.append((fitted[0], good))
-    return kept
+    unread = [row for row, _ in rows]
+    return kept, examples_lib.unread_columns(tok, unread, options)
 
   def assemble(kept, counts):
     ratings = np.array([good for _, good in kept], bool)
@@ -119,42 +125,54 @@ def mismatched(
   """
   out = []
   for index, other in zip(indices, np.roll(indices, -1), strict=True):
-    (tokens, mask), (others, learned) = examples[index], examples[other]
+    tokens, others = examples[index].tokens, examples[other].tokens
+    mask, learned = examples[index].loss_mask, examples[other].loss_mask
     prompt, begin = tokens[: mask.argmax()], learned.argmax()
     joined = np.concatenate([prompt, others[begin:]])
     learned = np.concatenate([np.zeros(len(prompt), bool), learned[begin:]])
     if np.array_equal(prompt, others[:begin]):
       learned[:] = False
-    out.append(Example(joined[:max_length], learned[:max_length]))
+    weights = learned[:max_length].astype(np.float32)
+    out.append(Example(joined[:max_length], weights))
   return out
 
 
 def parse_row(
-  value: dict[str, Any], has_template: bool = True
+  value: dict[str, Any],
+  has_template: bool = True,
+  options: RowOptions = RowOptions(),
 ) -> list[tuple[shapes.Row, bool]]:
   """A row as it is encoded: its completions, and which of them are good.
 
   Args:
     value: of one of SHAPES.
     has_template: the tokenizer has a chat template.
+    options: of the run.
 
   Raises:
     UserError: no known shape, or a part of a wrong type.
   """
-  value = {k: v for k, v in value.items() if v is not None}
-  if 'chosen' in value or 'rejected' in value:
-    rows = zip(pairs.canonical_pair(value), (True, False), strict=True)
+  columns = Columns(value, options.ignore)
+  if 'chosen' in columns or 'rejected' in columns:
+    rows = pairs.read_pair(columns, has_template, options)
+    goods = (True, False)
   else:
-    rows = [_rated_row(value)]
-  return [(shapes.canonical_row(row, has_template), good) for row, good in rows]
+    goods = (_take_label(columns),)
+    rows = [_last_turn(shapes.read_row(columns, has_template, options))]
+  return [
+    (shapes.finished(columns, row), good)
+    for row, good in zip(rows, goods, strict=True)
+  ]
 
 
-def _encode(tok, value: dict[str, Any], counts) -> list[tuple[Example, bool]]:
+def _encode(
+  tok, rows: list[tuple[shapes.Row, bool]], options: RowOptions, counts
+) -> list[tuple[Example, bool]]:
   """The completions of a row with their ratings; empty ones are counted."""
   out = []
-  for row, good in parse_row(value, bool(tok.chat_templates)):
+  for row, good in rows:
     try:
-      out.append((examples_lib.encode_row(tok, row), good))
+      out.append((pairs.encode_rated(tok, row, options), good))
     except EmptyCompletionError:
       counts['empty'] += 1
   if len(out) == 2 and np.array_equal(out[0][0].tokens, out[1][0].tokens):
@@ -163,26 +181,30 @@ def _encode(tok, value: dict[str, Any], counts) -> list[tuple[Example, bool]]:
   return out
 
 
-def _rated_row(value: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-  """A row that `shapes.canonical_row` knows, and its rating."""
-  names = [name for name in ('label', 'kto_tag') if name in value]
-  if len(names) != 1:
-    keys = ', '.join(map(repr, value)) or 'none'
+def _take_label(columns: Columns) -> bool:
+  name = columns.only(('label', 'kto_tag'))
+  if name is None:
     raise UserError(
-      f'is no rated completion (its keys: {keys}); known are '
+      f'is no rated completion (its keys: {shapes.listed(columns)}); known are '
       f'{"; ".join(SHAPES)}'
     )
-  good = value[names[0]]
+  good = columns.take(name)
   if not isinstance(good, bool):
-    raise UserError(f'{names[0]}={good!r}: give true (good) or false (bad)')
-  for name in ('messages', 'conversations'):
-    if name in value:
-      row = shapes.canonical_row({name: value[name]}, True)
-      last = row.messages[-1]
-      if last['role'] != 'assistant':
-        raise UserError(
-          f'{name}: the last message is rated, and its role is '
-          f'{last["role"]!r}; end with what the assistant says'
-        )
-      return {'prompt': row.messages[:-1], 'completion': [last]}, good
-  return value, good
+    raise UserError(f'{name}={show(good)}: give true (good) or false (bad)')
+  return good
+
+
+def _last_turn(row: shapes.Row) -> shapes.Row:
+  """A conversation of which the last message is rated.
+
+  A row with a prompt of its own is rated in all that follows the prompt.
+  """
+  if row.messages is None or row.learn_from:
+    return row
+  last = row.messages[-1]
+  if last['role'] != 'assistant':
+    raise UserError(
+      f'{row.shape}: the last message is rated, and its role is '
+      f'{last["role"]!r}; end with what the assistant says'
+    )
+  return dataclasses.replace(row, learn_from=len(row.messages) - 1)

@@ -26,26 +26,32 @@ _COUNTED = {'truncate': 'truncated', 'drop': 'dropped', 'split': 'split'}
 
 def encode_records(
   rows: Iterable[Record],
-  encode: Callable[[dict[str, Any]], list[Any]],
+  encode: Callable[[dict[str, Any]], tuple[list[Any], Iterable[str]]],
   counts: dict[str, Any],
 ) -> Iterator[list[Any]]:
   """Encodes row after row; yields what is kept of each, in order.
 
   Args:
     rows: such as from `records.read_records`.
-    encode: takes a row and returns the parts of it to keep.
-    counts: 'rows' is counted here, all else by `encode`.
+    encode: takes a row and returns the parts of it to keep, and the columns
+      that it did not read.
+    counts: 'rows' is counted here, and 'unread', {file: {column: rows}}; all
+      else by `encode`.
 
   Raises:
     UserError: `encode` refuses a row; file and row number are put before its
       message.
   """
+  unread = counts.setdefault('unread', {})
   for record in rows:
     try:
-      kept = encode(record.value)
+      kept, columns = encode(record.value)
     except UserError as error:
       raise UserError(f'{record.where}: {error}') from None
     counts['rows'] += 1
+    for column in columns:
+      of_file = unread.setdefault(record.file, {})
+      of_file[column] = of_file.get(column, 0) + 1
     yield kept
 
 
@@ -66,12 +72,14 @@ def check_first_rows(
   for file in records.find_files(path, field)[:_MOST_FILES]:
     if records.is_read_by_row(file) or file.stat().st_size <= _MOST_BYTES:
       rows = records.read_records([file], field=field)
-      next(encode_records(rows, parse, {'rows': 0}))
+      next(encode_records(rows, lambda row: (parse(row), ()), {'rows': 0}))
 
 
 def load_completions(
   path,
-  encode: Callable[[dict[str, Any], dict[str, int]], list[Any]],
+  encode: Callable[
+    [dict[str, Any], dict[str, int]], tuple[list[Any], Iterable[str]]
+  ],
   assemble: Callable[[list[Any], dict[str, int]], Any],
   *,
   name: str,
@@ -85,7 +93,8 @@ def load_completions(
 
   Args:
     path: see `records.read_records`.
-    encode: takes a row and the counts; returns the parts of it to keep.
+    encode: takes a row and the counts; returns the parts of it to keep, and the
+      columns that it did not read.
     assemble: takes the parts of all rows and the counts; returns the data,
       which has a length and `part(start, stop)`.
     name: what one part is, in the singular.
@@ -110,7 +119,8 @@ def load_completions(
     kept += parts
   counts[f'{name}s'] = len(kept)
   if not kept:
-    left_out = ', '.join(f'{n} {what}' for what, n in counts.items() if n)
+    numbers = {what: n for what, n in counts.items() if what != 'unread'}
+    left_out = ', '.join(f'{n} {what}' for what, n in numbers.items() if n)
     raise UserError(f'{field}: no {name} is left ({left_out}); {remedy}')
   data = assemble(kept, counts)
   if not eval_fraction:

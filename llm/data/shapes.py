@@ -1,25 +1,42 @@
-"""The shapes of text rows, and the one form they are converted to."""
+"""The shapes of rows, and the one form that each is brought to.
+
+`canonical_row` reads rows with a completion, `canonical_prompt` those with a
+prompt alone. Preference pairs and rated completions are built from the same
+parts, in `pairs` and `rated`.
+"""
 
 import dataclasses
 from typing import Any
 
+from llm.data.columns import Columns, RowOptions, Shared, string, take_shared
+from llm.data.conversations import (
+  COLUMNS,
+  Turns,
+  joined,
+  read_turns,
+  say,
+  with_shared,
+)
 from llm.errors import UserError
 
 SHAPES = (
   '{"messages": […]}',
-  '{"prompt": …, "completion": …} (or "response")',
-  '{"text": …}',
-  '{"instruction": …, "input": …, "output": …} (Alpaca)',
   '{"conversations": [{"from": …, "value": …}]} (ShareGPT)',
+  '{"prompt": …, "completion": …} (or "response")',
+  '{"instruction": …, "input": …, "output": …} (Alpaca)',
+  '{"instruction": …, "context": …, "response": …} (Dolly)',
+  '{"question": …, "answer": …}',
+  '{"text": …}',
 )
-SHAREGPT_ROLES = {
-  'system': 'system',
-  'human': 'user',
-  'user': 'user',
-  'gpt': 'assistant',
-  'chatgpt': 'assistant',
-  'assistant': 'assistant',
-}
+PROMPTS = (
+  '{"prompt": …} (a string or a list of messages)',
+  '{"messages": […]} or {"conversations": […]} up to the completion',
+  '{"question": …} or {"instruction": …, "input": …}',
+)
+QUESTIONS = ('instruction', 'question', 'query')
+_INPUTS = ('input', 'context')
+_REPLIES = ('output', 'response', 'answer')
+_COMPLETIONS = ('completion', 'response')
 # PROMPT_DICT of train.py in tatsu-lab/stanford_alpaca, and a line end after it,
 # as most later tools write it. Without one a completion that begins with a
 # quotation mark would share a token with the colon, and prompts do not end so.
@@ -34,175 +51,265 @@ ALPACA_INPUT = (
   ' the request.\n\n'
   '### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n'
 )
+_NO_TEMPLATE = 'the tokenizer has no chat template to write it with'
+_STRINGS = 'prompt and completion are strings, around which nothing is written'
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
   """A row in the form that `examples.encode_row` takes.
 
-  It has `messages`, or `text`, or `prompt` with `completion`. Messages before
-  `learn_from` are context only. `shape` names the shape of the row in its file.
+  It has `messages`, or `text`, or `prompt` with `completion`; a prompt alone
+  has no completion.
+
+  Attributes:
+    shape: of the row in its file.
+    messages: canonical ones; those before `learn_from` are context only.
+    weights: the loss weight of each message.
+    tools, variables: for the chat template.
+    prompt, completion, text: strings.
+    unread: columns of the row that are not read.
   """
 
   shape: str
   messages: list[dict] | None = None
   learn_from: int = 0
+  weights: tuple[float, ...] | None = None
   tools: list[dict] | None = None
+  variables: dict[str, Any] = dataclasses.field(default_factory=dict)
   prompt: str | None = None
   completion: str | None = None
   text: str | None = None
+  unread: tuple[str, ...] = ()
+
+  @property
+  def said(self) -> list[str]:
+    """All texts of the row."""
+    texts = [message['content'] for message in self.messages or ()]
+    return [*texts, *filter(None, (self.prompt, self.completion, self.text))]
 
 
-def canonical_row(value: dict[str, Any], has_template: bool) -> Row:
-  """Converts a row of any known shape.
+def canonical_row(
+  value: dict[str, Any],
+  has_template: bool,
+  options: RowOptions = RowOptions(),
+) -> Row:
+  """Converts a row of any of SHAPES.
 
-  Keys that belong to no shape are ignored (data sets carry categories and
-  sources), and a key whose value is null counts as missing. `text` counts only
-  where there is no other shape, since Alpaca's own file has the rendered row
-  under that name. An Alpaca row becomes messages where the tokenizer has a chat
-  template, and Stanford's prompt with a completion where it has none (see
+  A column whose value is null counts as missing. `text` counts only where there
+  is no other shape, since Alpaca's own file has the rendered row under that
+  name. Instructions and questions become messages where the tokenizer has a
+  chat template, and Stanford's prompt with a completion where it has none (see
   ALPACA). Prompt and completion may both be message lists; then only what the
   completion says is learned.
 
   Args:
     value: the row.
     has_template: the tokenizer has a chat template.
+    options: of the run.
 
   Raises:
-    UserError: no known shape, two shapes at once, or a part of a wrong type.
-      The caller puts file and row before the message.
+    UserError: no known shape, two shapes at once, a part of a wrong type, or a
+      column whose text could not be rendered. The caller puts file and row
+      before the message.
   """
-  value = {k: v for k, v in value.items() if v is not None}
-  shapes = []
-  if 'messages' in value:
-    shapes.append(('messages', _messages))
-  if 'conversations' in value:
-    shapes.append(('conversations', _sharegpt))
-  if 'prompt' in value and ('completion' in value or 'response' in value):
-    shapes.append(('prompt/completion', _completion))
-  if 'instruction' in value and 'output' in value:
-    shapes.append(('Alpaca', lambda row: _alpaca(row, has_template)))
-  if 'text' in value and not shapes:
-    shapes.append(('text', _text))
-  if len(shapes) > 1:
-    names = ' and '.join(name for name, _ in shapes)
-    raise UserError(f'is of two shapes, {names}: keep one of them')
-  if not shapes:
-    keys = ', '.join(map(repr, value)) or 'none'
+  columns = Columns(value, options.ignore)
+  return finished(columns, read_row(columns, has_template, options))
+
+
+def canonical_prompt(
+  value: dict[str, Any],
+  has_template: bool,
+  options: RowOptions = RowOptions(),
+) -> Row:
+  """Converts a row of any of PROMPTS, which has no completion.
+
+  Columns besides the prompt are for reward functions and may have any name.
+
+  Args and errors are those of `canonical_row`.
+  """
+  columns = Columns(value, options.ignore)
+  row = read_prompt(columns, has_template, options)
+  last = row.messages[-1] if row.messages else {}
+  if last.get('role') == 'assistant':
     raise UserError(
-      f'is of no known shape (its keys: {keys}); known are {"; ".join(SHAPES)}'
+      'the prompt ends with what the assistant says; leave that message out'
     )
-  return shapes[0][1](value)
+  return row
 
 
-def _messages(value: dict) -> Row:
-  return Row(
-    'messages',
-    messages=_checked_messages(value['messages'], 'messages'),
-    tools=value.get('tools') or None,
+def is_prompt(
+  value: dict[str, Any], options: RowOptions = RowOptions()
+) -> bool:
+  """True for a row of a prompt without a completion."""
+  columns = Columns(value, options.ignore)
+  if any(name in columns for name in COLUMNS):
+    name = next(name for name in COLUMNS if name in columns)
+    turns = read_turns(columns.take(name), name)
+    return turns.messages[-1]['role'] != 'assistant'
+  if 'prompt' in columns:
+    return not any(name in columns for name in _COMPLETIONS)
+  asked = any(name in columns for name in QUESTIONS)
+  return asked and not any(name in columns for name in _REPLIES)
+
+
+def read_row(columns: Columns, has_template: bool, options: RowOptions) -> Row:
+  """A row of one of SHAPES; `finished` says which columns are left."""
+  shapes = {}
+  if name := columns.only(COLUMNS):
+    shapes[name] = lambda: _messages(columns, name, options)
+  if 'prompt' in columns and any(n in columns for n in _COMPLETIONS):
+    shapes['prompt/completion'] = lambda: _completion(columns, options)
+  question = next((n for n in QUESTIONS if n in columns), None)
+  reply = next((n for n in _REPLIES if n in columns), None)
+  if question and reply and 'prompt/completion' not in shapes:
+    shape = f'{question}/{reply}'
+    shapes[shape] = lambda: _question(
+      columns, shape, reply, has_template, options
+    )
+  if 'text' in columns and not shapes:
+    shapes['text'] = lambda: _text(columns, options)
+  if len(shapes) > 1:
+    raise UserError(
+      f'is of two shapes, {" and ".join(shapes)}: keep one of them, or name the'
+      ' columns of the other in data.ignore_columns'
+    )
+  if not shapes:
+    raise UserError(
+      f'is of no known shape (its keys: {listed(columns)}); known are'
+      f' {"; ".join(SHAPES)}'
+    )
+  [read] = shapes.values()
+  return read()
+
+
+def read_prompt(
+  columns: Columns, has_template: bool, options: RowOptions
+) -> Row:
+  """The prompt of a row, as messages or as a text, without a completion."""
+  shared = take_shared(columns, options)
+  if 'prompt' in columns:
+    prompt = columns.take('prompt')
+    if isinstance(prompt, list):
+      return as_row('prompt', read_turns(prompt, 'prompt'), shared, options)
+    if not isinstance(prompt, str):
+      raise UserError(f'prompt={prompt!r}: give a string or a list of messages')
+    shared.refuse('the prompt is a string, around which nothing is written')
+    return Row('prompt', prompt=prompt)
+  if name := columns.only(COLUMNS):
+    turns = read_turns(columns.take(name), name)
+    return as_row('prompt', turns, shared, options)
+  if any(name in columns for name in QUESTIONS):
+    asked = take_question(columns)
+    if has_template:
+      return as_row('prompt', say('user', asked.text), shared, options)
+    shared.refuse(_NO_TEMPLATE)
+    return Row('prompt', prompt=asked.prompt)
+  raise UserError(
+    f'has no prompt (its keys: {listed(columns)}); known are'
+    f' {"; ".join(PROMPTS)}'
   )
 
 
-def _sharegpt(value: dict) -> Row:
-  turns = value['conversations']
-  if not isinstance(turns, list) or not turns:
-    raise UserError(f'conversations={_show(turns)}: give a list of turns')
-  if isinstance(turns[0], dict) and 'role' in turns[0]:
-    return Row(
-      'conversations', messages=_checked_messages(turns, 'conversations')
-    )
-  messages = []
-  if value.get('system'):
-    messages.append({'role': 'system', 'content': value['system']})
-  for number, turn in enumerate(turns):
-    name = f'conversations[{number}]'
-    if not isinstance(turn, dict) or not {'from', 'value'} <= set(turn):
-      raise UserError(f'{name}={_show(turn)}: give "from" and "value"')
-    role = SHAREGPT_ROLES.get(turn['from'])
-    if role is None:
-      raise UserError(
-        f'{name}: from={turn["from"]!r} is no known role; known are'
-        f' {", ".join(SHAREGPT_ROLES)}'
-      )
-    content = _string(turn['value'], f'{name}.value')
-    messages.append({'role': role, 'content': content})
-  return Row('conversations', messages=messages)
+def finished(columns: Columns, row: Row) -> Row:
+  """A row with the columns that were not read.
+
+  Raises:
+    UserError: one of them has text that is not in the row.
+  """
+  return dataclasses.replace(row, unread=columns.unread(row.said))
 
 
-def _completion(value: dict) -> Row:
-  name = 'completion' if 'completion' in value else 'response'
-  prompt, completion = value['prompt'], value[name]
+def as_row(
+  shape: str,
+  turns: Turns,
+  shared: Shared,
+  options: RowOptions,
+  context: int = 0,
+) -> Row:
+  """A row of messages, of which the first `context` are not learned."""
+  whole = with_shared(turns, shared)
+  added = len(whole) - len(turns)
+  return Row(
+    shape,
+    messages=list(whole.messages),
+    learn_from=context + added if context else 0,
+    weights=whole.weights,
+    tools=shared.tools or (list(options.tools) if options.tools else None),
+    variables={**options.variables, **shared.variables},
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A question with its input: as what a user says, as Stanford's prompt."""
+
+  text: str
+  prompt: str
+
+
+def take_question(columns: Columns) -> Question:
+  """Reads the columns of a question."""
+  instruction = columns.text(columns.only(QUESTIONS))
+  name = columns.only(_INPUTS)
+  more = columns.text(name) if name else ''
+  form = ALPACA_INPUT if more else ALPACA
+  return Question(
+    '\n\n'.join(part for part in (instruction, more) if part),
+    form.format(instruction=instruction, input=more),
+  )
+
+
+def listed(columns: Columns) -> str:
+  """The names of a row's columns, for messages."""
+  return ', '.join(map(repr, columns.names)) or 'none'
+
+
+def _messages(columns: Columns, name: str, options: RowOptions) -> Row:
+  shared = take_shared(columns, options)
+  turns = read_turns(columns.take(name), name)
+  return as_row(name, turns, shared, options)
+
+
+def _completion(columns: Columns, options: RowOptions) -> Row:
+  shared = take_shared(columns, options)
+  name = columns.only(_COMPLETIONS)
+  prompt, completion = columns.take('prompt'), columns.take(name)
   if isinstance(prompt, list) and isinstance(completion, list):
-    before = _checked_messages(prompt, 'prompt')
-    after = _checked_messages(completion, name)
-    return Row(
-      'prompt/completion',
-      messages=before + after,
-      learn_from=len(before),
-      tools=value.get('tools') or None,
+    turns, context = joined(
+      read_turns(prompt, 'prompt'), read_turns(completion, name)
     )
+    return as_row('prompt/completion', turns, shared, options, context)
   if isinstance(prompt, list) or isinstance(completion, list):
     raise UserError(
       f'prompt and {name} are a string and a list of messages; give two'
       ' strings or two lists'
     )
+  shared.refuse(_STRINGS)
   return Row(
     'prompt/completion',
-    prompt=_string(prompt, 'prompt'),
-    completion=_string(completion, name),
+    prompt=string(prompt, 'prompt'),
+    completion=string(completion, name),
   )
 
 
-def _alpaca(value: dict, has_template: bool) -> Row:
-  parts = {
-    name: _string(value.get(name, ''), name)
-    for name in ('instruction', 'input', 'output', 'system')
-  }
-  if value.get('history'):
-    raise UserError('history: not read in Alpaca rows; write it as messages')
+def _question(
+  columns: Columns,
+  shape: str,
+  reply: str,
+  has_template: bool,
+  options: RowOptions,
+) -> Row:
+  shared = take_shared(columns, options)
+  asked, said = take_question(columns), columns.text(reply)
   if has_template:
-    asked = [parts['instruction'], parts['input']]
-    question = '\n\n'.join(part for part in asked if part)
-    messages = [
-      {'role': 'system', 'content': parts['system']},
-      {'role': 'user', 'content': question},
-      {'role': 'assistant', 'content': parts['output']},
-    ]
-    return Row('Alpaca', messages=messages[0 if parts['system'] else 1 :])
-  if parts['system']:
-    raise UserError(
-      'system: an Alpaca row with one needs a tokenizer with a chat template'
-    )
-  form = ALPACA_INPUT if parts['input'] else ALPACA
-  return Row('Alpaca', prompt=form.format(**parts), completion=parts['output'])
+    turns = say('user', asked.text) + say('assistant', said)
+    return as_row(shape, turns, shared, options)
+  shared.refuse(_NO_TEMPLATE)
+  return Row(shape, prompt=asked.prompt, completion=said)
 
 
-def _text(value: dict) -> Row:
-  return Row('text', text=_string(value['text'], 'text'))
-
-
-def _checked_messages(messages, name: str) -> list[dict]:
-  if not isinstance(messages, list) or not messages:
-    raise UserError(
-      f'{name}={_show(messages)}: give a list of at least one message'
-    )
-  for number, message in enumerate(messages):
-    if not isinstance(message, dict) or not isinstance(
-      message.get('role'), str
-    ):
-      raise UserError(
-        f'{name}[{number}]={_show(message)}: give an object with "role" and'
-        ' "content"'
-      )
-  return messages
-
-
-def _string(value, name: str) -> str:
-  if not isinstance(value, str):
-    raise UserError(f'{name}={_show(value)}: give a string')
-  return value
-
-
-def _show(value) -> str:
-  text = repr(value)
-  return text if len(text) <= 60 else text[:57] + '…'
+def _text(columns: Columns, options: RowOptions) -> Row:
+  shared = take_shared(columns, options)
+  shared.refuse('the row is a text, around which nothing is written')
+  return Row('text', text=columns.text('text'))

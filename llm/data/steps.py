@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llm.data import examples as examples_lib
-from llm.data import reading
+from llm.data import reading, shapes
+from llm.data.columns import Columns, RowOptions
 from llm.data.examples import Example, Examples
 from llm.errors import UserError
-from llm.text import chat
+from llm.text.messages import show
 
 SHAPE = (
   '{"prompt": …, "completions": [step, …], "labels": [true, …]} (the prompt a '
@@ -54,6 +55,7 @@ def load_steps(
   overlong: str = 'truncate',
   eval_fraction: float = 0.0,
   separator: str = '\n',
+  options: RowOptions = RowOptions(),
   field: str = 'data.path',
   on_bytes: Callable[[int, int], None] | None = None,
 ) -> tuple[Steps, Steps | None]:
@@ -74,6 +76,7 @@ def load_steps(
     overlong: 'truncate' (the last steps) or 'drop' (the row).
     eval_fraction: the share of the completions held out, the last ones.
     separator: put after each step; the score is taken at its last token.
+    options: how rows are read.
     field: the config field of `path`, for messages.
     on_bytes: progress, called with (bytes done, bytes in all).
 
@@ -86,16 +89,18 @@ def load_steps(
   reading.check_options(max_length, overlong, eval_fraction)
 
   def encode(value, counts):
-    found = _encode(tok, value, separator)
-    if found is None:
+    row = parse_row(value, bool(tok.chat_templates), options)
+    unread = examples_lib.unread_columns(tok, [row.prompt], options)
+    if not row.steps:
       counts['empty'] += 1
-      return []
-    example, labels = found
+      return [], unread
+    example, labels = _encode(tok, row, separator)
     fitted = reading.fit_row([example], max_length, overlong, counts)
-    return [(part, labels[: len(part.tokens)]) for (part,) in fitted]
+    kept = [(part, labels[: len(part.tokens)]) for (part,) in fitted]
+    return kept, unread
 
   def assemble(kept, counts):
-    counts['steps'] = int(sum(example.loss_mask.sum() for example, _ in kept))
+    counts['steps'] = sum(int(example.loss_mask.sum()) for example, _ in kept)
     labels = np.concatenate([labels for _, labels in kept])
     examples = examples_lib.from_list(example for example, _ in kept)
     return Steps(reading.digested(examples, labels), labels, counts)
@@ -113,54 +118,63 @@ def load_steps(
   )
 
 
+class StepRow(NamedTuple):
+  """A prompt without a completion, steps, and which of them are right."""
+
+  prompt: shapes.Row
+  steps: list[str]
+  labels: list[bool]
+
+
 def parse_row(
   value: dict[str, Any],
-) -> tuple[str | list[dict], list[str], list[bool]]:
+  has_template: bool = True,
+  options: RowOptions = RowOptions(),
+) -> StepRow:
   """Prompt, steps and labels of a row.
+
+  Args:
+    value: of SHAPE.
+    has_template: the tokenizer has a chat template.
+    options: of the run.
 
   Raises:
     UserError: the row is not of SHAPE.
   """
-  for name in ('prompt', 'completions', 'labels'):
-    if value.get(name) is None:
-      keys = ', '.join(map(repr, value)) or 'none'
-      raise UserError(f'has no {name!r} (its keys: {keys}); known is {SHAPE}')
-  prompt, steps, labels = (
-    value[name] for name in ('prompt', 'completions', 'labels')
-  )
+  columns = Columns(value, options.ignore)
+  for name in ('completions', 'labels'):
+    if name not in columns:
+      raise UserError(
+        f'has no {name!r} (its keys: {shapes.listed(columns)}); known is'
+        f' {SHAPE}'
+      )
+  steps, labels = columns.take('completions'), columns.take('labels')
   if not isinstance(steps, list) or not all(isinstance(s, str) for s in steps):
-    raise UserError(f'completions={steps!r}: give a list of strings')
+    raise UserError(f'completions={show(steps)}: give a list of strings')
   if not isinstance(labels, list) or not all(
-    isinstance(label, bool) or (label in (0, 1)) for label in labels
+    isinstance(label, (bool, int)) and label in (0, 1) for label in labels
   ):
-    raise UserError(f'labels={labels!r}: give a list of true and false')
+    raise UserError(f'labels={show(labels)}: give a list of true and false')
   if len(steps) != len(labels):
     raise UserError(
       f'has {len(steps)} completions and {len(labels)} labels: label each step'
     )
-  if not isinstance(prompt, (str, list)):
-    raise UserError(f'prompt={prompt!r}: give a string or a list of messages')
-  return prompt, steps, labels
+  prompt = shapes.read_prompt(columns, has_template, options)
+  return StepRow(shapes.finished(columns, prompt), steps, labels)
 
 
-def _encode(
-  tok, value: dict[str, Any], separator: str
-) -> tuple[Example, np.ndarray] | None:
-  """An example and float32 labels of its tokens; None for a row of no step."""
-  prompt, steps, labels = parse_row(value)
-  if not steps:
-    return None
-  is_text = isinstance(prompt, str)
-  ids = list(tok.encode(prompt) if is_text else chat.encode(tok, prompt))
-  mask, marks = [False] * len(ids), [0.0] * len(ids)
-  for step, label in zip(steps, labels):
+def _encode(tok, row: StepRow, separator: str) -> tuple[Example, np.ndarray]:
+  """An example and float32 labels of its tokens."""
+  ids = list(examples_lib.encode_prompt_row(tok, row.prompt))
+  weights, marks = [0.0] * len(ids), [0.0] * len(ids)
+  for step, label in zip(row.steps, row.labels):
     part = tok.encode(step, bos=False)
     if separator:
       part = part + tok.encode(separator, bos=False)
     if not part:
-      raise UserError(f'completions has an empty step: {steps!r}')
+      raise UserError(f'completions has an empty step: {show(row.steps)}')
     ids += part
-    mask += [False] * (len(part) - 1) + [True]
+    weights += [0.0] * (len(part) - 1) + [1.0]
     marks += [0.0] * (len(part) - 1) + [float(label)]
-  example = Example(np.array(ids, np.int32), np.array(mask, bool))
+  example = Example(np.array(ids, np.int32), np.array(weights, np.float32))
   return example, np.array(marks, np.float32)

@@ -56,7 +56,8 @@ def next_token_targets(
 
   Args:
     tokens: int[B, T].
-    loss_mask: bool[B, T], True for the tokens that are to be predicted.
+    loss_mask: bool or float[B, T], the weight of each token; 0 for those that
+      are not to be predicted.
     segment_ids: int[B, T], one number per packed document, 0 for padding.
 
   Returns:
@@ -64,9 +65,6 @@ def next_token_targets(
   """
   last = ((0, 0), (0, 1))
   targets = jnp.pad(tokens[:, 1:], last)
-  counts = (
-    loss_mask[:, 1:]
-    & (segment_ids[:, 1:] == segment_ids[:, :-1])
-    & (segment_ids[:, 1:] != 0)
-  )
-  return targets, jnp.pad(counts, last).astype(jnp.float32)
+  same = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] != 0)
+  weights = jnp.where(same, loss_mask[:, 1:].astype(jnp.float32), 0.0)
+  return targets, jnp.pad(weights, last)

@@ -11,6 +11,7 @@ import importlib.util
 import os
 from typing import Any
 
+from llm.data.columns import RowOptions
 from llm.decode.sampling_params import SamplingParams
 from llm.errors import UserError
 from llm.models.config import REMAT
@@ -195,6 +196,15 @@ def sample_params(sample) -> SamplingParams:
     raise UserError(str(error).replace('sampling.', 'sample.')) from None
 
 
+def row_options(data) -> RowOptions:
+  """How the rows of a run are read: fields of `config.data`.
+
+  Raises:
+    UserError: naming the field.
+  """
+  return RowOptions(learn=data.learn, ignore=tuple(data.ignore_columns))
+
+
 def check_data(data, limit: int | None = None) -> None:
   """Refuses fields of `data` that do not fit each other or the model.
 
@@ -205,6 +215,7 @@ def check_data(data, limit: int | None = None) -> None:
   Raises:
     UserError: naming the field.
   """
+  row_options(data)
   if data.path is None:
     raise UserError('data.path is not set: give a file (--config.data.path=…)')
   if data.eval_path is not None and data.eval_fraction:

@@ -11,7 +11,7 @@ from llm.errors import UserError
 from llm.host import terminal
 from llm.models.config import length_limit
 from llm.runs import outputs
-from llm.runs.checks import check_data
+from llm.runs.checks import check_data, row_options
 from llm.runs.train_model import ModelSpec
 
 # The counts that are logged where they are not 0.
@@ -92,7 +92,12 @@ def load_prompts(
   def load(path, **options):
     nonlocal too_long
     found, overlong = prompts.load_prompts(
-      path, spec.tokenizer, max_length=data.max_length, check=check, **options
+      path,
+      spec.tokenizer,
+      max_length=data.max_length,
+      check=check,
+      options=row_options(data),
+      **options,
     )
     too_long += overlong
     return found, None
@@ -117,6 +122,7 @@ def _load_rows(config, spec: ModelSpec, load, name: str, **options: Any):
     overlong=data.overlong,
     # 0 where there is a data.eval_path, see `check_data`.
     eval_fraction=data.eval_fraction,
+    options=row_options(data),
     **options,
   )
   found, held_out = _read_files(data, load, load)
@@ -126,6 +132,11 @@ def _load_rows(config, spec: ModelSpec, load, name: str, **options: Any):
     of = (f'{count:,} {shape}' for shape, count in shapes.items())
     rows += f' ({", ".join(of)})'
   _log([rows, f'{len(found):,} {name} to train on'], held_out, counts)
+  for file, columns in counts['unread'].items():
+    terminal.log(
+      f'data: {file}: not read: {", ".join(columns)} (data.ignore_columns '
+      'names what need not be said)'
+    )
   return found, held_out
 
 

@@ -11,13 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 from llm.align import checks as align_checks
-from llm.data import examples, pairs, prompts, rated, reading, shapes, steps
+from llm.data import examples, pairs, rated, reading, shapes, steps
 from llm.engine.checks import check_generate, check_score
 from llm.parallel.checks import check_microbatch
 from llm.rewards.functions import check_row
 from llm.rl import checks as rl_checks
 from llm.runs.base import base_limit, open_base
-from llm.runs.checks import check_data, check_fields, check_folder
+from llm.runs.checks import (
+  check_data,
+  check_fields,
+  check_folder,
+  row_options,
+)
 from llm.runs.export_checks import check_exports
 from llm.tasks.quickstart_checks import check_quickstart
 from llm.tasks.training_fields import training_fields
@@ -84,26 +89,32 @@ def _check_training(config, workdir: str | None) -> None:
 def _row_parser(config, field: str) -> Callable[[dict[str, Any]], Any]:
   """What takes a row of a file and raises a UserError if it cannot be used.
 
+  Whether the tokenizer has a chat template is not known yet.
+
   Args:
     config: of the run.
     field: of `config.data`, that names the file.
   """
+  options = row_options(config.data)
 
   def parse_text(row):
-    if config.task == 'distill' and field == 'path' and prompts.is_prompt(row):
-      return prompts.parse_row(row)
-    return shapes.canonical_row(row, True)
+    prompt = config.task == 'distill' and field == 'path'
+    if prompt and shapes.is_prompt(row, options):
+      return shapes.canonical_prompt(row, True, options)
+    return shapes.canonical_row(row, True, options)
 
   def parse_prompt(row):
     check_row(config.rewards, row)
-    return prompts.parse_row(row)
+    return shapes.canonical_prompt(row, True, options)
 
   if config.task in _ON_TEXTS:
     return parse_text
   if config.task in _ON_PROMPTS:
     return parse_prompt
   if config.loss.name == align_checks.KTO:
-    return rated.parse_row
-  if config.loss.name == align_checks.PROCESS:
-    return steps.parse_row
-  return pairs.parse_row
+    parse = rated.parse_row
+  elif config.loss.name == align_checks.PROCESS:
+    parse = steps.parse_row
+  else:
+    parse = pairs.parse_row
+  return lambda row: parse(row, True, options)

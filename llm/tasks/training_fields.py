@@ -61,6 +61,8 @@ def _data():
   data.seed = 0  # of the order
   data.overlong = 'truncate'  # rows above max_length; or 'drop', or 'split'
   data.separator = config_dict.placeholder(str)  # between documents of a text
+  data.learn = 'all'  # of the assistant's turns; or 'last'
+  data.ignore_columns = ()  # taken as missing; others that are unread are named
   # ((until, length), …): until a step, or a share of the run, rows are cut
   # into pieces of `length`; see llm/data/curriculum.py.
   data.curriculum = ()

@@ -9,7 +9,6 @@ at least one learned character.
 
 import bisect
 from collections.abc import Sequence
-from typing import Any
 
 from llm.errors import UserError
 from llm.text import chat, turns
@@ -133,11 +132,11 @@ def _marked(
   page: turns.Page, marked: list[tuple[int, int]], chosen: list[int]
 ) -> dict[int, tuple[int, int]]:
   """The same from the ranges between the tags of the template."""
-  speakers = [i for i, m in enumerate(page.messages) if m['role'] == 'assistant']
+  speakers = learned_turns(page.messages, 0, 'all', None)
   if len(marked) != len(speakers):
     raise UserError(
-      f'the chat template marks {len(marked)} parts of {len(speakers)} assistant'
-      ' messages by generation tags, so that it is not known which part belongs'
+      f'the chat template marks {len(marked)} parts of {len(speakers)}'
+      ' assistant messages by generation tags, so that it is not known which part belongs'
       ' to which message; use a template that marks each message once'
     )
   spans = dict(zip(speakers, marked))

@@ -22,7 +22,7 @@ _WHO = ('role', 'name')  # the keys for who speaks; the others are content
 def canonical_messages(messages: Any, name: str = 'messages') -> list[dict]:
   """Messages in the form that chat templates read.
 
-  - A key whose value is null, and `tool_calls` without a call, count as missing.
+  - A key whose value is null counts as missing, and `tool_calls` without one.
   - `content` made of text parts becomes their joined text; a message without
     content has the content ''.
   - `tool_calls` may be flat ({"name", "arguments"}), their arguments a JSON
@@ -114,7 +114,9 @@ def _canonical(message: Any, where: str) -> dict:
     )
   out = {key: value for key, value in message.items() if value is not None}
   for key in ('tool_calls', 'function_call'):
-    if key in out and not (calls := canonical_calls(out[key], f'{where}.{key}')):
+    if key in out and not (
+      calls := canonical_calls(out[key], f'{where}.{key}')
+    ):
       del out[key]
     elif key in out:
       out[key] = calls

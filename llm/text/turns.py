@@ -5,9 +5,9 @@ a message, and some write earlier turns anew when later ones follow. So a turn
 is found by rendering the conversation again with a changed message, and looking
 where the text changes:
 
-  text     …<|im_start|>assistant⏎          ho        <|im_end|>⏎<|im_start|>user…
-  changed  …<|im_start|>assistant⏎   (BEGIN)ho(END)   <|im_end|>⏎<|im_start|>user…
-                                     ^ the first difference   ^ the last one
+  text     …<|im_start|>assistant⏎       ho     <|im_end|>⏎<|im_start|>user…
+  changed  …<|im_start|>assistant⏎(BEGIN)ho(END)<|im_end|>⏎<|im_start|>user…
+                                  ^ first difference     ^ here it is the same
 
 The turn begins where the generation prompt ends, which stands before the first
 difference, and ends with a special token after the last one.
@@ -68,7 +68,7 @@ def find_turn(page: Page, number: int, after: int) -> tuple[int, int]:
 
 
 def check_turn(page: Page, number: int, span: tuple[int, int]) -> None:
-  """Refuses a template whose tags leave out a part of an assistant's message."""
+  """Refuses a template whose tags leave out a part of a learned message."""
   content = page.messages[number]['content'].strip()
   if _is_plain(page.messages[number]) and content in page.text[slice(*span)]:
     return

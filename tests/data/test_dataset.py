@@ -55,6 +55,7 @@ def test_counts_of_truncated_rows(tmp_path, tok):
     'emptied': 1,
     'split': 0,
     'shapes': {'prompt/completion': 3, 'text': 1},
+    'unread': {},
   }
   examples, _ = load_examples(path, tok, max_length=6, overlong='drop')
   assert texts(tok, examples) == ['abc']
@@ -208,6 +209,6 @@ def test_a_template_that_drops_the_answer_is_refused(tmp_path, with_template):
   ask = {'role': 'user', 'content': 'a'}
   say = {'role': 'assistant', 'content': 'b'}
   path = write(tmp_path / 'a.jsonl', [{'text': 'a'}, {'messages': [ask, say]}])
-  match = r'row 2: messages\[1\]: the chat template drops'
+  match = r'row 2: messages\[1\]: the chat template leaves'
   with pytest.raises(UserError, match=match):
     load_examples(path, with_template(template), max_length=64)

@@ -18,16 +18,22 @@ def tok():
   return load_tokenizer('bytes')
 
 
+def encoded(tok, row):
+  example = lib.encode_row(tok, row)
+  return example.tokens, example.loss_mask
+
+
 def test_prompt_and_completion_by_hand(tok):
   row = Row('', prompt='ab', completion='c é')
-  tokens, mask = lib.encode_row(tok, row)
+  tokens, mask = encoded(tok, row)
   np.testing.assert_array_equal(tokens, [BOS, *'abc é'.encode(), EOS])
   np.testing.assert_array_equal(mask, [0, 0, 0, 1, 1, 1, 1, 1])
-  assert tokens.dtype == np.int32 and mask.dtype == bool
+  weights = lib.encode_row(tok, row).loss_weights
+  assert tokens.dtype == np.int32 and weights.dtype == np.float32
 
 
 def test_text_by_hand(tok):
-  tokens, mask = lib.encode_row(tok, Row('', text='ab'))
+  tokens, mask = encoded(tok, Row('', text='ab'))
   np.testing.assert_array_equal(tokens, [BOS, 97, 98, EOS])
   np.testing.assert_array_equal(mask, [0, 1, 1, 1])
 
@@ -45,7 +51,7 @@ def test_ends_are_not_doubled(tok):
 def test_a_token_across_the_seam_is_the_completions(with_template):
   # ' the' is one token of the whole text; its space is written by the prompt.
   tok = with_template(None)
-  tokens, mask = lib.encode_row(tok, Row('', prompt='a ', completion='the cat'))
+  tokens, mask = encoded(tok, Row('', prompt='a ', completion='the cat'))
   whole = tok.encode('a the cat')
   np.testing.assert_array_equal(tokens, [*whole, *tok.eos_ids])
   apart = tok.encode('a ') + tok.encode('the cat', bos=False)
@@ -62,7 +68,7 @@ def test_the_mask_covers_every_character_of_the_completion(with_template):
       ''.join(rng.choice(pieces, rng.integers(1, 5))) for _ in 'ab'
     )
     row = Row('', prompt=prompt, completion=completion)
-    tokens, mask = lib.encode_row(tok, row)
+    tokens, mask = encoded(tok, row)
     np.testing.assert_array_equal(
       tokens, tok.encode(prompt + completion) + [tok.eos_ids[0]]
     )
@@ -80,7 +86,7 @@ def test_messages(with_template):
     {'role': 'user', 'content': 'the dog'},
     {'role': 'assistant', 'content': 'ran'},
   ]
-  tokens, mask = lib.encode_row(tok, Row('', messages=messages))
+  tokens, mask = encoded(tok, Row('', messages=messages))
   np.testing.assert_array_equal(tokens, chat.encode(tok, messages, False))
   assert (
     tok.decode(tokens[mask].tolist(), skip_special=False) == 'ran<|im_end|>'

@@ -79,7 +79,7 @@ def test_golden_unpacked_in_order():
   np.testing.assert_array_equal(second['loss_mask'][1, :4], [0, 1, 1, 0])
   assert {k: v.dtype for k, v in second.items()} == {
     'tokens': np.int32,
-    'loss_mask': bool,
+    'loss_mask': np.float32,
     'segment_ids': np.int32,
     'positions': np.int32,
   }

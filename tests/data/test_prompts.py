@@ -51,9 +51,9 @@ def test_rows_are_refused_by_number(load):
     {'role': 'assistant', 'content': 'c'},
   ]
   for bad, wanted in [
-    ({'question': 'x'}, "row 2: has no prompt (its keys: 'question')"),
-    ({'prompt': 3}, 'row 2: has no prompt'),
-    ({'messages': turns}, "row 2: the prompt ends with the assistant's answer"),
+    ({'asked': 'x'}, "row 2: has no prompt (its keys: 'asked')"),
+    ({'prompt': 3}, 'row 2: prompt=3: give a string or a list'),
+    ({'messages': turns}, "row 2: the prompt ends with what the assistant says"),
     ({'prompt': []}, 'row 2: '),
   ]:
     with pytest.raises(UserError) as caught:

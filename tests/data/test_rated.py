@@ -107,7 +107,7 @@ def test_held_out(load):
   'row, match',
   [
     ({'prompt': 'q', 'completion': 'a'}, 'no rated completion .*completion'),
-    (GOOD | {'kto_tag': True}, 'no rated completion'),
+    (GOOD | {'kto_tag': True}, 'has label and kto_tag'),
     (GOOD | {'label': 1}, r'label=1: give true \(good\) or false'),
     (GOOD | {'label': 'good'}, "label='good'"),
     ({'question': 'q', 'label': True}, 'of no known shape'),

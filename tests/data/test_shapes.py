@@ -70,7 +70,8 @@ def test_alpaca_without_a_chat_template_is_stanfords_prompt():
 @pytest.mark.parametrize(
   'value, match',
   [
-    ({'question': 1, 'answer': 2}, "no known shape .*'question', 'answer'"),
+    ({'asked': 1, 'answer': 2}, "no known shape .*'asked', 'answer'"),
+    ({'question': 1, 'answer': 'a'}, 'question=1: give a string'),
     ({}, 'no known shape .its keys: none'),
     ({'prompt': 'a'}, "no known shape .its keys: 'prompt'"),
     ({'prompt': 'a', 'completion': None}, 'no known shape'),
@@ -84,10 +85,10 @@ def test_alpaca_without_a_chat_template_is_stanfords_prompt():
     ({'text': ['a']}, r"text=\['a'\]: give a string"),
     ({'conversations': [{'from': 'bing', 'value': 'a'}]}, "from='bing'"),
     ({'conversations': [{'from': 'gpt'}]}, r'conversations\[0\]'),
-    ({'conversations': [{'from': 'gpt', 'value': 1}]}, r'\[0\].value=1'),
+    ({'conversations': [{'from': 'gpt', 'value': 1}]}, r'\[0\].content=1'),
     ({'conversations': {}}, 'give a list of turns'),
     ({'instruction': 'a', 'output': 'b', 'system': 's'}, 'system: '),
-    ({'instruction': 'a', 'output': 'b', 'history': [1]}, 'history: '),
+    ({'instruction': 'a', 'output': 'b', 'history': [['x', 'y']]}, 'history: '),
     ({'instruction': 'a', 'output': 1}, 'output=1'),
   ],
 )  # fmt: skip
