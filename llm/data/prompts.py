@@ -11,7 +11,8 @@ import numpy as np
 from llm.data import reading, records
 from llm.data.examples import Example, Examples, from_list
 from llm.errors import UserError
-from llm.text import chat
+from llm.text import chat_options
+from llm.text.chat_options import ChatOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ def load_prompts(
   tok,
   *,
   max_length: int,
+  options: ChatOptions = ChatOptions(),
   check: Callable[[dict[str, Any]], None] = lambda row: None,
   field: str = 'data.path',
   on_bytes: Callable[[int, int], None] | None = None,
@@ -47,6 +49,7 @@ def load_prompts(
     path: see `records.read_records`.
     tok: a `Tokenizer`.
     max_length: tokens of a prompt.
+    options: how messages are rendered; a row's own columns win.
     check: raises a UserError for a row that cannot be used.
     field: the config field of `path`, for messages.
     on_bytes: progress, called with (bytes done, bytes in all).
@@ -60,7 +63,7 @@ def load_prompts(
   counts = {'rows': 0, 'overlong': 0}
 
   def encode(row):
-    token_ids = _encode(tok, row)
+    token_ids = _encode(tok, row, options)
     check(row)
     if len(token_ids) > max_length:
       counts['overlong'] += 1
@@ -154,12 +157,14 @@ def parse_row(row: dict[str, Any]) -> str | list[dict]:
   return prompt
 
 
-def _encode(tok, row: dict[str, Any]) -> list[int]:
+def _encode(tok, row: dict[str, Any], options: ChatOptions) -> list[int]:
   prompt = parse_row(row)
-  if isinstance(prompt, str):
+  is_text = isinstance(prompt, str)
+  options = chat_options.row_options(row, None if is_text else prompt, options)
+  if is_text:
     token_ids = _encode_text(tok, prompt)
   else:
-    token_ids = chat.encode(tok, prompt, add_generation_prompt=True)
+    token_ids = chat_options.encode(tok, prompt, options)
   if not token_ids:
     raise UserError('the prompt has no token; give it a text')
   return token_ids

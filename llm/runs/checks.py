@@ -15,6 +15,7 @@ from llm.decode.sampling_params import SamplingParams
 from llm.errors import UserError
 from llm.models.config import REMAT
 from llm.parallel.checks import check_mesh
+from llm.text.chat_options import read_options
 from llm.train.checks import check_optim
 
 # What `train.best` may name, and which of two values is the better one; a kind
@@ -212,6 +213,7 @@ def check_data(data, limit: int | None = None) -> None:
       f'data.eval_path={data.eval_path!r} and data.eval_fraction='
       f'{data.eval_fraction}: set one of them'
     )
+  read_options(data, 'data.')
   if limit is not None and data.max_length > limit:
     raise UserError(
       f'data.max_length={data.max_length}: the model takes {limit} tokens '

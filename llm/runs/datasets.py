@@ -13,6 +13,7 @@ from llm.models.config import length_limit
 from llm.runs import outputs
 from llm.runs.checks import check_data
 from llm.runs.train_model import ModelSpec
+from llm.text.chat_options import ChatOptions, check_template, read_options
 
 # The counts that are logged where they are not 0.
 _LEFT_OUT = (
@@ -88,11 +89,17 @@ def load_prompts(
   """
   data, too_long = config.data, 0
   check_vocabulary(spec.tokenizer, spec.config.vocab_size)
+  rendering = rendering_of(data, spec.tokenizer)
 
   def load(path, **options):
     nonlocal too_long
     found, overlong = prompts.load_prompts(
-      path, spec.tokenizer, max_length=data.max_length, check=check, **options
+      path,
+      spec.tokenizer,
+      max_length=data.max_length,
+      options=rendering,
+      check=check,
+      **options,
     )
     too_long += overlong
     return found, None
@@ -103,6 +110,17 @@ def load_prompts(
     found, held_out = found[:train], found[train:]
   _log([f'{len(found):,} prompts'], held_out, {'too long': too_long})
   return found, held_out
+
+
+def rendering_of(data, tok) -> ChatOptions:
+  """How `config.data` says that conversations are rendered.
+
+  Raises:
+    UserError: a field is malformed, or the chat template does not read it.
+  """
+  options = read_options(data, 'data.')
+  check_template(tok, options, 'data.')
+  return options
 
 
 def _load_rows(config, spec: ModelSpec, load, name: str, **options: Any):
