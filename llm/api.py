@@ -72,7 +72,7 @@ def generate(
   tokenizer: Tokenizer,
   prompts: str | Sequence[str] | Sequence[dict] | Sequence[Sequence[dict]],
   *,
-  system: str | None = None,
+  system: str = '',
   tools: Any = (),
   chat_template_kwargs: Any = {},
   **sampling: Any,

@@ -133,7 +133,9 @@ def _marked(
   page: turns.Page, marked: list[tuple[int, int]], chosen: list[int]
 ) -> dict[int, tuple[int, int]]:
   """The same from the ranges between the tags of the template."""
-  speakers = [i for i, m in enumerate(page.messages) if m['role'] == 'assistant']
+  speakers = [
+    i for i, m in enumerate(page.messages) if m['role'] == 'assistant'
+  ]
   if len(marked) != len(speakers):
     raise UserError(
       f'the chat template marks {len(marked)} parts of {len(speakers)} assistant'

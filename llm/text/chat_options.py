@@ -13,6 +13,7 @@ from typing import Any
 
 from llm.errors import UserError
 from llm.text import chat
+from llm.text.messages import canonical_tools, show
 
 # Fields of a config, and columns of a row.
 FIELDS = ('system', 'tools', 'chat_template_kwargs')
@@ -21,7 +22,9 @@ _TAKEN = {
   'add_generation_prompt': 'the run sets it',
   'continue_final_message': 'the run sets it',
   'messages': 'it is what is rendered',
+  'self': 'Jinja has it',
   'template': 'the tokenizer has it',
+  'tok': 'it is the tokenizer',
   'tools': 'it has a field of its own, tools',
 }
 _SYSTEM_ROLES = ('system', 'developer')
@@ -32,21 +35,20 @@ class ChatOptions:
   """What a conversation is rendered with besides its messages.
 
   Attributes:
-    system: the system prompt of conversations that have none; '' is an empty
-      one, which keeps a template from writing its own.
+    system: the system prompt of conversations that have none; '' is none.
     tools: JSON schemas of functions; none: ().
     variables: further variables of the template, such as enable_thinking.
   """
 
-  system: str | None = None
+  system: str = ''
   tools: tuple[dict, ...] = ()
   variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def given(self) -> tuple[str, ...]:
     """The FIELDS that are set."""
-    values = (self.system is not None, bool(self.tools), bool(self.variables))
-    return tuple(name for name, is_set in zip(FIELDS, values) if is_set)
+    values = (self.system, self.tools, self.variables)
+    return tuple(name for name, value in zip(FIELDS, values) if value)
 
 
 def read_options(fields, prefix: str = '') -> ChatOptions:
@@ -59,9 +61,11 @@ def read_options(fields, prefix: str = '') -> ChatOptions:
   Raises:
     UserError: a value is malformed, or `tools` names no file of tools.
   """
-  tools, variables = fields.tools, fields.chat_template_kwargs
+  system, tools, variables = (fields[name] for name in FIELDS)
+  if system is not None and not system.strip():
+    raise UserError(f'{prefix}system={system!r}: write one, or leave it unset')
   return ChatOptions(
-    fields.system,
+    system or '',
     () if tools is None else read_tools(tools, f'{prefix}tools'),
     {}
     if variables is None
@@ -75,7 +79,7 @@ def row_options(
   """The options of a row: its own columns, and the run's where it has none.
 
   Variables are merged name by name. `tools: []` is a row without tools. A
-  column whose value is null counts as missing.
+  column whose value is null counts as missing, and so does `system: ""`.
 
   Args:
     row: with or without FIELDS.
@@ -88,20 +92,20 @@ def row_options(
       file and row before the message.
   """
   system, tools, variables = (row.get(name) for name in FIELDS)
-  if system is not None and not isinstance(system, str):
-    raise UserError(f'system={_show(system)}: give a string')
+  if not isinstance(system, str | None):
+    raise UserError(f'system={show(system)}: give a string')
   if tools is not None:
     options = dataclasses.replace(options, tools=parse_tools(tools, 'tools'))
   if variables is not None:
     own = parse_variables(variables, 'chat_template_kwargs')
     merged = {**options.variables, **own}
     options = dataclasses.replace(options, variables=merged)
-  if system is not None:
+  if system:
     options = dataclasses.replace(options, system=system)
     if _has_system(messages) and messages[0].get('content') != system:
       raise UserError(
-        f'system={_show(system)}: the messages begin with another one,'
-        f' {_show(messages[0].get("content"))}; keep one of them'
+        f'system={show(system)}: the messages begin with another one,'
+        f' {show(messages[0].get("content"))}; keep one of them'
       )
   if messages is None and options.given:
     raise UserError(
@@ -132,7 +136,7 @@ def check_template(tok, options: ChatOptions, prefix: str = '') -> None:
     )
   tools = list(options.tools) or None
   names = ['tools'] * bool(tools) + list(options.variables)
-  for name in unread_variables(tok, names, tools=tools):
+  for name in chat.unread_variables(tok, names, tools=tools):
     if name == 'tools':
       raise UserError(
         f'{prefix}tools: the chat template of {tok.source} does not read tools;'
@@ -143,16 +147,6 @@ def check_template(tok, options: ChatOptions, prefix: str = '') -> None:
       f' no {name!r}, so it would change nothing; leave it out, or correct its'
       ' name'
     )
-
-
-def unread_variables(tok, names, tools=None) -> list[str]:
-  """Those of `names` that the chat template reads nothing by."""
-  from jinja2 import nodes
-
-  _, source = chat._choose(tok, None, tools)
-  tree = chat._environment().parse(source)
-  read = {node.name for node in tree.find_all(nodes.Name) if node.ctx == 'load'}
-  return [name for name in names if name not in read]
 
 
 def render(tok, messages: list[dict], options: ChatOptions) -> str:
@@ -171,13 +165,15 @@ def render(tok, messages: list[dict], options: ChatOptions) -> str:
   text = chat.render(
     tok, conversation(messages, options), **template_arguments(options)
   )
-  if options.system and not _has_system(messages):
-    if options.system.strip() not in text:
-      raise UserError(
-        f'system={_show(options.system)}: the chat template of {tok.source}'
-        ' leaves it out; leave system unset, or write it into what the user'
-        ' says'
-      )
+  if (
+    options.system
+    and not _has_system(messages)
+    and options.system.strip() not in text
+  ):
+    raise UserError(
+      f'system={show(options.system)}: the chat template of {tok.source} leaves'
+      ' it out; leave system unset, or write it into what the user says'
+    )
   for tool in options.tools:
     name = tool['function']['name']
     if name not in text:
@@ -196,11 +192,8 @@ def encode(tok, messages: list[dict], options: ChatOptions) -> list[int]:
 
 def conversation(messages: Any, options: ChatOptions) -> Any:
   """The messages, with the system prompt before them if they have none."""
-  if (
-    options.system is None
-    or _has_system(messages)
-    or not isinstance(messages, (list, tuple))
-  ):
+  is_list = isinstance(messages, (list, tuple)) and messages
+  if not options.system or not is_list or _has_system(messages):
     return messages
   return [{'role': 'system', 'content': options.system}, *messages]
 
@@ -251,26 +244,29 @@ def parse_tools(value: Any, where: str) -> tuple[dict, ...]:
   """Tools as templates read them: {"type": "function", "function": {…}}.
 
   Args:
-    value: a list of tools, {"tools": […]}, a single tool, or one of these as
-      JSON text. A bare function {"name", "parameters"} is put under "function".
+    value: what `canonical_tools` takes, or a single tool.
     where: the field or column, for messages.
 
   Raises:
     UserError: it is something else, a function has no name, or two have one.
   """
-  if isinstance(value, str):
-    try:
-      value = json.loads(value) if value.strip() else []
-    except (ValueError, RecursionError) as error:
-      raise UserError(f'{where}: not valid JSON ({error})') from None
-  if isinstance(value, dict):
-    value = value['tools'] if 'tools' in value else [value]
-  if not isinstance(value, (list, tuple)):
-    raise UserError(f'{where}: {_show(value)} is no list of tools')
-  tools = tuple(
-    _checked_tool(tool, f'{where}: tool {number}')
-    for number, tool in enumerate(value, 1)
-  )
+  if isinstance(value, Mapping) and 'tools' not in value:
+    value = [value]
+  tools = tuple(canonical_tools(value, where) or ())
+  for number, tool in enumerate(tools):
+    function = tool.get('function')
+    if (
+      tool.get('type') != 'function'
+      or not isinstance(function, dict)
+      or not isinstance(function.get('name'), str)
+      or not function['name'].strip()
+      or not isinstance(function.get('parameters') or {}, dict)
+    ):
+      raise UserError(
+        f'{where}[{number}]: {show(tool)} is no function; write {{"type":'
+        ' "function", "function": {"name": "…", "description": "…",'
+        ' "parameters": {…}}}'
+      )
   names = [tool['function']['name'] for tool in tools]
   for name in names:
     if names.count(name) > 1:
@@ -292,7 +288,7 @@ def parse_variables(value: Any, where: str) -> dict[str, Any]:
     value = _literal(value, where)
   if not isinstance(value, Mapping):
     raise UserError(
-      f'{where}={_show(value)}: write \'{{"NAME": VALUE, …}}\', such as'
+      f'{where}={show(value)}: write \'{{"NAME": VALUE, …}}\', such as'
       ' \'{"enable_thinking": False}\''
     )
   for name in value:
@@ -304,7 +300,7 @@ def parse_variables(value: Any, where: str) -> dict[str, Any]:
     return json.loads(json.dumps(dict(value)))
   except (TypeError, ValueError, RecursionError):
     raise UserError(
-      f'{where}={_show(value)}: use values that JSON has'
+      f'{where}={show(value)}: use values that JSON has'
     ) from None
 
 
@@ -316,36 +312,11 @@ def _literal(text: str, where: str) -> Any:
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
       continue
   raise UserError(
-    f'{where}={_show(text)}: neither JSON nor Python; write \'{{"NAME": VALUE,'
+    f'{where}={show(text)}: neither JSON nor Python; write \'{{"NAME": VALUE,'
     " …}', such as '{\"enable_thinking\": False}'"
-  )
-
-
-def _checked_tool(tool: Any, where: str) -> dict:
-  if isinstance(tool, dict):
-    tool = {key: part for key, part in tool.items() if part is not None}
-    if 'name' in tool and not {'type', 'function'} & set(tool):
-      tool = {'type': 'function', 'function': tool}
-    function = tool.get('function')
-    if (
-      tool.get('type') == 'function'
-      and isinstance(function, dict)
-      and isinstance(function.get('name'), str)
-      and function['name'].strip()
-      and isinstance(function.get('parameters', {}), (dict, type(None)))
-    ):
-      return tool
-  raise UserError(
-    f'{where}, {_show(tool)}, is no function; write {{"type": "function",'
-    ' "function": {"name": "…", "description": "…", "parameters": {…}}}'
   )
 
 
 def _has_system(messages: Any) -> bool:
   first = messages[0] if isinstance(messages, (list, tuple)) and messages else 0
   return isinstance(first, dict) and first.get('role') in _SYSTEM_ROLES
-
-
-def _show(value: Any) -> str:
-  text = repr(value)
-  return text if len(text) <= 60 else text[:57] + '…'

@@ -114,7 +114,9 @@ def _canonical(message: Any, where: str) -> dict:
     )
   out = {key: value for key, value in message.items() if value is not None}
   for key in ('tool_calls', 'function_call'):
-    if key in out and not (calls := canonical_calls(out[key], f'{where}.{key}')):
+    if key in out and not (
+      calls := canonical_calls(out[key], f'{where}.{key}')
+    ):
       del out[key]
     elif key in out:
       out[key] = calls

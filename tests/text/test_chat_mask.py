@@ -166,7 +166,10 @@ def test_keys_without_a_value_do_not_matter(make_tok):
 @pytest.mark.parametrize(
   'template, match',
   [
-    ('{% for m in messages %}{{ m.role }}{% endfor %}', r'\[1\].* leaves out content'),
+    (
+      '{% for m in messages %}{{ m.role }}{% endfor %}',
+      r'\[1\].* leaves out content',
+    ),
     (
       '{% for m in messages %}{{ m.content + m.content }}{% endfor %}',
       r'messages\[1\].* repeats',
