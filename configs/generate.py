@@ -8,7 +8,7 @@ A file of prompts (JSONL):
     --config.prompts_file=IN.jsonl --config.output=OUT.jsonl
 A chat in the terminal:
   python launch.py --config=configs/generate.py --config.model.path=PATH \
-    --config.chat=True
+    --config.chat=True --config.system="You are terse."
 
 PATH is a Hugging Face model folder or a llama2.c `.bin`. Expected: the text,
 then a table with the time to the first token, tokens per second of both phases
@@ -38,6 +38,11 @@ def get_config(arg=None):
   config.prompts_file = optional(str)
   config.chat = False
   config.output = optional(str)  # JSONL; needed with prompts_file
+  # Of messages and of a chat; a row's own columns of these names win.
+  config.system = optional(str)  # system prompt
+  config.tools = optional(str)  # JSON file: schemas of functions
+  # Variables of the chat template: '{"enable_thinking": False}'
+  config.chat_template_kwargs = optional(str)
 
   config.dtype = 'float32'  # of params and cache; on a CPU the fastest
   config.batch_size = 8  # rows decoded together

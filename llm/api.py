@@ -15,8 +15,15 @@ from llm.decode.completion import Completion
 from llm.decode.sampling_params import SamplingParams
 from llm.decode.score import score as score_tokens
 from llm.engine.completions import TextModel, complete
-from llm.engine.requests import Request, make_samples, model_limits
+from llm.engine.requests import (
+  Request,
+  make_samples,
+  model_limits,
+  prompt_tokens,
+)
 from llm.models.transformer import Transformer, stack_layers
+from llm.text import chat_options
+from llm.text.chat_options import ChatOptions
 from llm.text.tokenizer import Tokenizer
 
 
@@ -63,14 +70,23 @@ def generate(
   model: Transformer,
   params: Any,
   tokenizer: Tokenizer,
-  prompts: str | Sequence[str],
+  prompts: str | Sequence[str] | Sequence[dict] | Sequence[Sequence[dict]],
+  *,
+  system: str = '',
+  tools: Any = (),
+  chat_template_kwargs: Any = {},
   **sampling: Any,
 ) -> list[Completion]:
-  """Completes one or several texts.
+  """Completes one or several texts or conversations.
 
   Args:
     model, params, tokenizer: as `load` gives them.
-    prompts: a text or a list of texts.
+    prompts: a text, or a conversation as a list of messages such as {'role':
+      'user', 'content': 'hi'}; or a list of these.
+    system: system prompt of conversations that have none.
+    tools: JSON schemas of functions, see `chat_options.parse_tools`.
+    chat_template_kwargs: variables of the chat template, such as
+      {'enable_thinking': False}.
     **sampling: fields of `SamplingParams`, the same for all prompts.
 
   Returns:
@@ -80,14 +96,32 @@ def generate(
   Raises:
     UserError: a setting is wrong, or a prompt does not fit.
   """
-  texts = [prompts] if isinstance(prompts, str) else list(prompts)
   settings = SamplingParams.from_dict(sampling)
-  requests = [
-    Request(i, text, tuple(tokenizer.encode(text)), settings)
-    for i, text in enumerate(texts)
-  ]
+  options = ChatOptions(
+    system,
+    chat_options.parse_tools(tools, 'tools'),
+    chat_options.parse_variables(chat_template_kwargs, 'chat_template_kwargs'),
+  )
+  requests = []
+  for i, row in enumerate(_as_rows(prompts)):
+    text, tokens = prompt_tokens(row, tokenizer, f'prompts[{i}]', options)
+    continues = 'prompt' in row
+    requests.append(Request(i, text, tokens, settings, continues))
   text_model = TextModel(model, params, tokenizer, model_limits(model.config))
   return list(complete(text_model, make_samples(requests)))
+
+
+def _as_rows(prompts) -> list[dict[str, Any]]:
+  """Texts and conversations as rows of a file of prompts."""
+  if isinstance(prompts, str):
+    prompts = [prompts]
+  prompts = list(prompts)
+  if prompts and isinstance(prompts[0], dict):  # one conversation
+    prompts = [prompts]
+  return [
+    {'prompt': prompt} if isinstance(prompt, str) else {'messages': prompt}
+    for prompt in prompts
+  ]
 
 
 def score(

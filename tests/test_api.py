@@ -36,6 +36,28 @@ def test_generate_gives_text_for_each_prompt_and_sample(loaded):
   assert llm.generate(*loaded, []) == []
 
 
+def test_generate_takes_conversations(loaded):
+  model, params, _ = loaded
+  tokenizer = load_tokenizer('bytes')
+  tokenizer.chat_templates['default'] = (
+    '{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}{{ x }}'
+  )
+  options = {'max_new_tokens': 5, 'ignore_eos': True, 'temperature': 0.0}
+  asked = [{'role': 'user', 'content': 'q'}]
+  chat = {'system': 'S', 'chat_template_kwargs': {'x': '!'}}
+  [answer] = llm.generate(model, params, tokenizer, asked, **options, **chat)
+  rendered = tokenizer.encode('<s>S<u>q!', bos=False)
+  assert answer.prompt_tokens == len(rendered)
+  both = llm.generate(model, params, tokenizer, [asked, asked], **options)
+  assert [a.prompt_tokens for a in both] == [len('<u>q')] * 2
+  with pytest.raises(
+    UserError, match=r'prompts\[1\]: system: of'
+  ):
+    llm.generate(model, params, tokenizer, [asked, 'q'], system='S')
+  with pytest.raises(UserError, match='tools=5: give a list'):
+    llm.generate(model, params, tokenizer, asked, tools=5)
+
+
 def test_generate_ends_at_a_stop_string(loaded):
   options = {
     'n': 4, 'max_new_tokens': 40, 'temperature': 1.5, 'ignore_eos': True,

@@ -11,11 +11,11 @@ Beside the prompt and the completion a row of any shape may have
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import json
 from typing import Any
 
 from llm.errors import UserError
 from llm.text.chat_mask import LEARN
+from llm.text.chat_options import ChatOptions, parse_variables
 from llm.text.messages import canonical_messages, canonical_tools, show
 
 # Columns that hold a part of what was said. Where one is not read, and its text
@@ -34,8 +34,7 @@ class RowOptions:
   Attributes:
     learn: 'all' the assistant's turns of a completion, or the 'last' one.
     ignore: columns that are taken as missing.
-    system, tools, variables: for conversations that have none of their own: the
-      text of a system message, JSON schemas, variables of the chat template.
+    chat: what conversations are rendered with that have none of their own.
 
   Raises:
     UserError: a value is none of these; the config's field is named.
@@ -43,9 +42,7 @@ class RowOptions:
 
   learn: str = 'all'
   ignore: tuple[str, ...] = ()
-  system: str | None = None
-  tools: Sequence[dict] | None = None
-  variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  chat: ChatOptions = ChatOptions()
 
   def __post_init__(self):
     if self.learn not in LEARN:
@@ -128,31 +125,25 @@ class Columns:
 class Shared:
   """What any shape of row may have besides, see the top of this file.
 
-  `own_system` is of the row, `system` of the run.
+  Attributes:
+    own_system: the system prompt of the row, None where it has none.
+    chat: of the run, with tools and variables of the row.
+    history: earlier turns.
+    given: names of what is set, by the row or by the run.
   """
 
   own_system: str | None
-  system: str | None
+  chat: ChatOptions
   history: tuple[dict, ...]
-  tools: list[dict] | None
-  variables: dict[str, Any]
+  given: tuple[str, ...]
 
   def refuse(self, why: str) -> None:
-    """Refuses what the row itself has, where nothing can be rendered."""
-    given = [name for name in self._of_row() if self._of_row()[name]]
-    if given:
+    """Refuses what is given, where nothing can be rendered."""
+    if self.given:
       raise UserError(
-        f'{given[0]}: {why}; write the row as messages (with a tokenizer that'
-        ' has a chat template), or name the column in data.ignore_columns'
+        f'{self.given[0]}: {why}; write the row as messages (with a tokenizer'
+        ' that has a chat template), or leave it out (data.ignore_columns)'
       )
-
-  def _of_row(self) -> dict[str, Any]:
-    return {
-      'system': self.own_system,
-      'history': self.history,
-      'tools': self.tools,
-      'chat_template_kwargs': self.variables,
-    }
 
 
 def take_shared(columns: Columns, options: RowOptions) -> Shared:
@@ -168,17 +159,18 @@ def take_shared(columns: Columns, options: RowOptions) -> Shared:
         ' data.ignore_columns'
       )
   name = columns.only(('system', 'system_prompt'))
-  own = system_text(columns.take(name), name) if name else ''
-  variables = _object(columns.take('chat_template_kwargs'))
+  own = (system_text(columns.take(name), name) if name else '') or None
+  history, chat = _history(columns.take('history')), options.chat
+  if 'tools' in columns:  # an empty list is a row without tools
+    tools = canonical_tools(columns.take('tools'))
+    chat = dataclasses.replace(chat, tools=tuple(tools or ()))
+  variables = _variables(columns.take('chat_template_kwargs'))
   if documents := columns.take('documents'):
     variables['documents'] = documents
-  return Shared(
-    own_system=own or None,
-    system=options.system,
-    history=_history(columns.take('history')),
-    tools=canonical_tools(columns.take('tools')),
-    variables=variables,
-  )
+  chat = dataclasses.replace(chat, variables={**chat.variables, **variables})
+  given = ['system'] * bool(own) + ['history'] * bool(history)
+  given += [name for name in chat.given if name not in given]
+  return Shared(own, chat, history, tuple(given))
 
 
 def system_text(value: Any, name: str) -> str:
@@ -194,21 +186,10 @@ def string(value: Any, name: str) -> str:
   return value
 
 
-def _object(value: Any) -> dict[str, Any]:
-  """`chat_template_kwargs` as an object."""
+def _variables(value: Any) -> dict[str, Any]:
   name = 'chat_template_kwargs'
-  if isinstance(value, str) and value.strip():
-    try:
-      value = json.loads(value)
-    except (ValueError, RecursionError) as error:
-      raise UserError(
-        f'{name}={show(value)}: is not JSON ({error}); give an object'
-      ) from None
-  if not value:
-    return {}
-  if not isinstance(value, dict):
-    raise UserError(f'{name}={show(value)}: give an object')
-  return dict(value)
+  blank = isinstance(value, str) and not value.strip()
+  return {} if value is None or blank else parse_variables(value, name)
 
 
 def _history(value: Any) -> tuple[dict, ...]:

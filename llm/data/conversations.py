@@ -143,8 +143,8 @@ def with_shared(turns: Turns, shared: Shared) -> Turns:
         f'system={show(shared.own_system)}: the conversation begins with'
         f' another system message, {show(text)}; keep one of them'
       )
-  elif shared.own_system or shared.system:
-    head = say('system', shared.own_system or shared.system)
+  elif system := shared.own_system or shared.chat.system:
+    head = say('system', system)
   return head + plain_turns(*shared.history) + rest
 
 

@@ -195,8 +195,7 @@ def read_pair(
       )
   shared = take_shared(columns, options)
   return [
-    shapes.as_row('pair', turns, shared, options, context)
-    for turns, context in whole
+    shapes.as_row('pair', turns, shared, context) for turns, context in whole
   ]
 
 

@@ -191,18 +191,18 @@ def read_prompt(
   if 'prompt' in columns:
     prompt = columns.take('prompt')
     if isinstance(prompt, list):
-      return as_row('prompt', read_turns(prompt, 'prompt'), shared, options)
+      return as_row('prompt', read_turns(prompt, 'prompt'), shared)
     if not isinstance(prompt, str):
       raise UserError(f'prompt={prompt!r}: give a string or a list of messages')
     shared.refuse('the prompt is a string, around which nothing is written')
     return Row('prompt', prompt=prompt)
   if name := columns.only(COLUMNS):
     turns = read_turns(columns.take(name), name)
-    return as_row('prompt', turns, shared, options)
+    return as_row('prompt', turns, shared)
   if any(name in columns for name in QUESTIONS):
     asked = take_question(columns)
     if has_template:
-      return as_row('prompt', say('user', asked.text), shared, options)
+      return as_row('prompt', say('user', asked.text), shared)
     shared.refuse(_NO_TEMPLATE)
     return Row('prompt', prompt=asked.prompt)
   raise UserError(
@@ -224,7 +224,6 @@ def as_row(
   shape: str,
   turns: Turns,
   shared: Shared,
-  options: RowOptions,
   context: int = 0,
 ) -> Row:
   """A row of messages, of which the first `context` are not learned."""
@@ -235,8 +234,8 @@ def as_row(
     messages=list(whole.messages),
     learn_from=context + added if context else 0,
     weights=whole.weights,
-    tools=shared.tools or (list(options.tools) if options.tools else None),
-    variables={**options.variables, **shared.variables},
+    tools=list(shared.chat.tools) or None,
+    variables=dict(shared.chat.variables),
   )
 
 
@@ -268,7 +267,7 @@ def listed(columns: Columns) -> str:
 def _messages(columns: Columns, name: str, options: RowOptions) -> Row:
   shared = take_shared(columns, options)
   turns = read_turns(columns.take(name), name)
-  return as_row(name, turns, shared, options)
+  return as_row(name, turns, shared)
 
 
 def _completion(columns: Columns, options: RowOptions) -> Row:
@@ -279,7 +278,7 @@ def _completion(columns: Columns, options: RowOptions) -> Row:
     turns, context = joined(
       read_turns(prompt, 'prompt'), read_turns(completion, name)
     )
-    return as_row('prompt/completion', turns, shared, options, context)
+    return as_row('prompt/completion', turns, shared, context)
   if isinstance(prompt, list) or isinstance(completion, list):
     raise UserError(
       f'prompt and {name} are a string and a list of messages; give two'
@@ -304,7 +303,7 @@ def _question(
   asked, said = take_question(columns), columns.text(reply)
   if has_template:
     turns = say('user', asked.text) + say('assistant', said)
-    return as_row(shape, turns, shared, options)
+    return as_row(shape, turns, shared)
   shared.refuse(_NO_TEMPLATE)
   return Row(shape, prompt=asked.prompt, completion=said)
 

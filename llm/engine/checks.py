@@ -11,6 +11,7 @@ from llm.engine.output import check_output
 from llm.engine.requests import check_first_request, read_jsonl, run_sampling
 from llm.engine.score_rows import parse_row
 from llm.errors import UserError
+from llm.text.chat_options import FIELDS, read_options
 
 
 def check_generate(config) -> None:
@@ -26,8 +27,9 @@ def check_generate(config) -> None:
   sampling = run_sampling(config.sampling)
   if config.output is not None:
     check_output(config.output)
+  options = read_options(config)
   if config.prompts_file is not None:
-    check_first_request(config.prompts_file, sampling)
+    check_first_request(config.prompts_file, sampling, options)
 
 
 def check_score(config) -> None:
@@ -58,6 +60,13 @@ def check_inputs(config) -> None:
     raise UserError(
       f'{" and ".join(given) + " are" if given else "nothing is"} set: set '
       'exactly one of --config.prompt, --config.prompts_file and --config.chat'
+    )
+  options = [name for name in FIELDS if config[name] is not None]
+  if config.prompt is not None and options:
+    raise UserError(
+      f'{options[0]}={config[options[0]]!r} with prompt: a plain prompt does '
+      'not go through the chat template; use --config.chat=True, or messages '
+      'in a prompts_file'
     )
   if config.chat and config.sampling.n != 1:
     raise UserError(f'sampling.n={config.sampling.n} with chat=True: use 1')

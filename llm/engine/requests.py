@@ -11,9 +11,12 @@ from llm import config_args
 from llm.decode.sampling_params import SamplingParams, check_ids, expand
 from llm.errors import UserError
 from llm.models.config import ModelConfig, length_limit
-from llm.text import chat
+from llm.text import chat_options
+from llm.text.chat_options import ChatOptions
 
-ROW_KEYS = ('prompt', 'messages', 'token_ids', 'sampling')
+ROW_KEYS = (
+  'prompt', 'messages', 'token_ids', 'sampling', *chat_options.FIELDS,
+)  # fmt: skip
 DEFAULT_NEW_TOKENS = 128
 
 
@@ -105,16 +108,22 @@ def read_jsonl(path: str, field: str) -> Iterator[tuple[str, dict]]:
 
 
 def read_requests(
-  path: str, tokenizer, sampling: dict, limits: Limits
+  path: str,
+  tokenizer,
+  sampling: dict,
+  limits: Limits,
+  options: ChatOptions = ChatOptions(),
 ) -> list[Request]:
   """Reads and checks a whole file of prompts.
 
   Args:
     path: JSONL; each row has one of `prompt`, `messages`, `token_ids`, and
-      optionally a `sampling` object that overrides `sampling`.
+      optionally a `sampling` object that overrides `sampling`. One with
+      messages may have the columns `chat_options.FIELDS`.
     tokenizer: of the model; None serves rows of token ids only.
     sampling: the run's settings, as the keyword arguments of SamplingParams.
     limits: what fits.
+    options: how the run renders messages.
 
   Raises:
     UserError: the first bad row, by its line, field and value.
@@ -122,7 +131,7 @@ def read_requests(
   requests = []
   for where, row in read_jsonl(path, 'prompts_file'):
     settings = row_sampling(row, sampling, where)
-    prompt, tokens = prompt_tokens(row, tokenizer, where)
+    prompt, tokens = prompt_tokens(row, tokenizer, where, options)
     request = make_request(
       len(requests),
       prompt,
@@ -136,18 +145,20 @@ def read_requests(
   return requests
 
 
-def check_first_request(path: str, sampling: dict) -> None:
+def check_first_request(
+  path: str, sampling: dict, options: ChatOptions = ChatOptions()
+) -> None:
   """Refuses a file whose first row is broken, whatever the model is.
 
   Args:
-    path, sampling: as for `read_requests`.
+    path, sampling, options: as for `read_requests`.
 
   Raises:
     UserError: the file or the row, by its line, field and value.
   """
   where, row = next(read_jsonl(path, 'prompts_file'))
   settings = row_sampling(row, sampling, where)
-  parse_prompt(row, where)
+  parse_prompt(row, where, options)
   if settings.get('max_new_tokens') is None:  # what fits the model
     settings.pop('max_new_tokens', None)
   try:
@@ -165,8 +176,10 @@ def row_sampling(row: dict, sampling: dict, where: str) -> dict:
   return {**sampling, **own}
 
 
-def parse_prompt(row: dict, where: str) -> tuple[str, Any]:
-  """(key, value) of a row's only prompt: a string, messages or token ids."""
+def parse_prompt(
+  row: dict, where: str, options: ChatOptions = ChatOptions()
+) -> tuple[str, Any, ChatOptions]:
+  """A row's only prompt: its key, its value, and how it is to be rendered."""
   given = [key for key in ('prompt', 'messages', 'token_ids') if key in row]
   if len(given) != 1:
     raise UserError(
@@ -178,12 +191,19 @@ def parse_prompt(row: dict, where: str) -> tuple[str, Any]:
     value = token_list(value, 'token_ids', where)
   if given[0] == 'prompt' and not isinstance(value, str):
     raise UserError(f'{where}: prompt={_show(value)}: give a string')
-  return given[0], value
+  messages = value if given[0] == 'messages' else None
+  try:
+    options = chat_options.row_options(row, messages, options)
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from None
+  return given[0], value, options
 
 
-def prompt_tokens(row: dict, tokenizer, where: str) -> tuple[str | None, tuple]:
+def prompt_tokens(
+  row: dict, tokenizer, where: str, options: ChatOptions = ChatOptions()
+) -> tuple[str | None, tuple]:
   """Text and token ids of a row's only prompt, in whichever form it comes."""
-  form, value = parse_prompt(row, where)
+  form, value, options = parse_prompt(row, where, options)
   if form == 'token_ids':
     tokens, text = value, None
     if tokenizer and all(0 <= t < tokenizer.vocab_size for t in tokens):
@@ -197,8 +217,8 @@ def prompt_tokens(row: dict, tokenizer, where: str) -> tuple[str | None, tuple]:
   try:
     if form == 'prompt':
       return value, tuple(tokenizer.encode(value))
-    text = chat.render(tokenizer, value)
-    return text, tuple(chat.encode(tokenizer, value))
+    text = chat_options.render(tokenizer, value, options)
+    return text, tuple(tokenizer.encode(text, bos=False))
   except UserError as error:
     raise UserError(f'{where}: {error}') from None
 

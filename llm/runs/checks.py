@@ -16,6 +16,7 @@ from llm.decode.sampling_params import SamplingParams
 from llm.errors import UserError
 from llm.models.config import REMAT
 from llm.parallel.checks import check_mesh
+from llm.text.chat_options import read_options
 from llm.train.checks import check_optim
 
 # What `train.best` may name, and which of two values is the better one; a kind
@@ -202,7 +203,11 @@ def row_options(data) -> RowOptions:
   Raises:
     UserError: naming the field.
   """
-  return RowOptions(learn=data.learn, ignore=tuple(data.ignore_columns))
+  return RowOptions(
+    learn=data.learn,
+    ignore=tuple(data.ignore_columns),
+    chat=read_options(data, 'data.'),
+  )
 
 
 def check_data(data, limit: int | None = None) -> None:

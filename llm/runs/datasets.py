@@ -13,6 +13,7 @@ from llm.models.config import length_limit
 from llm.runs import outputs
 from llm.runs.checks import check_data, row_options
 from llm.runs.train_model import ModelSpec
+from llm.text.chat_options import check_template
 
 # The counts that are logged where they are not 0.
 _LEFT_OUT = (
@@ -88,6 +89,7 @@ def load_prompts(
   """
   data, too_long = config.data, 0
   check_vocabulary(spec.tokenizer, spec.config.vocab_size)
+  check_template(spec.tokenizer, row_options(data).chat, 'data.')
 
   def load(path, **options):
     nonlocal too_long
@@ -115,6 +117,7 @@ def _load_rows(config, spec: ModelSpec, load, name: str, **options: Any):
   data, tok = config.data, spec.tokenizer
   check_data(data, length_limit(spec.config))
   check_vocabulary(tok, spec.config.vocab_size)
+  check_template(tok, row_options(data).chat, 'data.')
   load = functools.partial(
     load,
     tok=tok,

@@ -24,7 +24,8 @@ _FREE = {
     'microbatch_size',
     'remat',
   ),
-  'data': ('path', 'eval_path'),  # the contents count: Recipe.identity
+  # The contents count: Recipe.identity.
+  'data': ('path', 'eval_path', 'tools'),
   'lora': ('export', 'path'),  # the contents count: ModelSpec.weights
   'teacher': ('path',),  # the weights count: Recipe.identity
 }

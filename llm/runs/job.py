@@ -17,6 +17,7 @@ from llm.runs import checks, exports, samples
 from llm.runs.export_checks import check_exports
 from llm.runs.identity import open_checkpoints
 from llm.runs.train_model import ModelSpec, read_spec, trained_shapes
+from llm.text.chat_options import read_options
 from llm.train.optim import check_params, make_optimizer
 
 
@@ -84,7 +85,8 @@ def check_job(
       fit this run.
   """
   config, workdir, spec = job.config, job.workdir, job.spec
-  samples.check_fields(config.sample, spec)
+  options = read_options(config.data, 'data.')
+  samples.check_fields(config.sample, spec, options)
   exports.check_fields(config, spec, reward_head)
   shapes = jax.eval_shape(with_head, trained_shapes(config, spec))
   check_params(config.optim, shapes)

@@ -13,11 +13,18 @@ from llm.models.transformer import Transformer
 from llm.parallel.distributed import is_writer, to_host
 from llm.runs.checks import sample_params
 from llm.runs.train_model import ModelSpec, TrainModel
-from llm.text import chat
+from llm.text import chat_options
+from llm.text.chat_options import ChatOptions
 
 
-def check_fields(sample, spec: ModelSpec) -> None:
-  """Refuses prompts that the model cannot continue."""
+def check_fields(sample, spec: ModelSpec, options: ChatOptions) -> None:
+  """Refuses prompts that the model cannot continue.
+
+  Args:
+    sample: `config.sample`.
+    spec: the model.
+    options: how conversations are rendered.
+  """
   tok, limit = spec.tokenizer, length_limit(spec.config)
   if sample.chat and not tok.chat_templates:
     raise UserError(
@@ -27,7 +34,7 @@ def check_fields(sample, spec: ModelSpec) -> None:
     where = f'sample.prompts: {prompt!r}'
     if not isinstance(prompt, str):
       raise UserError(f'{where}: use texts only')
-    tokens = len(_encode(tok, prompt, sample.chat))
+    tokens = len(_encode(tok, prompt, sample.chat, options))
     if not tokens:
       raise UserError(f'{where} has no token: leave it out')
     if tokens + sample.max_new_tokens > limit:
@@ -38,12 +45,18 @@ def check_fields(sample, spec: ModelSpec) -> None:
 
 
 def write_samples(
-  sample, train_model: TrainModel, params, step: int, workdir: str
+  sample,
+  options: ChatOptions,
+  train_model: TrainModel,
+  params,
+  step: int,
+  workdir: str,
 ) -> list[dict]:
   """Continues each prompt and appends the rows to `samples.jsonl`.
 
   Args:
     sample: `prompts`, `chat`, `max_new_tokens`, `temperature`.
+    options: how conversations are rendered.
     train_model: the model.
     params: what is trained.
     step: for the rows.
@@ -62,7 +75,7 @@ def write_samples(
     Request(
       i,
       prompt,
-      tuple(_encode(tok, prompt, sample.chat)),
+      tuple(_encode(tok, prompt, sample.chat, options)),
       sampling,
       continues=not sample.chat,
     )
@@ -110,7 +123,8 @@ def append_rows(workdir: str, name: str, rows: list[dict]) -> None:
     ) from error
 
 
-def _encode(tok, prompt: str, as_chat: bool) -> list[int]:
+def _encode(tok, prompt: str, as_chat: bool, options: ChatOptions) -> list[int]:
   if as_chat:
-    return chat.encode(tok, [{'role': 'user', 'content': prompt}])
+    messages = [{'role': 'user', 'content': prompt}]
+    return chat_options.encode(tok, messages, options)
   return tok.encode(prompt)

@@ -24,6 +24,7 @@ from llm.runs.batches import Batches
 from llm.runs.identity import open_checkpoints
 from llm.runs.job import Job
 from llm.runs.train_model import TrainModel
+from llm.text.chat_options import read_options
 from llm.train import loop
 from llm.train.schedules import make_schedule
 from llm.train.signals import stop_on_signal
@@ -225,6 +226,7 @@ def _make_evaluate(job, train_model, recipe, console):
   config, workdir = job.config, job.workdir
   if not any((recipe.evaluate, recipe.completions, config.sample.prompts)):
     return None
+  options = read_options(config.data, 'data.')
 
   def evaluate(state):
     params = _averaged(state)
@@ -235,6 +237,7 @@ def _make_evaluate(job, train_model, recipe, console):
     if config.sample.prompts:
       rows = samples.write_samples(
         config.sample,
+        options,
         train_model,
         recipe.language_model(params),
         int(state.step),

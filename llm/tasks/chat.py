@@ -5,6 +5,7 @@ templates may rewrite earlier turns: what is shown is what the model was given.
 """
 
 import contextlib
+import dataclasses
 
 from llm.engine import loading, requests
 from llm.engine import phases as phases_lib
@@ -17,11 +18,15 @@ from llm.engine.completions import (
 from llm.engine.output import Output, open_output, sample_keys
 from llm.errors import UserError
 from llm.host import terminal
+from llm.text.chat_options import ChatOptions, read_options
 
 with contextlib.suppress(ImportError):  # Windows has none
   import readline  # noqa: F401 – gives `input` line editing and a history
 
-HELP = '/reset starts anew, /exit or Ctrl-D ends, Ctrl-C cuts a reply short'
+HELP = (
+  '/reset starts anew, /system TEXT gives another system prompt, /exit or '
+  'Ctrl-D ends, Ctrl-C cuts a reply short'
+)
 
 
 def run(config, opened: loading.OpenedModel, sampling: dict) -> None:
@@ -41,17 +46,23 @@ def run(config, opened: loading.OpenedModel, sampling: dict) -> None:
   terminal.log(output and output.note(1))
   text_model = loading.load_weights(config, opened)
   terminal.log(HELP)
-  messages, turn = [], 0
+  messages, turn, options = [], 0, read_options(config)
   while (line := _read_line()) is not None:
     if line == '/reset':
       messages = []
       terminal.log('a new conversation')
+    elif line.startswith('/system '):
+      system = line.removeprefix('/system ').strip()
+      options = dataclasses.replace(options, system=system)
+      terminal.log(f'the system prompt is now {system!r}')
     elif line.startswith('/'):
       terminal.log(f'unknown command {line.split()[0]}; {HELP}')
     elif line:
       asked = [*messages, {'role': 'user', 'content': line}]
       try:
-        reply = _reply(config, text_model, sampling, asked, turn, output)
+        reply = _reply(
+          config, text_model, sampling, asked, options, turn, output
+        )
       except UserError as error:
         terminal.log(f'error: {error}; or start anew with /reset')
         continue
@@ -74,12 +85,13 @@ def _reply(
   text_model: TextModel,
   sampling: dict,
   messages: list[dict],
+  options: ChatOptions,
   turn: int,
   output: Output | None,
 ) -> str:
   """Generates, shows and records one reply."""
   text, tokens = requests.prompt_tokens(
-    {'messages': messages}, text_model.tokenizer, 'chat'
+    {'messages': messages}, text_model.tokenizer, 'chat', options
   )
   request = requests.make_request(
     turn, text, tokens, sampling, text_model.limits, 'chat', continues=False

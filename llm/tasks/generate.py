@@ -19,6 +19,7 @@ from llm.engine.requests import Request, Sample, make_samples
 from llm.host import terminal
 from llm.host.compile_clock import compile_clock
 from llm.runs import outputs
+from llm.text.chat_options import check_template, read_options
 
 
 def run(config, workdir: str | None) -> None:
@@ -33,6 +34,8 @@ def run(config, workdir: str | None) -> None:
   check_generate(config)
   opened = loading.open_model(config)
   sampling = requests.run_sampling(config.sampling)
+  if opened.source.tokenizer is not None:
+    check_template(opened.source.tokenizer, read_options(config))
   if config.chat:
     from llm.tasks import chat
 
@@ -64,7 +67,11 @@ def _read_requests(config, opened, sampling: dict) -> list[Request]:
   tokenizer = opened.source.tokenizer
   if config.prompts_file is not None:
     return requests.read_requests(
-      config.prompts_file, tokenizer, sampling, opened.limits
+      config.prompts_file,
+      tokenizer,
+      sampling,
+      opened.limits,
+      read_options(config),
     )
   row = {'prompt': config.prompt}
   where = 'prompt'

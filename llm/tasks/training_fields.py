@@ -60,6 +60,11 @@ def _data():
   data.shuffle = True  # False: the order of the file
   data.seed = 0  # of the order
   data.overlong = 'truncate'  # rows above max_length; or 'drop', or 'split'
+  # How conversations are rendered; a row's own columns of these names win.
+  data.system = config_dict.placeholder(str)  # system prompt
+  data.tools = config_dict.placeholder(str)  # JSON file: schemas of functions
+  # Variables of the chat template: '{"enable_thinking": False}'
+  data.chat_template_kwargs = config_dict.placeholder(str)
   data.separator = config_dict.placeholder(str)  # between documents of a text
   data.learn = 'all'  # of the assistant's turns; or 'last'
   data.ignore_columns = ()  # taken as missing; others that are unread are named

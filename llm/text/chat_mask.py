@@ -136,8 +136,8 @@ def _marked(
   if len(marked) != len(speakers):
     raise UserError(
       f'the chat template marks {len(marked)} parts of {len(speakers)}'
-      ' assistant messages by generation tags, so that it is not known which part belongs'
-      ' to which message; use a template that marks each message once'
+      ' assistant messages by generation tags, so that it is not known which'
+      ' part belongs to which message; use a template that marks each message once'
     )
   spans = dict(zip(speakers, marked))
   for i in chosen:

@@ -1,9 +1,12 @@
 """Each bad input is refused before work starts, by field, value and remedy."""
 
+import json
+
 import pytest
 
 from llm.engine.requests import Limits, read_requests
 from llm.errors import UserError
+from llm.text.chat_options import ChatOptions
 from llm.text.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer('bytes')
@@ -23,7 +26,7 @@ def read(path, tokenizer=BYTES, limits=LIMITS, **sampling):
     ({}, 'line 3: has no prompt: give exactly one of'),
     ({'prompt': 'a', 'token_ids': [1]}, 'line 3: has prompt and token_ids'),
     ({'prompt': 5}, 'line 3: prompt=5: give a string'),
-    ({'messages': []}, r'line 3: messages: \[\]'),
+    ({'messages': []}, r'line 3: messages=\[\]'),
     ({'messages': [{'content': 'a'}]}, 'line 3: .*"role"'),
     ({'token_ids': []}, 'line 3: .*empty'),
     ({'token_ids': 'abc'}, "line 3: token_ids='abc': give a list of integers"),
@@ -108,3 +111,73 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
   path = tmp_path / 'bom.jsonl'
   path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}')
   assert [r.prompt for r in read(str(path))] == ['a', 'b']
+
+
+TEMPLATE = (
+  '{% for t in tools or () %}<{{ t.function.name }}>{% endfor %}'
+  '{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}'
+  '<a>{{ mood }}'
+)
+LONG = Limits(max_length=60, vocab_size=259, eos_ids=(257,))
+
+
+def read_chats(path, options=ChatOptions()):
+  tokenizer = load_tokenizer('bytes')
+  tokenizer.chat_templates['default'] = TEMPLATE
+  found = read_requests(path, tokenizer, {}, LONG, options)
+  assert all(
+    tokenizer.decode(r.tokens, skip_special=False) == r.prompt for r in found
+  )
+  return [r.prompt for r in found]
+
+
+def test_messages_are_rendered_with_the_columns_of_a_row(write_rows):
+  asked = [{'role': 'user', 'content': 'q'}]
+  tool = {'type': 'function', 'function': {'name': 'clock'}}
+  path = write_rows(
+    {'messages': asked},
+    {'messages': asked, 'system': 'S', 'chat_template_kwargs': {'mood': 'M'}},
+    {'messages': asked, 'tools': json.dumps([tool])},
+    {'messages': asked, 'tools': [], 'system': None},
+  )
+  assert read_chats(path) == ['<u>q<a>', '<s>S<u>q<a>M', '<clock><u>q<a>'] + [
+    '<u>q<a>'
+  ]
+  run = ChatOptions('R', (tool,), {'mood': 'N'})
+  assert read_chats(path, run) == [
+    '<clock><s>R<u>q<a>N',
+    '<clock><s>S<u>q<a>M',
+    '<clock><s>R<u>q<a>N',
+    '<s>R<u>q<a>N',
+  ]
+
+
+@pytest.mark.parametrize(
+  ('row', 'message'),
+  [
+    ({'prompt': 'a', 'system': 'S'}, 'system: of conversations only'),
+    ({'token_ids': [1], 'tools': [{'name': 'f'}]}, 'tools: of conversations'),
+    ({'messages': [], 'tool': []}, "unknown key 'tool'; did you mean tools"),
+    (
+      {'messages': [{'role': 'user', 'content': 'a'}], 'tools': [{}]},
+      r'tools\[0\]={}: give a JSON schema',
+    ),
+    (
+      {
+        'messages': [{'role': 'user', 'content': 'a'}],
+        'chat_template_kwargs': {'moood': 1},
+      },
+      "chat_template_kwargs: .*reads no 'moood'",
+    ),
+    ({'messages': 'hi', 'system': 'S'}, "messages='hi': give a list"),
+  ],
+)
+def test_bad_columns_are_named_by_line(write_rows, row, message):
+  path = write_rows({'messages': [{'role': 'user', 'content': 'q'}]}, row)
+  with pytest.raises(UserError, match=f'line 2: .*{message}'):
+    read_chats(path)
+
+
+def test_a_plain_row_of_a_run_with_a_system_prompt_is_refused(write_rows):
+  with pytest.raises(UserError, match='line 1: system: of conversations only'):
+    read_chats(write_rows({'prompt': 'a'}), ChatOptions('S'))

@@ -42,6 +42,17 @@ def test_turns_follow_each_other_until_reset(run_task, type_lines, capsys):
   assert 'a new conversation' in shown.err
 
 
+def test_a_system_prompt_from_the_command_line(run_task, type_lines, capsys):
+  type_lines('a', '/system T', 'b', '/reset', 'c')
+  rows = run_task('generate', 'chat=true', 'system=S', *SHORT)
+  assert [r['prompt'] for r in rows] == [
+    '<s>S<u>a<a>',
+    '<s>T<u>a<a>AA<u>b<a>',
+    '<s>T<u>c<a>',
+  ]
+  assert "the system prompt is now 'T'" in capsys.readouterr().err
+
+
 def test_a_conversation_that_is_too_long_goes_on(run_task, type_lines, capsys):
   type_lines('a' * 100, 'b')
   rows = run_task('generate', 'chat=true', *SHORT)
@@ -55,5 +66,9 @@ def test_what_a_chat_cannot_do_is_refused(run_task, type_lines):
     run_task('generate', 'chat=true', 'tokenizer.path=bytes')
   with pytest.raises(UserError, match='sampling.n=2 with chat=True'):
     run_task('generate', 'chat=true', 'sampling.n=2')
+  with pytest.raises(UserError, match="reads no 'enable_thinking'"):
+    run_task(
+      'generate', 'chat=true', 'chat_template_kwargs={"enable_thinking": 0}'
+    )
   with pytest.raises(UserError, match='prompt and chat are set'):
     run_task('generate', 'chat=true', 'prompt=Hi')
