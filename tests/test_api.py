@@ -50,9 +50,7 @@ def test_generate_takes_conversations(loaded):
   assert answer.prompt_tokens == len(rendered)
   both = llm.generate(model, params, tokenizer, [asked, asked], **options)
   assert [a.prompt_tokens for a in both] == [len('<u>q')] * 2
-  with pytest.raises(
-    UserError, match=r'prompts\[1\]: system: of'
-  ):
+  with pytest.raises(UserError, match=r'prompts\[1\]: system: of'):
     llm.generate(model, params, tokenizer, [asked, 'q'], system='S')
   with pytest.raises(UserError, match='tools=5: give a list'):
     llm.generate(model, params, tokenizer, asked, tools=5)

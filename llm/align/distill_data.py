@@ -1,5 +1,6 @@
 """The batches of a distillation: rows as they are, or with new completions."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -154,8 +155,11 @@ def _load_prompts(config, spec: ModelSpec):
     options=row_options(data),
     cache_dir=outputs.cache_dir(),
   )
-  rows, held_out = datasets.load_prompts(config, spec, load_eval=load_eval)
-  return prompts.as_examples(rows), held_out
+  rows, held_out, counts = datasets.load_prompts(
+    config, spec, load_eval=load_eval
+  )
+  examples = dataclasses.replace(prompts.as_examples(rows), counts=counts)
+  return examples, held_out
 
 
 def _check_room(rollout, longest: int, shape, who: str) -> None:

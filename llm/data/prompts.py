@@ -36,7 +36,7 @@ def load_prompts(
   options: RowOptions = RowOptions(),
   field: str = 'data.path',
   on_bytes: Callable[[int, int], None] | None = None,
-) -> tuple[list[Prompt], int]:
+) -> tuple[list[Prompt], dict[str, Any]]:
   """Reads and tokenizes rows of prompts, see `shapes.PROMPTS`.
 
   A string is encoded as it is, with BOS where the tokenizer puts one; messages
@@ -54,7 +54,7 @@ def load_prompts(
     on_bytes: progress, called with (bytes done, bytes in all).
 
   Returns:
-    the prompts, and how many were too long.
+    the prompts, and what became of the rows: 'rows', 'prompts' and 'overlong'.
 
   Raises:
     UserError: a bad file or row, by name and row number, or no prompt is left.
@@ -78,7 +78,8 @@ def load_prompts(
       f'{field}: all {counts["overlong"]} prompts are longer than '
       f'data.max_length={max_length} tokens; raise it'
     )
-  return prompts, counts['overlong']
+  counts['prompts'] = len(prompts)
+  return prompts, counts
 
 
 def digest(prompts: list[Prompt]) -> str:

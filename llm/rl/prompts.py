@@ -1,5 +1,7 @@
 """The prompts of a run on the model's own completions."""
 
+from typing import Any
+
 from llm.data.prompts import Prompt
 from llm.models.config import length_limit
 from llm.rewards import functions as rewards_lib
@@ -9,8 +11,10 @@ from llm.runs.checks import check_data
 from llm.runs.train_model import ModelSpec
 
 
-def load(config, spec: ModelSpec) -> tuple[list[Prompt], list[Prompt] | None]:
-  """The prompts to train on and those held out, or None."""
+def load(
+  config, spec: ModelSpec
+) -> tuple[list[Prompt], list[Prompt] | None, dict[str, Any]]:
+  """The prompts to train on, those held out or None, counts of the rows."""
   limit = length_limit(spec.config)
   check_data(config.data, limit)
   check_room(config, limit)

@@ -17,8 +17,9 @@ from llm.text.chat_options import check_template
 
 # The counts that are logged where they are not 0.
 _LEFT_OUT = (
-  'truncated', 'split', 'dropped', 'emptied', 'empty', 'equal', 'too long',
+  'truncated', 'split', 'dropped', 'emptied', 'empty', 'equal', 'overlong',
 )  # fmt: skip
+_IN_WORDS = {'overlong': 'too long'}
 
 
 def load_texts(config, spec: ModelSpec) -> tuple[Examples, Examples | None]:
@@ -74,8 +75,8 @@ def load_prompts(
   spec: ModelSpec,
   check: Callable[[dict[str, Any]], None] = lambda row: None,
   load_eval: Callable | None = None,
-) -> tuple[list[Prompt], Any]:
-  """The prompts to train on, and what is held out or None.
+) -> tuple[list[Prompt], Any, dict[str, Any]]:
+  """The prompts to train on, what is held out or None, and counts of the rows.
 
   Args:
     config: of the run.
@@ -87,29 +88,29 @@ def load_prompts(
   Raises:
     UserError: a file or a row is wrong; the message says which.
   """
-  data, too_long = config.data, 0
+  data, counts = config.data, {}
   check_vocabulary(spec.tokenizer, spec.config.vocab_size)
   check_template(spec.tokenizer, row_options(data).chat, 'data.')
 
-  def load(path, **options):
-    nonlocal too_long
-    found, overlong = prompts.load_prompts(
+  def load(path, field, **options):
+    found, counts[field] = prompts.load_prompts(
       path,
       spec.tokenizer,
       max_length=data.max_length,
       check=check,
       options=row_options(data),
+      field=field,
       **options,
     )
-    too_long += overlong
     return found, None
 
   found, held_out = _read_files(data, load, load_eval or load)
   if data.eval_fraction:
     train = reading.train_share(len(found), data.eval_fraction, 'prompts')
     found, held_out = found[:train], found[train:]
-  _log([f'{len(found):,} prompts'], held_out, {'too long': too_long})
-  return found, held_out
+  overlong = sum(of_file['overlong'] for of_file in counts.values())
+  _log([f'{len(found):,} prompts'], held_out, {'overlong': overlong})
+  return found, held_out, counts['data.path']
 
 
 def _load_rows(config, spec: ModelSpec, load, name: str, **options: Any):
@@ -135,7 +136,10 @@ def _load_rows(config, spec: ModelSpec, load, name: str, **options: Any):
     of = (f'{count:,} {shape}' for shape, count in shapes.items())
     rows += f' ({", ".join(of)})'
   _log([rows, f'{len(found):,} {name} to train on'], held_out, counts)
-  for file, columns in counts['unread'].items():
+  unread = dict(counts['unread'])
+  if data.eval_path is not None:
+    unread |= held_out.counts['unread']
+  for file, columns in unread.items():
     terminal.log(
       f'data: {file}: not read: {", ".join(columns)} (data.ignore_columns '
       'names what need not be said)'
@@ -172,5 +176,5 @@ def _log(parts: list[str], held_out: Any, counts: dict[str, Any]) -> None:
     parts.append(f'{len(held_out):,} held out')
   for name in _LEFT_OUT:
     if counts.get(name):
-      parts.append(f'{counts[name]:,} {name}')
+      parts.append(f'{counts[name]:,} {_IN_WORDS.get(name, name)}')
   terminal.log('data: ' + ', '.join(parts))

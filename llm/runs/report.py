@@ -101,6 +101,19 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
   return result
 
 
+def data_counts(counts: dict[str, Any]) -> dict[str, Any]:
+  """What became of a run's rows, for `result.json`.
+
+  Args:
+    counts: see `Examples.counts`; 'unread' is {file: {column: rows}}.
+  """
+  unread: dict[str, int] = {}
+  for columns in counts.get('unread', {}).values():
+    for column, rows in columns.items():
+      unread[column] = unread.get(column, 0) + rows
+  return {k: v for k, v in counts.items() if k != 'unread'} | {'unread': unread}
+
+
 def _scores(row: dict[str, Any]) -> dict[str, float]:
   """What an evaluation gave, without its time."""
   return {
@@ -112,6 +125,8 @@ def print_result(result: dict[str, Any], workdir: str) -> None:
   """The table at the end of a run."""
   lines = []
   for name, value in result.items():
+    if isinstance(value, dict):
+      continue  # the counts of the data were said at the start
     if isinstance(value, float):
       value = f'{value:,.4f}' if abs(value) < 100 else f'{value:,.0f}'
     lines.append((name, f'{value:,}' if isinstance(value, int) else str(value)))

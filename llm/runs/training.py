@@ -42,6 +42,7 @@ class Recipe:
     evaluate: trained tree -> metrics named `eval_…`, or None.
     contents: fingerprints of what the run reads, by name, as JSON can hold
       them; a checkpoint with others is refused.
+    counts: what became of the rows, see `Examples.counts`.
     language_model: trained tree -> the part of it that is a language model,
       for exports and samples.
     reward_head: trained tree -> {'kernel': [1, D]}: the export is a model that
@@ -56,6 +57,7 @@ class Recipe:
   batches: Batches
   evaluate: Callable[[Any], dict[str, float]] | None
   contents: dict[str, Any]
+  counts: dict[str, Any]
   language_model: Callable[[Any], Any] = lambda params: params
   reward_head: Callable[[Any], Any] | None = None
   may_stop: Callable[[], bool] = lambda: True
@@ -308,6 +310,7 @@ def _finish(job, train_model, recipe, state, seconds) -> dict[str, float]:
   if config.train.export == 'best':
     result['exported_step'] = int(state.step)
   result['seconds'] = seconds
+  result['data'] = report.data_counts(recipe.counts)
   if is_writer():
     outputs.write_result(workdir, result)
     report.plot_loss(rows, os.path.join(workdir, 'loss.png'))

@@ -53,5 +53,6 @@ def run(config, workdir: str | None) -> dict[str, float]:
       lambda params, batch: shard_batch(batch, job.mesh),
     ),
     contents=contents,
+    counts=examples.counts,
   )
   return training.train(job, train_model, recipe)

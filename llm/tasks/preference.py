@@ -104,5 +104,6 @@ def run(config, workdir: str | None) -> dict[str, float]:
       **kind.rows,
     ),
     contents=contents,
+    counts=data.counts,
   )
   return training.train(job, train_model, recipe)

@@ -49,6 +49,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
     batches=batches.FileBatches(config, source, complete),
     evaluate=held_out and _make_evaluate(config, train_model, held_out),
     contents=contents,
+    counts=completions.counts,
     language_model=lambda params: params['model'],
     reward_head=lambda params: params['reward_head'],
   )

@@ -36,7 +36,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   algorithm = checks.check_fields(config)
   rows = checks.step_rows(config)
   job = open_job(config, workdir, training_fields(config.task), rows)
-  prompts, held_out = load(config, job.spec)
+  prompts, held_out, counts = load(config, job.spec)
   contents = {
     'prompts': prompts_lib.digest(prompts),
     'held_out': held_out and prompts_lib.digest(held_out),
@@ -55,6 +55,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
     batches=rollouts,
     evaluate=held_out and make_evaluate(config, train_model, held_out, rater),
     contents=contents,
+    counts=counts,
     language_model=policy_of,
     may_stop=rollouts.is_whole,
     completions=rollouts.completions,

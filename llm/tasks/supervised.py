@@ -40,6 +40,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
     batches=batches.FileBatches(config, source, _make_complete(train_model)),
     evaluate=held_out and make_evaluate(config, train_model, held_out),
     contents=contents,
+    counts=examples.counts,
   )
   return training.train(job, train_model, recipe)
 

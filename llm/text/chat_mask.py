@@ -137,7 +137,7 @@ def _marked(
     raise UserError(
       f'the chat template marks {len(marked)} parts of {len(speakers)}'
       ' assistant messages by generation tags, so that it is not known which'
-      ' part belongs to which message; use a template that marks each message once'
+      ' part belongs to which message; use a template that marks each once'
     )
   spans = dict(zip(speakers, marked))
   for i in chosen:

@@ -237,7 +237,7 @@ class Training:
       state_shardings(state, mesh),
     )
     job = Job(config, '', mesh, 1, tx, spec)
-    recipe = training.Recipe(make_loss(train_model, config), None, None, {})
+    recipe = training.Recipe(make_loss(train_model, config), None, None, {}, {})
     step = training.compile_step(job, train_model, recipe, state)
     batch = {
       k: jax.ShapeDtypeStruct(s, d, sharding=batch_sharding(mesh))

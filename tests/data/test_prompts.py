@@ -21,10 +21,14 @@ def load(tmp_path):
   def load(*rows, max_length=32, **settings):
     path = tmp_path / 'rows.jsonl'
     path.write_text('\n'.join(map(json.dumps, rows)))
-    prompts, overlong = load_prompts(
+    prompts, counts = load_prompts(
       str(path), tok, max_length=max_length, **settings
     )
-    return [tok.decode(p.token_ids) for p in prompts], overlong, prompts
+    return (
+      [tok.decode(p.token_ids) for p in prompts],
+      counts['overlong'],
+      prompts,
+    )
 
   return load
 
@@ -53,7 +57,10 @@ def test_rows_are_refused_by_number(load):
   for bad, wanted in [
     ({'asked': 'x'}, "row 2: has no prompt (its keys: 'asked')"),
     ({'prompt': 3}, 'row 2: prompt=3: give a string or a list'),
-    ({'messages': turns}, "row 2: the prompt ends with what the assistant says"),
+    (
+      {'messages': turns},
+      'row 2: the prompt ends with what the assistant says',
+    ),
     ({'prompt': []}, 'row 2: '),
   ]:
     with pytest.raises(UserError) as caught:

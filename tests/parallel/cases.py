@@ -46,7 +46,7 @@ def batch():
   )
   members = packing.next_fit(lengths, LENGTH)[:ROWS]
   rows = pipeline.fill_rows(documents, members, LENGTH, packing=True)
-  rows['loss_mask'] &= rng.random((ROWS, LENGTH)) < 0.7
+  rows['loss_mask'] *= rng.random((ROWS, LENGTH)) < 0.7
   return rows
 
 

@@ -21,6 +21,8 @@ from llm.parallel.mesh import make_mesh
 from llm.runs import report
 from llm.runs.train_model import build_train_model, read_spec
 from llm.tasks import run
+from llm.text.tokenizer import load_tokenizer
+from tests import fixtures
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROWS = [
@@ -205,7 +207,16 @@ def test_samples_follow_seed_and_number_of_the_batch(setup):
   assert again.draw()[0]['tokens'].tolist() == drawn[0][1]
 
 
-def test_conversations_are_answered_from_their_last_question(setup, write_rows):
+def test_conversations_are_answered_from_their_last_question(
+  setup, write_rows, model_folder, tmp_path
+):
+  # The template of the fixture ends no turn, so that it could not be learned.
+  load_tokenizer(model_folder).save(tmp_path / 'tokenizer')
+  template = fixtures.TEMPLATE.replace(
+    '{{ m.content }}',
+    "{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}",
+  )
+  (tmp_path / 'tokenizer' / 'chat_template.jinja').write_text(template)
   turns = [
     {'role': 'user', 'content': 'a'},
     {'role': 'assistant', 'content': 'b'},
@@ -216,7 +227,13 @@ def test_conversations_are_answered_from_their_last_question(setup, write_rows):
   asked = write_rows(*[{'messages': turns[:3]}] * 4, name='asked.jsonl')
   batches = []
   for path in (whole, asked):
-    parts = setup({'data.path': path, 'rollout.lmbda': 1.0})
+    parts = setup(
+      {
+        'data.path': path,
+        'rollout.lmbda': 1.0,
+        'tokenizer.path': str(tmp_path / 'tokenizer'),
+      }
+    )
     batches.append(parts.draw()[0])
   text = parts.tokenizer.decode(batches[0]['tokens'][0].tolist())
   assert text.startswith('<u>a<a>b<u>c<a>')

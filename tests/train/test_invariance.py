@@ -157,7 +157,7 @@ def test_curriculum_keeps_the_loss_of_what_is_not_cut(steps):
   assert lost == begin > 0
   # What begins in its piece has the loss and the gradient that it had.
   whole = pieces['positions'].reshape(ROWS, LENGTH) == PACKED['positions']
-  batch = PACKED | {'loss_mask': PACKED['loss_mask'] & whole}
+  batch = PACKED | {'loss_mask': PACKED['loss_mask'] * whole}
   pieces = curriculum.shorten(batch, length)
   assert pieces['loss_mask'].sum() > 0.5 * PACKED['loss_mask'].sum()
   _assert_same(steps(pieces), steps(batch))
