@@ -188,11 +188,6 @@ def read_pair(
   else:
     before = _prompt_turns(columns, completions)
     whole = [joined(before, _as_turns(c)) for c in completions]
-    if whole[0][0][: whole[0][1]] != whole[1][0][: whole[1][1]]:
-      raise UserError(
-        'the prompt is repeated in one of chosen and rejected and not in the'
-        ' other: give both the whole conversation, or neither'
-      )
   shared = take_shared(columns, options)
   return [
     shapes.as_row('pair', turns, shared, context) for turns, context in whole
@@ -250,7 +245,13 @@ def _are_whole(columns: Columns, completions: list) -> bool:
   if not texts or not all(_HH_TURN.match(c) for c in completions):
     return False
   prompt = columns.take('prompt') if 'prompt' in columns else ''
-  return isinstance(prompt, str) and all(prompt in c for c in completions)
+  if not isinstance(prompt, str) or not all(prompt in c for c in completions):
+    raise UserError(
+      f'prompt={show(prompt)}: chosen and rejected are whole conversations'
+      ' ("\\n\\nHuman: …") that do not have it; give both without the prompt, or'
+      ' the conversations alone'
+    )
+  return True
 
 
 def _is_text(columns: Columns, has_template: bool) -> bool:
