@@ -60,6 +60,7 @@ EXTRAS = {
   'parity': [
     *TRAIN,
     'gguf',  # writes the file that llama.cpp reads, for the speed comparison
+    'hypothesis',  # draws rows of any shape for tests/parity/test_fuzz_rows.py
     'peft',  # LoRA adapters
     'torch',  # the reference's arrays
     'transformers>=5',  # model families, logits processors, tokenizers

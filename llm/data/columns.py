@@ -165,10 +165,12 @@ def take_shared(columns: Columns, options: RowOptions) -> Shared:
     tools = canonical_tools(columns.take('tools'))
     chat = dataclasses.replace(chat, tools=tuple(tools or ()))
   variables = _variables(columns.take('chat_template_kwargs'))
-  if documents := columns.take('documents'):
+  documents = columns.take('documents')
+  if documents:
     variables['documents'] = documents
   chat = dataclasses.replace(chat, variables={**chat.variables, **variables})
-  given = ['system'] * bool(own) + ['history'] * bool(history)
+  own_names = {'system': own, 'history': history, 'documents': documents}
+  given = [name for name, value in own_names.items() if value]
   given += [name for name in chat.given if name not in given]
   return Shared(own, chat, history, tuple(given))
 

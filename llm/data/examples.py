@@ -293,7 +293,7 @@ def _encode_messages(
     learn=learn,
     weights=row.weights,
     tools=row.tools,
-    **row.variables,
+    variables=row.variables,
   )
 
 

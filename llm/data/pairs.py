@@ -248,8 +248,8 @@ def _are_whole(columns: Columns, completions: list) -> bool:
   if not isinstance(prompt, str) or not all(prompt in c for c in completions):
     raise UserError(
       f'prompt={show(prompt)}: chosen and rejected are whole conversations'
-      ' ("\\n\\nHuman: …") that do not have it; give both without the prompt, or'
-      ' the conversations alone'
+      ' ("\\n\\nHuman: …") that do not have it; give both without the prompt,'
+      ' or the conversations alone'
     )
   return True
 

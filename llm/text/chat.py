@@ -73,6 +73,7 @@ def render_with_generation(
   *,
   template: str | None = None,
   tools: list[dict] | None = None,
+  documents: list[dict] | None = None,
   **variables,
 ) -> tuple[str, list[tuple[int, int]] | None]:
   """Renders a whole conversation, with the parts marked for learning.
@@ -90,7 +91,7 @@ def render_with_generation(
     messages,
     template,
     tools=tools,
-    documents=None,
+    documents=documents,
     add_generation_prompt=False,
     **variables,
   )

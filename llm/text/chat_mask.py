@@ -8,7 +8,8 @@ at least one learned character.
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llm.errors import UserError
 from llm.text import chat, turns
@@ -26,7 +27,7 @@ def encode_with_mask(
   weights: Sequence[float] | None = None,
   template: str | None = None,
   tools: list[dict] | None = None,
-  **variables,
+  variables: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], list[float]]:
   """Messages to ids, and the loss weight of each: 0 for what is context.
 
@@ -43,7 +44,8 @@ def encode_with_mask(
     learn: 'all' the assistant's turns from there on, or the 'last' one.
     weights: one per message, 0 or more; None: 1 for each. Those of the
       assistant's turns count.
-    template, tools, **variables: see `chat.render`.
+    template, tools: see `chat.render`.
+    variables: further variables of the template.
 
   Returns:
     ids, and one weight for each.
@@ -54,7 +56,7 @@ def encode_with_mask(
       named by its number.
   """
   messages = canonical_messages(messages)
-  options = dict(template=template, tools=tools, **variables)
+  options = dict(template=template, tools=tools, **(variables or {}))
   chosen = learned_turns(messages, learn_from, learn, weights)
   text, marked = chat.render_with_generation(tok, messages, **options)
   ids, offsets = tok.encode_with_offsets(text, bos=False)

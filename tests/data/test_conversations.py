@@ -84,7 +84,10 @@ COLUMNS = [
     {'chat_template_kwargs': '{"enable_thinking": false}'},
     dict(variables={'enable_thinking': False}),
   ),
-  ({'documents': [{'text': 'x'}]}, dict(variables={'documents': [{'text': 'x'}]})),
+  (
+    {'documents': [{'text': 'x'}]},
+    dict(variables={'documents': [{'text': 'x'}]}),
+  ),
   ({'system': '', 'history': [], 'tools': '', 'images': []}, {}),
   ({'system': None, 'tools': None, 'chat_template_kwargs': None}, {}),
 ]  # fmt: skip
