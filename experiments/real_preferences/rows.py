@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from llm.data.pairs import canonical_pair
+from llm.data.pairs import parse_row
 
 FOLDS = 3
 Row = dict[str, Any]
@@ -38,11 +38,10 @@ def split(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
 
 def first_prompt(row: Row) -> str:
   """What the user says first."""
-  chosen = canonical_pair(row)[0]
-  if 'instruction' in chosen:
-    return f'{chosen["instruction"]}\n{chosen.get("input", "")}'
+  if 'instruction' in row:
+    return f'{row["instruction"]}\n{row.get("input", "")}'
   # Some rows have no question first: then the completion tells them apart.
-  return [*chosen['prompt'], *chosen['completion']][0]['content']
+  return parse_row(row)[0][0].messages[0]['content']
 
 
 def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -60,12 +59,18 @@ def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 def dialogues(rows: Sequence[Row]) -> Iterator[Row]:
   """The chosen completions as rows to fine-tune on; empty ones are left out."""
   for row in rows:
-    chosen = canonical_pair(row)[0]
-    answer = chosen.get('output') or chosen.get('completion')
-    if isinstance(answer, list):
-      answer = ''.join(m['content'] for m in answer if m['role'] == 'assistant')
-    if answer and answer.strip():
-      yield chosen
+    if 'instruction' in row:
+      if row['chosen'].strip():
+        names = ('instruction', 'input', 'system')
+        rest = {name: row[name] for name in names if name in row}
+        yield rest | {'output': row['chosen']}
+      continue
+    chosen = parse_row(row)[0][0]
+    prompt = chosen.messages[: chosen.learn_from]
+    completion = chosen.messages[chosen.learn_from :]
+    said = [m['content'] for m in completion if m['role'] == 'assistant']
+    if ''.join(said).strip():
+      yield {'prompt': prompt, 'completion': completion}
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:

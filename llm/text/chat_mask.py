@@ -37,6 +37,9 @@ def encode_with_mask(
     <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎ho<|im_end|>⏎
                                                         ^^^^^^^^^^^^
 
+  Where the mark of the next role ends a turn, as in GLM's templates, the last
+  turn of a conversation gets that mark too.
+
   Args:
     tok: a `Tokenizer` with a chat template.
     messages: see `chat.render`.
@@ -59,23 +62,17 @@ def encode_with_mask(
   options = dict(template=template, tools=tools, **(variables or {}))
   chosen = learned_turns(messages, learn_from, learn, weights)
   text, marked = chat.render_with_generation(tok, messages, **options)
-  ids, offsets = tok.encode_with_offsets(text, bos=False)
-  special = tok.special_ids | set(tok.eos_ids)
-  page = turns.Page(
-    tok,
-    messages,
-    text,
-    [range_ for id, range_ in zip(ids, offsets) if id in special],
-    options,
-  )
+  page = turns.open_page(tok, messages, text, options)
+  mark = ''
   if marked is None:
-    spans = _find(page, chosen)
+    spans, mark = _find(page, chosen)
   else:
     spans = _marked(page, marked, chosen)
   for i in range(len(messages)):
     if i not in chosen:
       turns.check_context(page, i)
   turns.check_tools(page, tools)
+  ids, offsets = tok.encode_with_offsets(text + mark, bos=False)
   learned = [1.0 if weights is None else float(weights[i]) for i in spans]
   inside = overlapped(offsets, list(spans.values()))
   return ids, [0.0 if at is None else learned[at] for at in inside]
@@ -121,13 +118,18 @@ def overlapped(
   return found
 
 
-def _find(page: turns.Page, chosen: list[int]) -> dict[int, tuple[int, int]]:
-  """The range of each learned turn, by the number of its message."""
-  spans, after = {}, 0
+def _find(
+  page: turns.Page, chosen: list[int]
+) -> tuple[dict[int, tuple[int, int]], str]:
+  """The range of each learned turn, by the number of its message.
+
+  And the mark that is to be put after the text, so that its last turn ends.
+  """
+  spans, after, mark = {}, 0, ''
   for i in chosen:
-    spans[i] = turns.find_turn(page, i, after)
-    after = spans[i][1]
-  return spans
+    start, after, mark = turns.find_turn(page, i, after)
+    spans[i] = (start, after + len(mark))
+  return spans, mark
 
 
 def _marked(

@@ -17,7 +17,7 @@ import bisect
 import dataclasses
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm.errors import UserError
 from llm.text import chat
@@ -26,12 +26,13 @@ from llm.text.messages import REASONING, canonical_tools
 # Around the n-th part of a changed message: BEGIN + 2n and BEGIN + 2n + 1, of
 # Unicode's last plane for private use, which texts do not have.
 _BEGIN = 0x10E000
-_FOLLOWING = {'role': 'user', 'content': chr(_BEGIN - 1)}
+_PLAIN = chr(_BEGIN - 1)
+_FOLLOWING = {'role': 'user', 'content': _PLAIN}
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-  """A rendered conversation.
+  """A rendered conversation; made by `open_page`.
 
   Attributes:
     tok: the tokenizer.
@@ -52,13 +53,30 @@ class Page:
     return chat.render(self.tok, messages, prompt, **self.options)
 
 
-def find_turn(page: Page, number: int, after: int) -> tuple[int, int]:
+class Turn(NamedTuple):
+  """What the assistant writes: a range of characters, and a mark behind it."""
+
+  start: int
+  end: int
+  mark: str = ''
+
+
+def open_page(tok, messages: list[dict], text: str, options: dict) -> Page:
+  """The page of a conversation that was rendered as `text`."""
+  return Page(tok, messages, text, _special(tok, text), options)
+
+
+def find_turn(page: Page, number: int, after: int) -> Turn:
   """The range of characters that the assistant writes in a turn.
 
   Args:
     page: the conversation.
     number: of the message.
     after: where the learned turn before it ends.
+
+  Returns:
+    where it begins and ends, and the mark that is to be put after the text: ''
+    but for a last turn that the mark of the next role would end.
 
   Raises:
     UserError: the template leaves out or changes a part of the message, or
@@ -131,7 +149,7 @@ def with_end_mark(page: Page, span: tuple[int, int]) -> tuple[int, int]:
   return span
 
 
-def _find_plain(page: Page, number: int, after: int) -> tuple[int, int] | None:
+def _find_plain(page: Page, number: int, after: int) -> Turn | None:
   """A turn of nothing but its content, right after the generation prompt.
 
   None where it is anything else. This is the common case, and the others cost
@@ -162,22 +180,29 @@ def _find_plain(page: Page, number: int, after: int) -> tuple[int, int] | None:
     zone = [s for s in page.special[next_:] if s[1] <= len(upto)]
     # Exactly one special token, and only space before it.
     if len(zone) == 1 and not text[end : zone[0][0]].strip():
-      return start, zone[0][1]
+      return Turn(start, zone[0][1])
   return None
 
 
-def _find_changed(page: Page, number: int, after: int) -> tuple[int, int]:
+def _find_changed(page: Page, number: int, after: int) -> Turn:
   messages, text = page.messages, page.text
   changed, parts = _changed(messages[number])
   other = page.render(_replaced(messages, number, changed))
   _check_parts(other, parts, number)
-  first = len(os.path.commonprefix([text, other]))
-  same = len(os.path.commonprefix([text[::-1], other[::-1]]))
-  last = len(text) - min(same, len(text) - first)
+  first, last = _difference(text, other)
   start = _start(page, number, after, first)
   if start < after:
     raise _refuse(number, 'moves')
-  return start, _end(page, number, changed, last)
+  return Turn(start, *_end(page, number, changed, last))
+
+
+def _difference(text: str, other: str) -> tuple[int, int]:
+  """Where the text begins to differ from the other, and where it is the same
+  again up to its end.
+  """
+  first = len(os.path.commonprefix([text, other]))
+  same = len(os.path.commonprefix([text[::-1], other[::-1]]))
+  return first, len(text) - min(same, len(text) - first)
 
 
 def _start(page: Page, number: int, after: int, first: int) -> int:
@@ -196,13 +221,10 @@ def _start(page: Page, number: int, after: int, first: int) -> int:
   context = _try(page, messages[:number])
   if before is None or context is None:
     return first
-  prompt = before[len(context) :] if before.startswith(context) else ''
+  prompt = before[len(os.path.commonprefix([before, context])) :]
   if text.startswith(before) and len(before) <= first:
-    between = text[len(before) : first]
-    if prompt or not between.strip():
-      return len(before)
-  if not prompt:
-    return first
+    # Without a generation prompt, up to where a plain text would begin.
+    return len(before) + (0 if prompt else _header(page, number, before))
   # The template has written something before this turn anew, or a part of the
   # generation prompt (such as <think>) is not in this turn.
   for header in _shortened(page, prompt):
@@ -212,18 +234,34 @@ def _start(page: Page, number: int, after: int, first: int) -> int:
   return first
 
 
+def _header(page: Page, number: int, before: str) -> int:
+  """Characters of the role that a template writes between two messages.
+
+  0 for nothing but white space, which the model has to write.
+  """
+  said = page.messages[:number] + [{'role': 'assistant', 'content': _PLAIN}]
+  header = (_try(page, said) or before).removeprefix(before).split(_PLAIN)[0]
+  rest = page.text[len(before) :]
+  return len(os.path.commonprefix([header, rest])) if header.strip() else 0
+
+
 def _shortened(page: Page, prompt: str) -> list[str]:
-  """A generation prompt, and what is left of it before later line ends."""
-  ids, offsets = page.tok.encode_with_offsets(prompt, bos=False)
-  special = page.tok.special_ids | set(page.tok.eos_ids)
-  cuts = {end for id, (_, end) in zip(ids, offsets) if id in special}
-  cuts |= {match.end() for match in re.finditer('\n', prompt)}
-  cuts |= {len(prompt)}
+  """A generation prompt, and what is left of it before later tags and lines."""
+  cuts = {len(prompt)}
+  cuts |= {stop for _, stop in _special(page.tok, prompt)}
+  cuts |= {match.end() for match in re.finditer(r'\n|<[^<>\s]+>', prompt)}
   return [prompt[:cut] for cut in sorted(cuts, reverse=True) if cut]
 
 
-def _end(page: Page, number: int, changed: dict, last: int) -> int:
-  """The end of the mark that ends a turn.
+def _special(tok, text: str) -> list[tuple[int, int]]:
+  """The ranges of characters of the special tokens in a text."""
+  ids, offsets = tok.encode_with_offsets(text, bos=False)
+  special = tok.special_ids | set(tok.eos_ids)
+  return [range_ for id, range_ in zip(ids, offsets) if id in special]
+
+
+def _end(page: Page, number: int, changed: dict, last: int) -> tuple[int, str]:
+  """The end of the mark that ends a turn, and the mark if it is not there.
 
   Args:
     page: the conversation.
@@ -232,23 +270,28 @@ def _end(page: Page, number: int, changed: dict, last: int) -> int:
     last: where the text last changes with it.
   """
   message, text = page.messages[number], page.text
-  zone = os.path.commonprefix(
-    [text[last:], _closing(page, number, changed, text[last:])]
-  )
+  closing = _closing(page, number, changed, text[last:])
+  zone = os.path.commonprefix([text[last:], closing])
   inside = [
     stop
     for start, stop in page.special
     if start >= last and stop <= last + len(zone)
   ]
   if inside:
-    return inside[-1]
+    return inside[-1], ''
   # GLM's turns end where the mark of the next role begins; GPT-OSS ends the
   # last turn with another mark than those before it.
   at = bisect.bisect_left(page.special, (last, last))
   if at < len(page.special) and page.special[at][0] <= last + len(zone):
-    return page.special[at][1]
+    return page.special[at][1], ''
   if zone.strip() and 'tool_calls' not in message:
-    return last + len(zone.rstrip())
+    return last + len(zone.rstrip()), ''
+  # Nothing follows the last turn, and so it lacks the mark of the next role.
+  if len(text) == last + len(zone):
+    rest = closing[len(zone) :]
+    start, stop = next(iter(_special(page.tok, rest)), (1, 0))
+    if start == 0:
+      return len(text), rest[:stop]
   raise UserError(
     f'messages[{number}]: the chat template writes nothing that ends the turn,'
     ' so that a model would not learn to stop there; use a template that ends'
@@ -262,14 +305,18 @@ def _closing(page: Page, number: int, changed: dict, rest: str) -> str:
   For the last message of the conversation: when another one follows. Templates
   may put something behind a conversation, which is no part of a turn.
   """
-  upto, tail = page.messages[: number + 1], []
+  upto, tails = page.messages[: number + 1], [[]]
   if number + 1 == len(page.messages):
-    tail = [_FOLLOWING]
-  plain = _try(page, [*upto, *tail])
-  other = _try(page, [*_replaced(upto, number, changed), *tail])
-  if plain is None or other is None:
-    return rest  # some templates refuse such a conversation
-  return os.path.commonprefix([plain[::-1], other[::-1]])[::-1]
+    tails = [[_FOLLOWING]]
+    if calls := page.messages[number].get('tool_calls'):
+      tool = {'role': 'tool', 'content': _PLAIN}
+      tails.insert(0, [tool | {'tool_call_id': calls[0].get('id', '')}])
+  for tail in tails:
+    plain = _try(page, [*upto, *tail])
+    other = _try(page, [*_replaced(upto, number, changed), *tail])
+    if plain is not None and other is not None:
+      return plain[_difference(plain, other)[1] :]
+  return rest  # some templates refuse such conversations
 
 
 @dataclasses.dataclass(frozen=True)

@@ -183,7 +183,7 @@ def test_rows_hold_prompt_and_answers_of_each_pair(setup, own_rewards):
     texts = []
     for segment in (1, 2):
       at = batch['segment_ids'][row] == segment
-      ids, mask = batch['tokens'][row][at], batch['loss_mask'][row][at]
+      ids, mask = batch['tokens'][row][at], batch['loss_mask'][row][at] > 0
       assert tuple(ids[~mask]) == prompt.token_ids
       assert not mask[: len(prompt.token_ids)].any()
       assert batch['positions'][row][at].tolist() == [*range(len(ids))]
@@ -205,7 +205,7 @@ def test_the_reference_is_the_model_before_training(
     h = []
     for segment in (1, 2):
       at = batch['segment_ids'][row] == segment
-      ids, mask = batch['tokens'][row][at], batch['loss_mask'][row][at]
+      ids, mask = batch['tokens'][row][at], batch['loss_mask'][row][at] > 0
       both = []
       for tree in (parts.params, params):
         [scores] = score(model, tree, [ids.tolist()])
@@ -263,7 +263,7 @@ def test_minibatches_share_a_rollout(setup):
   ] * 4
   # The mean over tokens of each step's own batch.
   for batch, _ in drawn:
-    mask = batch['loss_mask'] & (batch['segment_ids'] == 1)
+    mask = (batch['loss_mask'] > 0) & (batch['segment_ids'] == 1)
     pairs = (batch['examples'][:, 0] >= 0).sum()
     np.testing.assert_allclose(
       batch['tokens_per_pair'], mask.sum() / max(pairs, 1)

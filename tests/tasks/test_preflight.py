@@ -112,7 +112,7 @@ TRAINING = {
   'distill': (
     'text',
     ('loss.beta=2.0', 'loss.beta=2.0: use 0'),
-    ({'question': 'a'}, 'row 1: is of no known shape'),
+    ({'asked': 'a'}, 'row 1: is of no known shape'),
   ),
 }
 
