@@ -39,6 +39,12 @@ def _preference() -> Task:
   return preference.run
 
 
+def _preview() -> Task:
+  from llm.tasks import preview
+
+  return preview.run
+
+
 def _quickstart() -> Task:
   from llm.tasks import quickstart
 
@@ -76,6 +82,7 @@ TASKS = {
   'online_preference': _online_preference,
   'preference': _preference,
   'pretrain': _supervised,
+  'preview': _preview,
   'quickstart': _quickstart,
   'reward': _reward,
   'rl': _rl,
