@@ -6,10 +6,12 @@ import heapq
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
 from llm.buckets import bucket
 from llm.data import packing
 from llm.data.examples import Example
+from llm.host import terminal
 from llm.preview.rows import Seen
 
 _LONGEST = 3  # rows that are named
@@ -104,11 +106,13 @@ class Summary:
     for name, count in self.left_out.most_common():
       note = ' (training stops at such a row)' if name == 'refused' else ''
       lines.append((f'left out, {name}', f'{count:,}{note}'))
-    lines += [(f'  row {name}', why) for name, why in self.refused]
+    for name, why in self.refused:
+      lines.append((f'  row {name}', escape(terminal.printable(why))))
     if self.cut:
       at = f'{self.cut:,} at data.max_length={self.max_length}'
       lines.append(('truncated', at))
     for name, count in self.unread.most_common():
+      name = escape(terminal.printable(name))
       lines.append((f'not read: {name}', f'in {count:,} rows'))
     if self.longest:
       rows = (f'{n:,} tokens (row {name})' for n, name in self.longest)
@@ -120,8 +124,8 @@ class Summary:
       of = f'{self.learned:,} of {self.tokens:,} ({share:.1%})'
       lines.append(('tokens learned', of))
       lines.append(('ends of turns', _ends(self.ends, tok)))
-      full = f'packed {self.packed():.1%}, each row alone {self.padded():.1%}'
-      lines.append(('no padding', full))
+      full = f'{self.packed():.1%}, without packing {self.padded():.1%}'
+      lines.append(('packing efficiency', full))
     else:
       lines.append(('tokens', f'{self.tokens:,}'))
     return lines

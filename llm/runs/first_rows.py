@@ -1,4 +1,4 @@
-"""The first examples of a run, as it learns them: in the terminal and a file."""
+"""The first examples of a run as it learns them: shown, and in a file."""
 
 import json
 import os

@@ -162,7 +162,8 @@ def _taken(refused: list) -> Iterator[tuple[Record, Seen]]:
 def _show(reader: Reader, seen: Seen, name: str, console) -> None:
   """A row in the terminal."""
   if seen.left_out is not None:
-    console.print(f'row {name}: left out: {seen.left_out}', markup=False)
+    why = terminal.printable(seen.left_out)
+    console.print(f'row {name}: left out: {why}', markup=False)
   for part, example in seen.parts.items():
     count = f'{len(example.tokens):,} tokens'
     if reader.kind not in _ON_PROMPTS:
