@@ -119,7 +119,7 @@ def test_a_model_folder_and_a_limit(write_rows, show_rows, model_folder):
     'left_out': 'chosen and rejected are the same tokens',
   }
   assert len(rows) == 2
-  with pytest.raises(UserError, match='data.max_length=64'):
+  with pytest.raises(UserError, match='data.max_length=97: the model takes'):
     show_rows(
       'sft', f'data.path={path}', f'model.path={model_folder}',
       'data.max_length=97',
