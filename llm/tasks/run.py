@@ -89,6 +89,8 @@ TASKS = {
   'score': _score,
   'sft': _supervised,
 }
+# The kinds of run that compute nothing.
+_WITHOUT_JAX = ('preview',)
 # The kinds of run that processes on several hosts can share.
 _SHARED = ('pretrain', 'sft')
 
@@ -113,6 +115,9 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     from llm.tasks import checks
 
     checks.check_run(config, workdir)
+  if name in _WITHOUT_JAX and not workdir:
+    find_task(name)(config, None)
+    return
   keep_freed_memory()
   # JAX is imported from here on.
   from llm.parallel import distributed
