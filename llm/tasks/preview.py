@@ -37,16 +37,20 @@ def run(config, workdir: str | None) -> None:
   several = len(records.find_files(config.data.path)) > 1
   has_loss = reader.kind not in _ON_PROMPTS
   summary = Summary(reader.max_length, has_loss)
-  console = rich_console.Console(highlight=False)
+  first = []
   with _opened(config.output) as write:
     for record, seen in _seen_rows(config, reader):
       name = f'{record.file}:{record.row}' if several else str(record.row)
       if summary.rows < config.show:
-        _show(reader, seen, name, console)
+        first.append((seen, name))
       summary.add(seen, name)
       place = {'file': record.file} if several else {}
       row = show.seen_object(reader.tok, seen, has_loss)
       write(place | {'row': record.row} | row)
+  # Not among the rows: a progress bar is there.
+  console = rich_console.Console(highlight=False)
+  for seen, name in first:
+    _show(reader, seen, name, console)
   terminal.print_table(summary.table(reader.tok))
   if workdir:
     from llm.runs import outputs
