@@ -21,6 +21,8 @@ from llm.tasks.training_fields import training_fields
 _OF_BATCHES = (
   'eval_path', 'eval_fraction', 'packing', 'shuffle', 'seed', 'curriculum',
 )  # fmt: skip
+# Fields whose default depends on the model or the kind.
+_BY_RUN = ('max_length', 'overlong')
 
 
 def get_config(arg=None):
@@ -35,8 +37,9 @@ def get_config(arg=None):
   config.tokenizer = config_dict.ConfigDict()
   config.tokenizer.path = optional(str)  # None: with the model
   config.data = training_fields('preview').data
-  for name in _OF_BATCHES:
+  for name in _OF_BATCHES + _BY_RUN:
     del config.data[name]
+  config.data.max_length = optional(int)  # None: 512, or what the model takes
   config.data.overlong = optional(str)  # None: drop for rl, else truncate
   # Of rewards for steps: what ends one; None: a line end.
   config.data.step_separator = optional(str)

@@ -24,6 +24,7 @@ from llm.text.chat_options import check_template
 from llm.text.tokenizer import load_tokenizer
 
 _ON_PROMPTS = ('rl',)
+_MAX_LENGTH = 512  # of the training configs
 
 
 def run(config, workdir: str | None) -> None:
@@ -80,13 +81,14 @@ def check_fields(config) -> None:
       f'data.step_separator={data.step_separator!r}: is of kind=reward'
     )
   overlong = _overlong(config)
-  examples.check_options(data.max_length, overlong)
+  length = _MAX_LENGTH if data.max_length is None else data.max_length
+  examples.check_options(length, overlong)
   if config.kind in _ON_PROMPTS and overlong != 'drop':
     raise UserError(
       f"data.overlong={overlong!r}: prompts are not cut; use 'drop'"
     )
   if config.kind not in ('sft', *_ON_PROMPTS):
-    reading.check_options(data.max_length, overlong, 0.0)
+    reading.check_options(length, overlong, 0.0)
   if config.limit is not None and config.limit < 1:
     raise UserError(f'limit={config.limit}: use 1 or more')
   if config.show < 0:
@@ -104,13 +106,14 @@ def open_reader(config) -> Reader:
     UserError: a field is wrong, or there is no tokenizer.
   """
   check_fields(config)
-  data = config.data
+  data, length = config.data, config.data.max_length
   if config.model.path is None:
-    tok = load_tokenizer(config.tokenizer.path)
+    tok, limit = load_tokenizer(config.tokenizer.path), _MAX_LENGTH
   else:
     source = open_checkpoint(config.model.path, config.tokenizer.path)
-    check_length(data, length_limit(source.config))
-    tok = source.tokenizer
+    tok, limit = source.tokenizer, length_limit(source.config)
+    if length is not None:
+      check_length(data, limit)
   if tok is None:
     raise UserError(
       f'model.path={config.model.path!r} has no tokenizer: set '
@@ -123,7 +126,7 @@ def open_reader(config) -> Reader:
     config.kind,
     tok,
     options,
-    data.max_length,
+    min(_MAX_LENGTH, limit) if length is None else length,
     _overlong(config),
     '\n' if separator is None else separator,
   )

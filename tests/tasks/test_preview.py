@@ -119,6 +119,9 @@ def test_a_model_folder_and_a_limit(write_rows, show_rows, model_folder):
     'left_out': 'chosen and rejected are the same tokens',
   }
   assert len(rows) == 2
+  config = config_args.load_config(str(ROOT / 'configs' / 'preview.py'))
+  config.model.path, config.data.path = model_folder, path
+  assert preview.open_reader(config).max_length == 96
   with pytest.raises(UserError, match='data.max_length=97: the model takes'):
     show_rows(
       'sft', f'data.path={path}', f'model.path={model_folder}',
