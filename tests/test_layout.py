@@ -28,9 +28,10 @@ ALLOWED = {
   'rewards': {
     'buckets', 'checkpoints', 'data', 'decode', 'losses', 'models', 'text',
   },
+  'preview': {'buckets', 'data', 'host', 'text'},
   'runs': {
     'checkpoints', 'data', 'decode', 'engine', 'host', 'models', 'parallel',
-    'text', 'train',
+    'preview', 'text', 'train',
   },
   'align': {
     'checkpoints', 'data', 'decode', 'host', 'losses', 'models', 'parallel',
@@ -45,8 +46,8 @@ ALLOWED = {
   'api': {'checkpoints', 'decode', 'engine', 'models', 'text'},
   'tasks': {
     'align', 'checkpoints', 'config_args', 'data', 'decode', 'engine', 'evals',
-    'host', 'losses', 'models', 'parallel', 'rewards', 'rl', 'runs', 'text',
-    'train',
+    'host', 'losses', 'models', 'parallel', 'preview', 'rewards', 'rl', 'runs',
+    'text', 'train',
   },
   'command': {'config_args', 'sweeps', 'tasks'},
   'start': {'command', 'host'},

@@ -11,13 +11,14 @@ import os
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 import numpy as np
 
 from llm.data import examples as examples_lib
 from llm.data import reading, records, shapes
 from llm.data.columns import RowOptions
-from llm.data.examples import Examples
+from llm.data.examples import Example, Examples
 from llm.errors import UserError
 
 # Part of the key; raise it whenever the same rows give other examples.
@@ -108,6 +109,38 @@ def load_examples(
   return examples.part(0, train), examples.part(train, len(examples))
 
 
+def encode_text(
+  tok,
+  value: dict[str, Any],
+  options: RowOptions,
+  max_length: int,
+  overlong: str,
+  counts: dict[str, Any],
+) -> tuple[list[Example], list[str]]:
+  """What is learned of a row: examples, none for a row that is left out.
+
+  Args:
+    tok: a `Tokenizer`.
+    value: the row, as it stands in its file.
+    options: how rows are read.
+    max_length, overlong: as for `load_examples`.
+    counts: what happens to a row is counted up, its shape in 'shapes'.
+
+  Returns:
+    the examples, and the columns that were not read.
+
+  Raises:
+    UserError: the row is refused.
+  """
+  row = shapes.canonical_row(value, bool(tok.chat_templates), options)
+  counts['shapes'][row.shape] = counts['shapes'].get(row.shape, 0) + 1
+  whole = examples_lib.encode_row(tok, row, options.learn)
+  is_text = row.text is not None
+  parts = reading.fit_row([whole], max_length, overlong, counts, is_text)
+  unread = examples_lib.unread_columns(tok, [row], options)
+  return (parts[0] if parts else []), unread
+
+
 def _write(
   files, rows, tok, max_length, overlong, eval_fraction, options
 ) -> dict:
@@ -125,13 +158,7 @@ def _write(
   digest = hashlib.sha256()
 
   def encode(value):
-    row = shapes.canonical_row(value, bool(tok.chat_templates), options)
-    counts['shapes'][row.shape] = counts['shapes'].get(row.shape, 0) + 1
-    whole = examples_lib.encode_row(tok, row, options.learn)
-    is_text = row.text is not None
-    parts = reading.fit_row([whole], max_length, overlong, counts, is_text)
-    unread = examples_lib.unread_columns(tok, [row], options)
-    return (parts[0] if parts else []), unread
+    return encode_text(tok, value, options, max_length, overlong, counts)
 
   for kept in reading.encode_records(rows, encode, counts):
     for example in kept:

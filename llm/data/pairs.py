@@ -102,19 +102,7 @@ def load_pairs(
   reading.check_options(max_length, overlong, eval_fraction)
 
   def encode(value, counts):
-    rows, margin = parse_row(value, bool(tok.chat_templates), options)
-    unread = examples_lib.unread_columns(tok, rows, options)
-    try:
-      pair = [encode_rated(tok, row, options) for row in rows]
-    except EmptyCompletionError:
-      counts['empty'] += 1
-      return [], unread
-    fitted = reading.fit_row(pair, max_length, overlong, counts)
-    pair = [example for (example,) in fitted]
-    if pair and np.array_equal(pair[0].tokens, pair[1].tokens):
-      counts['equal'] += 1
-      return [], unread
-    return ([(pair, margin)] if pair else []), unread
+    return encode_pair(tok, value, options, max_length, overlong, counts)
 
   def assemble(kept, counts):
     margins = np.array([margin for _, margin in kept], np.float32)
@@ -135,6 +123,44 @@ def load_pairs(
     field=field,
     on_bytes=on_bytes,
   )
+
+
+def encode_pair(
+  tok,
+  value: dict[str, Any],
+  options: RowOptions,
+  max_length: int,
+  overlong: str,
+  counts: dict[str, int],
+) -> tuple[list[tuple[list[Example], float]], list[str]]:
+  """What is learned of a row: a pair with its margin, or nothing.
+
+  Args:
+    tok: a `Tokenizer`.
+    value: of one of SHAPES.
+    options: how rows are read.
+    max_length, overlong: as for `load_pairs`.
+    counts: why a row is left out, or that it is cut, is counted up.
+
+  Returns:
+    [([chosen, rejected], margin)] or [], and the columns that were not read.
+
+  Raises:
+    UserError: the row is refused.
+  """
+  rows, margin = parse_row(value, bool(tok.chat_templates), options)
+  unread = examples_lib.unread_columns(tok, rows, options)
+  try:
+    pair = [encode_rated(tok, row, options) for row in rows]
+  except EmptyCompletionError:
+    counts['empty'] += 1
+    return [], unread
+  fitted = reading.fit_row(pair, max_length, overlong, counts)
+  pair = [example for (example,) in fitted]
+  if pair and np.array_equal(pair[0].tokens, pair[1].tokens):
+    counts['equal'] += 1
+    return [], unread
+  return ([(pair, margin)] if pair else []), unread
 
 
 def parse_row(

@@ -62,12 +62,9 @@ def load_prompts(
   counts = {'rows': 0, 'overlong': 0}
 
   def encode(row):
-    token_ids = _encode(tok, row, options)
+    prompts = encode_prompt(tok, row, options, max_length, counts)
     check(row)
-    if len(token_ids) > max_length:
-      counts['overlong'] += 1
-      return [], ()
-    return [Prompt(tuple(token_ids), row)], ()
+    return prompts, ()
 
   rows = records.read_records(path, field=field, on_bytes=on_bytes)
   prompts = []
@@ -80,6 +77,32 @@ def load_prompts(
     )
   counts['prompts'] = len(prompts)
   return prompts, counts
+
+
+def encode_prompt(
+  tok,
+  value: dict[str, Any],
+  options: RowOptions,
+  max_length: int,
+  counts: dict[str, int],
+) -> list[Prompt]:
+  """The prompt of a row; none where it is too long.
+
+  Args:
+    tok: a `Tokenizer`.
+    value: of one of `shapes.PROMPTS`.
+    options: how rows are read.
+    max_length: tokens of a prompt.
+    counts: 'overlong' is counted up where it is too long.
+
+  Raises:
+    UserError: the row is refused.
+  """
+  token_ids = _encode(tok, value, options)
+  if len(token_ids) > max_length:
+    counts['overlong'] += 1
+    return []
+  return [Prompt(tuple(token_ids), value)]
 
 
 def digest(prompts: list[Prompt]) -> str:

@@ -83,13 +83,7 @@ def load_rated(
   reading.check_options(max_length, overlong, eval_fraction)
 
   def encode(value, counts):
-    rows = parse_row(value, bool(tok.chat_templates), options)
-    kept = []
-    for example, good in _encode(tok, rows, options, counts):
-      for fitted in reading.fit_row([example], max_length, overlong, counts):
-        kept.append((fitted[0], good))
-    unread = [row for row, _ in rows]
-    return kept, examples_lib.unread_columns(tok, unread, options)
+    return encode_completions(tok, value, options, max_length, overlong, counts)
 
   def assemble(kept, counts):
     ratings = np.array([good for _, good in kept], bool)
@@ -107,6 +101,38 @@ def load_rated(
     field=field,
     on_bytes=on_bytes,
   )
+
+
+def encode_completions(
+  tok,
+  value: dict[str, Any],
+  options: RowOptions,
+  max_length: int,
+  overlong: str,
+  counts: dict[str, int],
+) -> tuple[list[tuple[Example, bool]], list[str]]:
+  """What is learned of a row: completions, and which of them are good.
+
+  Args:
+    tok: a `Tokenizer`.
+    value: of one of SHAPES.
+    options: how rows are read.
+    max_length, overlong: as for `load_rated`.
+    counts: why a completion is left out, or that it is cut, is counted up.
+
+  Returns:
+    up to two completions, and the columns that were not read.
+
+  Raises:
+    UserError: the row is refused.
+  """
+  rows = parse_row(value, bool(tok.chat_templates), options)
+  kept = []
+  for example, good in _encode(tok, rows, options, counts):
+    for fitted in reading.fit_row([example], max_length, overlong, counts):
+      kept.append((fitted[0], good))
+  unread = [row for row, _ in rows]
+  return kept, examples_lib.unread_columns(tok, unread, options)
 
 
 def mismatched(

@@ -10,7 +10,7 @@ import glob
 import gzip
 import json
 import pathlib
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 import zlib
 
 import zstandard
@@ -39,7 +39,13 @@ class Record:
   @property
   def where(self) -> str:
     """The row in words, for the beginning of error messages."""
-    return _where(self.field, self.file, self.row)
+    return f'{self.field}: {self.file}, row {self.row}'
+
+
+class _Bad(NamedTuple):
+  """Stands for a line that holds no value."""
+
+  why: str
 
 
 def read_records(
@@ -48,6 +54,7 @@ def read_records(
   field: str = 'data.path',
   separator: str | None = None,
   on_bytes: Callable[[int, int], None] | None = None,
+  on_bad: Callable[[Record, str], None] | None = None,
 ) -> Iterator[Record]:
   """Yields every row of every file, in order.
 
@@ -64,6 +71,8 @@ def read_records(
       line ends around a document are left out, and so are empty documents. None
       takes a whole file as one document.
     on_bytes: called with (bytes read, bytes in all) before each row.
+    on_bad: called with a row that is no JSON object (its value is {}) and why,
+      and the rows after it are read; None: it is an error.
 
   Raises:
     UserError: there is no file; a file is empty, broken or of an unknown kind;
@@ -76,15 +85,19 @@ def read_records(
     empty = True
     with file.open('rb') as raw:
       for number, value in _rows(raw, file, field, separator):
-        where = _where(field, str(file), number)
-        if not isinstance(value, dict):
-          raise UserError(
-            f'{where}: a JSON object is needed, not {_show(value)}'
-          )
         if on_bytes is not None:
           on_bytes(before + raw.tell(), total)
         empty = False
-        yield Record(value, str(file), number, field)
+        if isinstance(value, dict):
+          yield Record(value, str(file), number, field)
+          continue
+        why = f'a JSON object is needed, not {_show(value)}'
+        if isinstance(value, _Bad):
+          why = value.why
+        record = Record({}, str(file), number, field)
+        if on_bad is None:
+          raise UserError(f'{record.where}: {why}')
+        on_bad(record, why)
       if empty:
         raise UserError(f'{field}: {file} holds no rows; remove or fill it')
     before += file.stat().st_size
@@ -166,22 +179,20 @@ def _rows(raw, file, field, separator) -> Iterator[tuple[int, Any]]:
     return _documents(chunks, file, field, separator)
   if kind == '.json':
     return _json(b''.join(chunks), file, field)
-  return _json_lines(_lines(chunks), file, field)
+  return _json_lines(_lines(chunks))
 
 
-def _json_lines(lines, file, field) -> Iterator[tuple[int, Any]]:
+def _json_lines(lines) -> Iterator[tuple[int, Any]]:
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
-    where = _where(field, str(file), number)
     try:
-      yield number, json.loads(line.decode('utf-8-sig'))
+      value = json.loads(line.decode('utf-8-sig'))
     except UnicodeDecodeError as error:
-      raise UserError(
-        f'{where}: not UTF-8 at byte {error.start} of the line'
-      ) from None
+      value = _Bad(f'not UTF-8 at byte {error.start} of the line')
     except (ValueError, RecursionError) as error:
-      raise UserError(f'{where}: not valid JSON ({error})') from None
+      value = _Bad(f'not valid JSON ({error})')
+    yield number, value
 
 
 def _json(data: bytes, file, field) -> Iterator[tuple[int, Any]]:
@@ -192,7 +203,7 @@ def _json(data: bytes, file, field) -> Iterator[tuple[int, Any]]:
     value = json.loads(text)
   except json.JSONDecodeError as error:
     if error.msg == 'Extra data':  # After a first object: JSON lines.
-      return _json_lines(data.split(b'\n'), file, field)
+      return _json_lines(data.split(b'\n'))
     raise UserError(f'{field}: {file} is not valid JSON ({error})') from None
   except RecursionError:
     raise UserError(f'{field}: {file} is nested too deeply') from None
@@ -293,10 +304,6 @@ def _decode(data: bytes, file, field) -> str:
     raise UserError(
       f'{field}: {file} is not UTF-8 at byte {error.start}'
     ) from None
-
-
-def _where(field: str, file: str, row: int) -> str:
-  return f'{field}: {file}, row {row}'
 
 
 def _show(value) -> str:

@@ -89,15 +89,9 @@ def load_steps(
   reading.check_options(max_length, overlong, eval_fraction)
 
   def encode(value, counts):
-    row = parse_row(value, bool(tok.chat_templates), options)
-    unread = examples_lib.unread_columns(tok, [row.prompt], options)
-    if not row.steps:
-      counts['empty'] += 1
-      return [], unread
-    example, labels = _encode(tok, row, separator)
-    fitted = reading.fit_row([example], max_length, overlong, counts)
-    kept = [(part, labels[: len(part.tokens)]) for (part,) in fitted]
-    return kept, unread
+    return encode_steps(
+      tok, value, options, max_length, overlong, counts, separator
+    )
 
   def assemble(kept, counts):
     counts['steps'] = sum(int(example.loss_mask.sum()) for example, _ in kept)
@@ -116,6 +110,42 @@ def load_steps(
     field=field,
     on_bytes=on_bytes,
   )
+
+
+def encode_steps(
+  tok,
+  value: dict[str, Any],
+  options: RowOptions,
+  max_length: int,
+  overlong: str,
+  counts: dict[str, int],
+  separator: str = '\n',
+) -> tuple[list[tuple[Example, np.ndarray]], list[str]]:
+  """What is learned of a row: the ends of its steps, or nothing.
+
+  Args:
+    tok: a `Tokenizer`.
+    value: of SHAPE.
+    options: how rows are read.
+    max_length, overlong, separator: as for `load_steps`.
+    counts: why a row is left out, or that it is cut, is counted up.
+
+  Returns:
+    [(example, float32 labels of its tokens)] or [], and the columns that were
+    not read.
+
+  Raises:
+    UserError: the row is refused.
+  """
+  row = parse_row(value, bool(tok.chat_templates), options)
+  unread = examples_lib.unread_columns(tok, [row.prompt], options)
+  if not row.steps:
+    counts['empty'] += 1
+    return [], unread
+  example, labels = _encode(tok, row, separator)
+  fitted = reading.fit_row([example], max_length, overlong, counts)
+  kept = [(part, labels[: len(part.tokens)]) for (part,) in fitted]
+  return kept, unread
 
 
 class StepRow(NamedTuple):

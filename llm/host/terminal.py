@@ -65,7 +65,8 @@ def write_text(text: str) -> None:
 def printable(text: str) -> str:
   """`text` with control characters shown as U+FFFD; newline and tab stay.
 
-  A model can write escape sequences; a terminal must not obey them.
+  A model can write escape sequences; a terminal must not obey them. Half a
+  surrogate pair, which a row of data can hold, cannot be printed either.
   """
   return ''.join(
     c if c in '\n\t' or not _is_control(ord(c)) else '\ufffd' for c in text
@@ -73,4 +74,4 @@ def printable(text: str) -> str:
 
 
 def _is_control(code: int) -> bool:
-  return code < 0x20 or 0x7F <= code < 0xA0
+  return code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000

@@ -228,7 +228,13 @@ def check_data(data, limit: int | None = None) -> None:
       f'data.eval_path={data.eval_path!r} and data.eval_fraction='
       f'{data.eval_fraction}: set one of them'
     )
-  if limit is not None and data.max_length > limit:
+  if limit is not None:
+    check_length(data, limit)
+
+
+def check_length(data, limit: int) -> None:
+  """Refuses rows that are longer than what the model takes."""
+  if data.max_length > limit:
     raise UserError(
       f'data.max_length={data.max_length}: the model takes {limit} tokens '
       '(model.max_length)'

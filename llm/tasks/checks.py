@@ -24,6 +24,7 @@ from llm.runs.checks import (
   row_options,
 )
 from llm.runs.export_checks import check_exports
+from llm.tasks import preview
 from llm.tasks.quickstart_checks import check_quickstart
 from llm.tasks.training_fields import training_fields
 
@@ -57,6 +58,8 @@ def check_run(config, workdir: str | None) -> None:
     check_generate(config)
   elif config.task == 'score':
     check_score(config)
+  elif config.task == 'preview':
+    preview.check_fields(config)
   elif config.task == 'quickstart':
     check_quickstart(config)
   elif config.task in _FIELDS:

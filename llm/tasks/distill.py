@@ -12,6 +12,7 @@ from llm.align.distill_loss import make_distill_loss
 from llm.align.teacher import open_teacher, read_teacher
 from llm.parallel.sharding import shard_batch
 from llm.runs import batches, training
+from llm.runs.first_rows import show_first
 from llm.runs.job import check_job, open_job
 from llm.runs.train_model import build_train_model
 from llm.tasks.training_fields import training_fields
@@ -36,6 +37,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
     'teacher': teacher.weights,
   }
   check_job(job, contents)
+  show_first(job, examples)
   train_model = build_train_model(config, job.spec, job.mesh)
   frozen = {**train_model.frozen, 'teacher': read_teacher(teacher, job.mesh)}
   train_model = dataclasses.replace(train_model, frozen=frozen)

@@ -16,6 +16,7 @@ from llm.rl.online_pairs import PairRollouts
 from llm.rl.prompts import load
 from llm.rl.rollouts import Rollouts
 from llm.runs import training
+from llm.runs.first_rows import ROWS, show_first
 from llm.runs.job import check_job, open_job
 from llm.runs.train_model import build_train_model
 from llm.tasks.training_fields import training_fields
@@ -39,6 +40,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
     'held_out': held_out and prompts_lib.digest(held_out),
   }
   check_job(job, contents)
+  show_first(job, prompts_lib.as_examples(prompts[:ROWS]))
   rater = make_rater(config, job.spec.tokenizer, job.spec.config.vocab_size)
   train_model = build_train_model(config, job.spec, job.mesh)
   maker = PairRollouts(config, train_model, prompts, rater)

@@ -17,6 +17,7 @@ from llm.data.pairs import load_pairs
 from llm.data.rated import load_rated
 from llm.parallel.sharding import shard_batch
 from llm.runs import batches, datasets, training
+from llm.runs.first_rows import show_first
 from llm.runs.job import check_job, open_job
 from llm.runs.train_model import build_train_model
 from llm.tasks.training_fields import training_fields
@@ -87,6 +88,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   }
   source = batches.make_source(config, data.examples, **kind.rows)
   check_job(job, contents)
+  show_first(job, data.examples, kind.rows.get('group', 1))
   train_model = build_train_model(config, job.spec, job.mesh)
   train_model = with_reference(config, train_model)
   loss_fn = kind.make_loss(train_model, config.loss, options)

@@ -11,6 +11,7 @@ from llm.align.reward_loss import make_reward_loss
 from llm.evals.intervals import wilson_interval
 from llm.parallel.sharding import shard_batch
 from llm.runs import batches, training
+from llm.runs.first_rows import show_first
 from llm.runs.job import check_job, open_job
 from llm.runs.train_model import TrainModel, build_train_model
 from llm.tasks.training_fields import training_fields
@@ -41,6 +42,8 @@ def run(config, workdir: str | None) -> dict[str, float]:
     with_head=functools.partial(with_head, width=job.spec.config.embed_dim),
     reward_head=True,
   )
+  group = reward_data.row_options(config)['group']
+  show_first(job, completions.examples, group)
   train_model = build_train_model(config, job.spec, job.mesh)
   train_model = with_reward_head(train_model)
   complete = _make_complete(config, train_model, completions)

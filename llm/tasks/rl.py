@@ -19,6 +19,7 @@ from llm.rl.prompts import load
 from llm.rl.rollouts import Rollouts
 from llm.rl.trained import policy_of, with_reference, with_value_head
 from llm.runs import training
+from llm.runs.first_rows import ROWS, show_first
 from llm.runs.job import check_job, open_job
 from llm.runs.train_model import build_train_model
 from llm.tasks.training_fields import training_fields
@@ -44,6 +45,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   shape = job.spec.config
   with_head = functools.partial(with_value_head, algorithm, shape.embed_dim)
   check_job(job, contents, with_head=with_head)
+  show_first(job, prompts_lib.as_examples(prompts[:ROWS]))
   rater = make_rater(config, job.spec.tokenizer, shape.vocab_size)
   train_model = build_train_model(config, job.spec, job.mesh)
   train_model = with_reference(algorithm, train_model)

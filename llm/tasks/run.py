@@ -39,6 +39,12 @@ def _preference() -> Task:
   return preference.run
 
 
+def _preview() -> Task:
+  from llm.tasks import preview
+
+  return preview.run
+
+
 def _quickstart() -> Task:
   from llm.tasks import quickstart
 
@@ -76,12 +82,15 @@ TASKS = {
   'online_preference': _online_preference,
   'preference': _preference,
   'pretrain': _supervised,
+  'preview': _preview,
   'quickstart': _quickstart,
   'reward': _reward,
   'rl': _rl,
   'score': _score,
   'sft': _supervised,
 }
+# The kinds of run that compute nothing.
+_WITHOUT_JAX = ('preview',)
 # The kinds of run that processes on several hosts can share.
 _SHARED = ('pretrain', 'sft')
 
@@ -106,6 +115,9 @@ def run_task(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     from llm.tasks import checks
 
     checks.check_run(config, workdir)
+  if name in _WITHOUT_JAX and not workdir:
+    find_task(name)(config, None)
+    return
   keep_freed_memory()
   # JAX is imported from here on.
   from llm.parallel import distributed

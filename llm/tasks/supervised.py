@@ -9,6 +9,7 @@ from llm.align.supervised_loss import make_loss, make_training_loss
 from llm.data.examples import Examples
 from llm.parallel.sharding import shard_batch
 from llm.runs import batches, datasets, training
+from llm.runs.first_rows import show_first
 from llm.runs.job import check_job, open_job
 from llm.runs.train_model import TrainModel, build_train_model
 from llm.tasks.training_fields import training_fields
@@ -34,6 +35,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   }
   source = batches.make_source(config, examples)
   check_job(job, contents)
+  show_first(job, examples)
   train_model = build_train_model(config, job.spec, job.mesh)
   recipe = training.Recipe(
     loss_fn=make_training_loss(train_model, config.loss.neftune_alpha),

@@ -324,3 +324,8 @@ def test_held_out_pairs_are_scored(make_config, tmp_path, monkeypatch, capsys):
   assert rows[-1]['eval_reward_accuracy'] == 1.0
   assert rows[-1]['loss'] < 0.5 < rows[1]['loss']
   assert (tmp_path / 'out' / 'model.safetensors').exists()
+  lines = (tmp_path / 'run' / 'preview.jsonl').read_text().splitlines()
+  shown = [json.loads(line) for line in lines]
+  assert len(shown) == 6  # those held out are not learned
+  assert all(set(r) == {'example', 'chosen', 'rejected'} for r in shown)
+  assert sum(shown[0]['chosen']['loss_weights']) > 0

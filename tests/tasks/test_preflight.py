@@ -30,7 +30,8 @@ from llm import command
 said = []
 for args in commands:
   text = io.StringIO()
-  with contextlib.redirect_stderr(text):
+  out = contextlib.redirect_stdout(io.StringIO())
+  with contextlib.redirect_stderr(text), out:
     status = command.main(['launch.py', *args])
   said.append((status, text.getvalue()))
 print(json.dumps(said))
@@ -45,7 +46,8 @@ LIGHT = (
   'llm.checkpoints.source llm.decode.sampling_params llm.losses.options '
   'llm.data.dataset llm.data.pairs llm.data.prompts llm.data.rated '
   'llm.data.steps llm.host.memory llm.host.terminal llm.models.config '
-  'llm.models.lora_config llm.parallel.checks llm.text.tokenizer '
+  'llm.models.lora_config llm.parallel.checks llm.preview.rows '
+  'llm.preview.show llm.preview.summary llm.tasks.preview llm.text.tokenizer '
   'llm.train.checks'
 ).split()
 FRESH = [
@@ -177,6 +179,9 @@ def cases(model_folder, write_rows, tmp_path):
   add('score', 'batch_size=0: use 1', model, output, 'input=a', 'batch_size=0')
   add('score', "input='/no' does not exist", model, output, 'input=/no')
   add('score', "line 1: unknown key 'sampling'", model, output, f'input={bad}')
+  add('preview', "kind='stf': use one of sft, pref", 'kind=stf')
+  add('preview', "'/no' does not exist", 'tokenizer.path=bytes',
+      'data.path=/no')  # fmt: skip
   add('quickstart:smoke', 'unknown field --config.sft.step', 'sft.step=1')
   add('quickstart:smoke', "rl: loss.name='grop': use", 'rl.loss.name=grop')
   add('quickstart:smoke', 'world.size=1: use', 'world.size=1')
@@ -192,6 +197,14 @@ def test_refusals_come_before_jax(cases, tmp_path):
     assert status == 2 and message.startswith('error: '), (args, message)
     assert message.count('\n') == 1
   assert not (tmp_path / 'run').exists()  # nothing was begun
+
+
+def test_a_preview_needs_no_jax(write_rows, tmp_path):
+  args = ['--config=preview', '--config.tokenizer.path=bytes']
+  args.append(f'--config.data.path={write_rows(GOOD["text"])}')
+  assert run([[*args, f'--config.output={tmp_path}/out.jsonl']]) == [[0, '']]
+  row = json.loads((tmp_path / 'out.jsonl').read_text())
+  assert row['token_ids'] == [256, ord('a'), ord('b'), 257]
 
 
 def test_every_kind_of_run_is_among_the_refused(cases):

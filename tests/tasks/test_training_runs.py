@@ -55,6 +55,13 @@ def test_a_finished_run_is_exported_again_or_prolonged(start, tmp_path, capsys):
   rows = start('train.steps=3')
   assert [row['step'] for row in rows] == [1, 2, 3]
   first = exported(tmp_path)
+  shown = capsys.readouterr().err
+  assert 'first example, 6 tokens, 3 learned\n<|bos|>ab⟦c0<|eos|>⟧' in shown
+  lines = (tmp_path / 'run' / 'preview.jsonl').read_text().splitlines()
+  learned = [json.loads(line) for line in lines]
+  assert [row['example'] for row in learned] == list(range(1, 9))
+  assert learned[7]['text'] == '<|bos|>abc7<|eos|>'
+  assert learned[7]['loss_weights'] == [0.0] * 3 + [1.0] * 3
   shutil.rmtree(tmp_path / 'out')
   capsys.readouterr()
   assert start('train.steps=3') == rows
