@@ -11,6 +11,7 @@ from llm.data import shapes
 from llm.data.columns import RowOptions
 from llm.errors import UserError
 from llm.text import chat, chat_mask
+from llm.text.chat_options import check_template
 
 OVERLONG = ('truncate', 'drop', 'split')
 
@@ -164,6 +165,7 @@ def encode_prompt_row(tok, row: shapes.Row) -> list[int]:
   if row.messages is None:
     ids = _encode_prompt(tok, row.prompt)
   else:
+    check_template(tok, row.chat)
     ids = chat.encode(tok, row.messages, True, tools=row.tools, **row.variables)
   if not ids:
     raise UserError('the prompt has no token; give it a text')
@@ -286,6 +288,7 @@ def _encode_messages(
     raise EmptyCompletionError(
       'has only empty assistant messages, so that nothing is learned from it'
     )
+  check_template(tok, row.chat)
   return chat_mask.encode_with_mask(
     tok,
     row.messages,

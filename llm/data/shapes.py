@@ -18,6 +18,7 @@ from llm.data.conversations import (
   with_shared,
 )
 from llm.errors import UserError
+from llm.text.chat_options import ChatOptions
 
 SHAPES = (
   '{"messages": […]}',
@@ -81,6 +82,11 @@ class Row:
   completion: str | None = None
   text: str | None = None
   unread: tuple[str, ...] = ()
+
+  @property
+  def chat(self) -> ChatOptions:
+    """What the messages are rendered with besides."""
+    return ChatOptions(tools=tuple(self.tools or ()), variables=self.variables)
 
   @property
   def said(self) -> list[str]:

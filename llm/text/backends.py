@@ -17,7 +17,7 @@ import json
 import re
 
 from llm.errors import UserError
-from llm.text import convert
+from llm.text import convert, prefix
 from llm.text.byte_level import byte_characters
 
 SPACE = '\u2581'
@@ -34,9 +34,19 @@ class TokenizerJson:
     named: contents of special tokens; those that the file lacks are appended,
       those that it has become special.
     added: {id: {'content', 'special', 'lstrip', …}} of tokenizer_config.json.
+    prefix_space: whether a text gets a leading space; None: as the file says.
+    match_special: False takes special tokens in a text as plain characters.
   """
 
-  def __init__(self, data: bytes, source, named=(), added=None):
+  def __init__(
+    self,
+    data: bytes,
+    source,
+    named=(),
+    added=None,
+    prefix_space=None,
+    match_special=True,
+  ):
     import tokenizers
     from tokenizers import processors
 
@@ -56,6 +66,9 @@ class TokenizerJson:
     self._tokenizer.add_special_tokens(
       [tokenizers.AddedToken(t, special=True, normalized=False) for t in named]
     )
+    if prefix_space is not None:
+      prefix.set_prefix_space(self._tokenizer, prefix_space)
+    self._tokenizer.encode_special_tokens = not match_special
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
     self.prefix, self.suffix = self._around()
@@ -64,6 +77,7 @@ class TokenizerJson:
     self._tokenizer.post_processor = processors.TemplateProcessing(single='$A')
     entries = self._tokenizer.get_added_tokens_decoder()
     self.special = {id for id, entry in entries.items() if entry.special}
+    self._added = set(entries)
     self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
     self._plan(source)
 
@@ -125,10 +139,11 @@ class TokenizerJson:
     if token is None:
       return None
     if self._byte_level:
-      try:
-        return bytes(_CHARACTER_BYTES[char] for char in token), True
-      except KeyError:  # An added token with characters of its own.
+      # An added token is written as it is, also where its letters (such as č)
+      # stand for bytes elsewhere in the vocabulary.
+      if id in self._added:
         return token.encode(), True
+      return bytes(_CHARACTER_BYTES[char] for char in token), True
     for pattern, content in self._replace:
       token = token.replace(pattern, content)
     if self._byte_tokens and (match := _BYTE_TOKEN.fullmatch(token)):
@@ -144,20 +159,26 @@ class SentencePieceModel:
   """A SentencePiece `.model`, with the added tokens of a HF folder.
 
   Special and added tokens that occur in a text become their ids; the parts
-  between go through SentencePiece. As in transformers (`legacy=False`) only a
-  part at the start of the text gets SentencePiece's leading space.
+  between go through SentencePiece. As in transformers 5, and whatever `legacy`
+  says, only a part at the start of the text gets SentencePiece's leading space.
 
   Args:
     data: the file's bytes, a serialized ModelProto.
     source: its name, for messages.
     named: contents of special tokens; unknown ones are appended.
     added: {id: {'content', 'special', 'lstrip', …}}.
-    legacy: give every part a leading space.
-    split_special: False takes '<s>' in a text as plain characters.
+    prefix_space: whether a text gets that space; None: as the model says.
+    match_special: False takes '<s>' in a text as plain characters.
   """
 
   def __init__(
-    self, data, source, named=(), added=None, legacy=False, split_special=True
+    self,
+    data,
+    source,
+    named=(),
+    added=None,
+    prefix_space=None,
+    match_special=True,
   ):
     from sentencepiece import SentencePieceProcessor
     from sentencepiece import sentencepiece_model_pb2 as pb
@@ -177,11 +198,16 @@ class SentencePieceModel:
         ' model without it'
       )
     spec = model.normalizer_spec
+    if prefix_space is not None and prefix_space != spec.add_dummy_prefix:
+      spec.add_dummy_prefix = prefix_space
+      self._first = SentencePieceProcessor(
+        model_proto=model.SerializeToString()
+      )
     self.lead = 'one' if spec.add_dummy_prefix else 'keep'
     if spec.remove_extra_whitespaces:
       self.lead = 'each'
     self._later = self._first
-    if spec.add_dummy_prefix and not legacy:
+    if spec.add_dummy_prefix:
       spec.add_dummy_prefix = False
       self._later = SentencePieceProcessor(
         model_proto=model.SerializeToString()
@@ -195,7 +221,7 @@ class SentencePieceModel:
     self.prefix = [sp.bos_id()] * (sp.bos_id() >= 0)
     self.suffix = []
     self._add(source, named, added or {})
-    self._pattern = self._compile() if split_special else None
+    self._pattern = self._compile(match_special)
 
   def _add(self, source, named, added):
     """Collects the tokens that are matched in a text before SentencePiece."""
@@ -227,10 +253,15 @@ class SentencePieceModel:
       self._ids[content] = id
       self.special.add(id)
 
-  def _compile(self) -> re.Pattern | None:
+  def _compile(self, match_special: bool) -> re.Pattern | None:
     parts = []
+    matched = [
+      entry
+      for id, entry in self._added.items()
+      if match_special or id not in self.special
+    ]
     for content, lstrip, rstrip, word in sorted(
-      self._added.values(), key=lambda entry: -len(entry[0])
+      matched, key=lambda entry: -len(entry[0])
     ):
       body = f'({re.escape(content)})'
       if word:

@@ -13,7 +13,7 @@ import re
 from typing import Any, NamedTuple
 
 from llm.errors import UserError
-from llm.text.messages import REASONING, canonical_messages, canonical_tools
+from llm.text.messages import REASONING, canonical_messages
 
 _GENERATION_TAG = re.compile(r'\{%[-+]?\s*generation\s*[-+]?%\}')
 _TRACKER = '_generation_tracker'  # the template variable that collects ranges
@@ -38,15 +38,14 @@ def render(
     add_generation_prompt: end with the text that opens the assistant's turn.
     template: the name of one of `tok.chat_templates` or a template; None takes
       'tool_use' where there are tools and such a template, else 'default'.
-    tools: JSON schemas of functions, read by `canonical_tools`.
+    tools: JSON schemas of functions.
     documents: documents for templates that quote them.
     continue_final_message: end in the last message, without its end mark, so
       that the model continues it; needs add_generation_prompt=False.
     **variables: further variables of the template.
 
   Raises:
-    UserError: malformed messages, no template, the template refuses them, or it
-      reads nothing by the name of `tools`, `documents` or of a variable.
+    UserError: malformed messages, no template, or the template refuses them.
   """
   if continue_final_message and add_generation_prompt:
     raise UserError(
@@ -131,11 +130,9 @@ def unread_keys(
 
 def _run(tok, messages, template, *, tools, **variables):
   """Runs a template; returns (its name for messages, text, marked ranges)."""
-  messages, tools = canonical_messages(messages), canonical_tools(tools)
+  messages = canonical_messages(messages)
   name, source = _choose(tok, template, tools)
   read = _names(source, name)
-  given = variables | {'tools': tools}
-  _check_read(name, read, [k for k, v in given.items() if v is not None])
   blocks, spans = _Blocks(), []
   variables = tok.special_tokens | variables
   try:
@@ -152,20 +149,6 @@ def _run(tok, messages, template, *, tools, **variables):
       ' contents'
     ) from None
   return name, ''.join(blocks.texts), spans
-
-
-def _check_read(name: str, read: '_Names', given: list[str]) -> None:
-  """Refuses variables that would change nothing."""
-  unread = [
-    key
-    for key in given
-    if key not in read.variables and key != 'add_generation_prompt'
-  ]
-  if unread:
-    raise UserError(
-      f'{name} does not read {", ".join(unread)}, so that nothing of it would'
-      ' be in the text; leave it out, or use a template that writes it'
-    )
 
 
 class _Names(NamedTuple):

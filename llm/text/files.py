@@ -16,7 +16,13 @@ _KINDS = {
     ('a token', lambda v: not v or _content(v)),
   ),
   **dict.fromkeys(
-    ('add_bos_token', 'add_eos_token', 'legacy'),
+    (
+      'add_bos_token',
+      'add_eos_token',
+      'add_prefix_space',
+      'legacy',
+      'split_special_tokens',
+    ),
     ('true or false', lambda v: v is None or isinstance(v, bool)),
   ),
   **dict.fromkeys(

@@ -11,7 +11,14 @@ from pathlib import Path
 import struct
 
 from llm.errors import UserError
-from llm.text import backends, byte_level, detokenize, files, llama2c_vocab
+from llm.text import (
+  backends,
+  byte_level,
+  detokenize,
+  files,
+  llama2c_vocab,
+  prefix,
+)
 
 BYTES = 'bytes'
 
@@ -179,18 +186,21 @@ def load_tokenizer(path, vocab_size: int | None = None) -> Tokenizer:
     backend = backends.SentencePieceModel(
       llama2c_vocab.to_sentencepiece(data, path, vocab_size),
       path,
-      split_special=False,  # as llama2.c, to which '<s>' is plain text
+      match_special=False,  # as llama2.c, to which '<s>' is plain text
     )
     return _assemble(path, backend, files.Beside(), vocab_size)
   around = files.beside(path.parent)
   named = list(dict.fromkeys([*around.tokens.values(), *around.extra]))
-  if path.suffix == '.json':
-    backend = backends.TokenizerJson(data, path, named, around.added)
-  else:
-    legacy = bool(around.config.get('legacy'))
-    backend = backends.SentencePieceModel(
-      data, path, named, around.added, legacy
-    )
+  is_json = path.suffix == '.json'
+  kind = backends.TokenizerJson if is_json else backends.SentencePieceModel
+  backend = kind(
+    data,
+    path,
+    named,
+    around.added,
+    prefix_space=prefix.wanted(around.config, is_json, path),
+    match_special=not around.config.get('split_special_tokens'),
+  )
   return _assemble(path, backend, around, vocab_size)
 
 

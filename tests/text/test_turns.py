@@ -11,6 +11,7 @@ import pytest
 
 from llm.errors import UserError
 from llm.text import chat, chat_mask
+from llm.text.chat_options import ChatOptions, check_template
 from llm.text.tokenizer import load_tokenizer
 from tests.text import chats
 
@@ -50,6 +51,7 @@ def test_what_is_learned(tokenizers, name, conversation, learn):
   expected = EXPECTED[name][conversation][learn]
   if expected.startswith('refused: '):
     with pytest.raises(UserError) as caught:
+      check_template(tok, ChatOptions(tools=tuple(tools or ())))
       chat_mask.encode_with_mask(tok, messages, learn=learn, tools=tools)
     assert expected.removeprefix('refused: ') in str(caught.value)
     return
