@@ -1,6 +1,7 @@
 """`llm.load`, `llm.generate`, `llm.score`: for notebooks and scripts."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from llm.engine.requests import (
   make_samples,
   model_limits,
   prompt_tokens,
+  with_turn_end,
 )
 from llm.models.transformer import Transformer, stack_layers
 from llm.text import chat_options
@@ -60,9 +62,8 @@ def load(
   params = source.load(to_dtype(dtype), progress=progress)
   if scan_layers:
     params = stack_layers(params, source.config)
-  model = Transformer(
-    source.config, scan_layers=scan_layers, dtype=to_dtype(dtype)
-  )
+  shape = dataclasses.replace(source.config, eos_ids=source.ends.ids)
+  model = Transformer(shape, scan_layers=scan_layers, dtype=to_dtype(dtype))
   return model, params, read_tokenizer
 
 
@@ -106,7 +107,8 @@ def generate(
   for i, row in enumerate(_as_rows(prompts)):
     text, tokens = prompt_tokens(row, tokenizer, f'prompts[{i}]', options)
     continues = 'prompt' in row
-    requests.append(Request(i, text, tokens, settings, continues))
+    own = settings if continues else with_turn_end(settings, tokenizer)
+    requests.append(Request(i, text, tokens, own, continues))
   text_model = TextModel(model, params, tokenizer, model_limits(model.config))
   return list(complete(text_model, make_samples(requests)))
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm.models.config import ModelConfig
 from llm.text.tokenizer import (
@@ -28,6 +28,8 @@ class Source:
       lies with the model.
     generation: the sampling settings that the checkpoint recommends, under the
       names of `generation_config.json`; {} where it has none.
+    end_ids: what its files say ends a text, {file: ids}; those that say nothing
+      are not in it.
     load: `load(dtype, shardings=None, progress=None) -> params` reads the
       weights: every parameter in `dtype`, layers unrolled. `shardings` is a
       tree of where each parameter shall lie, None for the default device;
@@ -40,6 +42,9 @@ class Source:
   tokenizer_path: str | None
   generation: Mapping[str, Any]
   load: Callable[..., Any]
+  end_ids: Mapping[str, tuple[int, ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer | None:
@@ -51,6 +56,38 @@ class Source:
     if self.tokenizer_path is None:
       return None
     return load_tokenizer(self.tokenizer_path, self.config.vocab_size)
+
+  @functools.cached_property
+  def ends(self) -> 'Ends':
+    """What ends a text, with all files of the checkpoint considered.
+
+    Any of the ids ends a completion: first those of `config.eos_ids`, then the
+    tokenizer's own and those of other files, where they are special tokens.
+
+    Raises:
+      UserError: as `tokenizer`.
+    """
+    tok, said = self.tokenizer, dict(self.end_ids)
+    ids = list(self.config.eos_ids)
+    if tok is not None:
+      if tok.eos_ids:
+        said['the tokenizer'] = tok.eos_ids
+      more = (id for of_file in said.values() for id in of_file)
+      ids += [id for id in more if id in tok.special_ids]
+    ids = tuple(dict.fromkeys(ids))
+    if len({frozenset(of_file) for of_file in said.values()}) < 2:
+      return Ends(ids, None)
+    token = lambda id: f'{id} ({tok.token(id)})' if tok else str(id)
+    listed = lambda ids: ' or '.join(map(token, ids)) or 'none'
+    files = '; '.join(f'{name}: {listed(of)}' for name, of in said.items())
+    return Ends(ids, f'{self.path}: a text ends with {listed(ids)} ({files})')
+
+
+class Ends(NamedTuple):
+  """Ids that end a text; what to say where files do not agree, else None."""
+
+  ids: tuple[int, ...]
+  note: str | None
 
 
 def locate_tokenizer(path: str, where: str | None) -> str | None:

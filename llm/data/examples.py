@@ -163,7 +163,7 @@ def encode_prompt_row(tok, row: shapes.Row) -> list[int]:
     UserError: the tokenizer or its chat template refuses it, or it is empty.
   """
   if row.messages is None:
-    ids = _encode_prompt(tok, row.prompt)
+    ids = tok.encode_prompt(row.prompt)
   else:
     check_template(tok, row.chat)
     ids = chat.encode(tok, row.messages, True, tools=row.tools, **row.variables)
@@ -264,14 +264,6 @@ def check_vocabulary(tok, vocab_size: int) -> None:
       f' model.vocab_size={vocab_size}: use the tokenizer of the model, or a'
       ' model with a larger vocabulary'
     )
-
-
-def _encode_prompt(tok, text: str) -> list[int]:
-  """The ids of a text, without the EOS that some tokenizers put after it."""
-  ids, offsets = tok.encode_with_offsets(text)
-  if len(ids) > 1 and ids[-1] in tok.eos_ids and offsets[-1][0] == len(text):
-    ids.pop()
-  return ids
 
 
 def _encode_messages(

@@ -12,6 +12,7 @@ from llm.data import reading, records, shapes
 from llm.data.columns import RowOptions
 from llm.data.examples import Example, Examples, encode_prompt_row, from_list
 from llm.errors import UserError
+from llm.text.turn_end import turn_end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +22,12 @@ class Prompt:
   Attributes:
     token_ids: the prompt, up to where the completion begins.
     row: the row as it was written, for reward functions ('answer' and others).
+    is_chat: it went through the chat template.
   """
 
   token_ids: tuple[int, ...]
   row: dict[str, Any]
+  is_chat: bool = False
 
 
 def load_prompts(
@@ -98,11 +101,23 @@ def encode_prompt(
   Raises:
     UserError: the row is refused.
   """
-  token_ids = _encode(tok, value, options)
+  row = shapes.canonical_prompt(value, bool(tok.chat_templates), options)
+  token_ids = encode_prompt_row(tok, row)
   if len(token_ids) > max_length:
     counts['overlong'] += 1
     return []
-  return [Prompt(tuple(token_ids), value)]
+  return [Prompt(tuple(token_ids), value, row.messages is not None)]
+
+
+def turn_ends(prompts: list[Prompt], tok) -> tuple[int, ...]:
+  """What ends a reply besides EOS: the mark of the chat template, if any.
+
+  Args:
+    prompts: of a run; plain texts have no such end.
+    tok: a `Tokenizer`.
+  """
+  end = turn_end(tok) if any(prompt.is_chat for prompt in prompts) else None
+  return () if end is None else (end,)
 
 
 def digest(prompts: list[Prompt]) -> str:
@@ -150,11 +165,3 @@ def prompt_order(
     for index in order[at:]:
       yield int(index)
     place += count - at
-
-
-def _encode(
-  tok, value: dict[str, Any], options: RowOptions = RowOptions()
-) -> list[int]:
-  """The token ids of a row's prompt."""
-  row = shapes.canonical_prompt(value, bool(tok.chat_templates), options)
-  return encode_prompt_row(tok, row)

@@ -1,6 +1,7 @@
 """The model of a run: what is cheap first, the weights when they are needed."""
 
 import dataclasses
+import functools
 
 from llm.checkpoints.opened import Source
 from llm.checkpoints.source import (
@@ -20,11 +21,27 @@ class OpenedModel:
 
   Attributes:
     source: the checkpoint, with the adapters of `lora.path` if that is set.
-    limits: what its requests may have.
+    length: `max_length` of the run, None for what the model takes.
   """
 
   source: Source
-  limits: Limits
+  length: int | None = None
+
+  @functools.cached_property
+  def limits(self) -> Limits:
+    """What its requests may have; reads the tokenizer, for what ends a text.
+
+    Raises:
+      UserError: as `Source.tokenizer`.
+    """
+    limits = dataclasses.replace(
+      model_limits(self.source.config), eos_ids=self.source.ends.ids
+    )
+    if self.length is None:
+      return limits
+    return dataclasses.replace(
+      limits, max_length=self.length, name='max_length'
+    )
 
 
 def open_model(config) -> OpenedModel:
@@ -47,7 +64,13 @@ def open_model(config) -> OpenedModel:
   source = open_checkpoint(path, config.tokenizer.path)
   if config.lora.path is not None:
     source = add_adapters(source, config.lora.path)
-  return OpenedModel(source, _limits(config, source))
+  limit = model_limits(source.config).max_length
+  if config.max_length is not None and not 1 <= config.max_length <= limit:
+    raise UserError(
+      f'max_length={config.max_length}: use 1 to {limit}, the tokens that the '
+      'model takes'
+    )
+  return OpenedModel(source, config.max_length)
 
 
 def files_of(config) -> list:
@@ -68,6 +91,7 @@ def load_weights(config, opened: OpenedModel):
   from llm.models.transformer import Transformer
 
   source, dtype = opened.source, to_dtype(config.dtype)
+  terminal.log(source.ends.note)
   with terminal.progress_bar() as bar:
     task = bar.add_task('loading', total=None)
     params = source.load(
@@ -76,20 +100,6 @@ def load_weights(config, opened: OpenedModel):
         task, completed=done, total=total
       ),
     )
-  model = Transformer(source.config, dtype=dtype)
+  shape = dataclasses.replace(source.config, eos_ids=source.ends.ids)
+  model = Transformer(shape, dtype=dtype)
   return TextModel(model, params, source.tokenizer, opened.limits)
-
-
-def _limits(config, source: Source) -> Limits:
-  """What fits: the model's length, or `max_length` where that is less."""
-  limits = model_limits(source.config)
-  if config.max_length is None:
-    return limits
-  if not 1 <= config.max_length <= limits.max_length:
-    raise UserError(
-      f'max_length={config.max_length}: use 1 to {limits.max_length}, the '
-      'tokens that the model takes'
-    )
-  return dataclasses.replace(
-    limits, max_length=config.max_length, name='max_length'
-  )

@@ -13,6 +13,7 @@ from llm.errors import UserError
 from llm.models.config import ModelConfig, length_limit
 from llm.text import chat_options
 from llm.text.chat_options import ChatOptions
+from llm.text.turn_end import turn_end
 
 ROW_KEYS = (
   'prompt', 'messages', 'token_ids', 'sampling', *chat_options.FIELDS,
@@ -140,6 +141,7 @@ def read_requests(
       limits,
       where,
       continues='messages' not in row,
+      tokenizer=tokenizer,
     )
     requests.append(request)
   return requests
@@ -216,7 +218,7 @@ def prompt_tokens(
     )
   try:
     if form == 'prompt':
-      return value, tuple(tokenizer.encode(value))
+      return value, tuple(tokenizer.encode_prompt(value))
     text = chat_options.render(tokenizer, value, options)
     return text, tuple(tokenizer.encode(text, bos=False))
   except UserError as error:
@@ -231,8 +233,13 @@ def make_request(
   limits: Limits,
   where: str,
   continues: bool = True,
+  tokenizer: Any = None,
 ) -> Request:
-  """Checks one prompt with its settings against what fits."""
+  """Checks one prompt with its settings against what fits.
+
+  A message of the assistant, which has continues=False, also ends where the
+  tokenizer's chat template ends one.
+  """
   check_tokens(tokens, limits, where)
   room = limits.max_length - len(tokens)
   if not tokens:
@@ -251,6 +258,8 @@ def make_request(
     settings['max_new_tokens'] = min(DEFAULT_NEW_TOKENS, room)
   try:
     params = SamplingParams.from_dict(settings)
+    if not continues:
+      params = with_turn_end(params, tokenizer)
     check_ids(params, limits.vocab_size, limits.eos_ids)
   except UserError as error:
     raise UserError(f'{where}: {error}') from None
@@ -262,6 +271,20 @@ def make_request(
       'fit'
     )
   return Request(index, prompt, tuple(tokens), params, continues)
+
+
+def with_turn_end(params: SamplingParams, tokenizer: Any) -> SamplingParams:
+  """The settings with the end of an assistant's turn among the stops.
+
+  Args:
+    params: with `ignore_eos` they stay as they are.
+    tokenizer: whose chat template says what ends a turn; or None.
+  """
+  end = None if tokenizer is None else turn_end(tokenizer)
+  if end is None or params.ignore_eos or end in params.stop_token_ids:
+    return params
+  stops = (*params.stop_token_ids, end)
+  return dataclasses.replace(params, stop_token_ids=stops)
 
 
 def run_sampling(config) -> dict:

@@ -4,7 +4,7 @@ A task calls `open_job`, reads its data, calls `check_job` and only then builds
 its model: whatever is wrong with a run is refused before the weights are read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 import optax
 
 from llm.errors import UserError
+from llm.host import terminal
 from llm.parallel.mesh import check_batch, make_mesh
 from llm.runs import checks, exports, samples
 from llm.runs.export_checks import check_exports
@@ -63,6 +64,33 @@ def open_job(
   microbatches = check_batch(rows, config.train.microbatch_size, mesh)
   tx = make_optimizer(config.optim, config.train.steps)
   return Job(config, workdir, mesh, microbatches, tx, read_spec(config))
+
+
+def with_ends(
+  job: Job, taught: Sequence[int] = (), more: Sequence[int] = ()
+) -> Job:
+  """The job of a model that also ends its completions with these tokens.
+
+  So its samples, its rollouts and its export stop there.
+
+  Args:
+    job: of `open_job`.
+    taught: what training teaches as an end, most frequent first; the first is
+      the tokenizer's EOS from now on.
+    more: other tokens that end a completion.
+  """
+  spec = job.spec
+  ids = dict.fromkeys((*taught, *spec.config.eos_ids, *more))
+  shape = dataclasses.replace(spec.config, eos_ids=tuple(ids))
+  tok = spec.tokenizer
+  if taught and taught[0] not in tok.eos_ids[:1]:
+    terminal.log(
+      f'completions are taught to end with {tok.token(taught[0])}, which is '
+      "the model's EOS from now on"
+    )
+    tok = tok.with_eos(taught[0])
+  spec = dataclasses.replace(spec, config=shape, tokenizer=tok)
+  return dataclasses.replace(job, spec=spec)
 
 
 def check_job(

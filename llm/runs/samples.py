@@ -6,7 +6,12 @@ import os
 import jax
 
 from llm.engine.completions import TextModel, complete
-from llm.engine.requests import Request, make_samples, model_limits
+from llm.engine.requests import (
+  Request,
+  make_samples,
+  model_limits,
+  with_turn_end,
+)
 from llm.errors import RunError, UserError
 from llm.models.config import length_limit
 from llm.models.transformer import Transformer
@@ -71,6 +76,8 @@ def write_samples(
   spec = train_model.spec
   tok = spec.tokenizer
   sampling = sample_params(sample)
+  if sample.chat:
+    sampling = with_turn_end(sampling, tok)
   requests = [
     Request(
       i,
@@ -127,4 +134,4 @@ def _encode(tok, prompt: str, as_chat: bool, options: ChatOptions) -> list[int]:
   if as_chat:
     messages = [{'role': 'user', 'content': prompt}]
     return chat_options.encode(tok, messages, options)
-  return tok.encode(prompt)
+  return tok.encode_prompt(prompt)

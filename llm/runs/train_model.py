@@ -104,9 +104,9 @@ def read_spec(config) -> ModelSpec:
   if config.lora.path is not None:
     _, adapters = read_adapters(config.lora.path, source.config)
     weights += fingerprint(config.lora.path)
-  return ModelSpec(
-    source, weights, source.config, source.tokenizer, lora, adapters
-  )
+  terminal.log(source.ends.note)
+  shape = dataclasses.replace(source.config, eos_ids=source.ends.ids)
+  return ModelSpec(source, weights, shape, source.tokenizer, lora, adapters)
 
 
 def fresh_config(shape, tokenizer: Tokenizer) -> ModelConfig:

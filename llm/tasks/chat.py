@@ -94,7 +94,14 @@ def _reply(
     {'messages': messages}, text_model.tokenizer, 'chat', options
   )
   request = requests.make_request(
-    turn, text, tokens, sampling, text_model.limits, 'chat', continues=False
+    turn,
+    text,
+    tokens,
+    sampling,
+    text_model.limits,
+    'chat',
+    continues=False,
+    tokenizer=text_model.tokenizer,
   )
   samples = requests.make_samples([request])
   phases, shown = phases_lib.Phases(), []

@@ -10,10 +10,11 @@ from llm.align import distill_data
 from llm.align.checks import check_distill
 from llm.align.distill_loss import make_distill_loss
 from llm.align.teacher import open_teacher, read_teacher
+from llm.data.ends import ends_of
 from llm.parallel.sharding import shard_batch
 from llm.runs import batches, training
 from llm.runs.first_rows import show_first
-from llm.runs.job import check_job, open_job
+from llm.runs.job import check_job, open_job, with_ends
 from llm.runs.train_model import build_train_model
 from llm.tasks.training_fields import training_fields
 
@@ -31,6 +32,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   job = open_job(config, workdir, training_fields(config.task))
   teacher = open_teacher(config, job.spec)
   examples, held_out = distill_data.load(config, job.spec, teacher)
+  job = with_ends(job, ends_of(examples, job.spec.tokenizer))
   contents = {
     'examples': examples.digest,
     'held_out': held_out and held_out.digest,

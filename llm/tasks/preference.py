@@ -13,12 +13,13 @@ from llm.align.kto import make_columns, make_kto_loss
 from llm.align.pair_columns import make_pair_columns
 from llm.align.preference_loss import make_preference_loss
 from llm.align.reference import with_reference
+from llm.data.ends import ends_of
 from llm.data.pairs import load_pairs
 from llm.data.rated import load_rated
 from llm.parallel.sharding import shard_batch
 from llm.runs import batches, datasets, training
 from llm.runs.first_rows import show_first
-from llm.runs.job import check_job, open_job
+from llm.runs.job import check_job, open_job, with_ends
 from llm.runs.train_model import build_train_model
 from llm.tasks.training_fields import training_fields
 
@@ -82,6 +83,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   checks.check_reference(config)
   job = open_job(config, workdir, training_fields(config.task))
   data, held_out = datasets.load_ratings(config, job.spec, kind.load, kind.noun)
+  job = with_ends(job, ends_of(data.examples, job.spec.tokenizer))
   contents = {
     'examples': data.examples.digest,
     'held_out': held_out and held_out.examples.digest,

@@ -20,7 +20,7 @@ from llm.rl.rollouts import Rollouts
 from llm.rl.trained import policy_of, with_reference, with_value_head
 from llm.runs import training
 from llm.runs.first_rows import ROWS, show_first
-from llm.runs.job import check_job, open_job
+from llm.runs.job import check_job, open_job, with_ends
 from llm.runs.train_model import build_train_model
 from llm.tasks.training_fields import training_fields
 
@@ -38,6 +38,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   rows = checks.step_rows(config)
   job = open_job(config, workdir, training_fields(config.task), rows)
   prompts, held_out, counts = load(config, job.spec)
+  job = with_ends(job, more=prompts_lib.turn_ends(prompts, job.spec.tokenizer))
   contents = {
     'prompts': prompts_lib.digest(prompts),
     'held_out': held_out and prompts_lib.digest(held_out),

@@ -6,11 +6,12 @@ from typing import Any
 
 from llm.align.checks import check_supervised
 from llm.align.supervised_loss import make_loss, make_training_loss
+from llm.data.ends import ends_of
 from llm.data.examples import Examples
 from llm.parallel.sharding import shard_batch
 from llm.runs import batches, datasets, training
 from llm.runs.first_rows import show_first
-from llm.runs.job import check_job, open_job
+from llm.runs.job import check_job, open_job, with_ends
 from llm.runs.train_model import TrainModel, build_train_model
 from llm.tasks.training_fields import training_fields
 
@@ -29,6 +30,7 @@ def run(config, workdir: str | None) -> dict[str, float]:
   check_supervised(config)
   job = open_job(config, workdir, training_fields(config.task))
   examples, held_out = datasets.load_texts(config, job.spec)
+  job = with_ends(job, ends_of(examples, job.spec.tokenizer))
   contents = {
     'examples': examples.digest,
     'held_out': held_out and held_out.digest,

@@ -16,6 +16,8 @@ class TextStream:
     end_ids: tokens that end the completion and are no part of its text.
     state: of the detokenizer.
     stop_state: of the search for stop strings.
+    visible: for each character that the search withholds, whether it is of the
+      text: special tokens are searched for stops and not shown.
     text: what is certain so far.
     length: tokens so far, including the one that ended the completion.
   """
@@ -25,6 +27,7 @@ class TextStream:
   end_ids: Sequence[int] = ()
   state: detokenize.State = detokenize.start()
   stop_state: detokenize.StopState = detokenize.StopState()
+  visible: list[bool] = dataclasses.field(default_factory=list)
   text: str = ''
   length: int = 0
 
@@ -41,6 +44,10 @@ class TextStream:
       self.length += 1
       if self.tokenizer is None or token in self.end_ids:
         continue
+      piece = self.tokenizer.piece(int(token))
+      if piece is not None and piece.special:
+        shown.append(self._search(piece.data.decode(), visible=False))
+        continue
       self.state, text = detokenize.push(self.tokenizer, self.state, [token])
       shown.append(self._search(text))
     return self._show(shown)
@@ -52,13 +59,21 @@ class TextStream:
     self.state, text = detokenize.flush(self.tokenizer, self.state)
     shown = [self._search(text)]
     self.stop_state, text = detokenize.flush_stop(self.stop_state)
-    return self._show([*shown, text])
+    return self._show([*shown, self._only_visible(text)])
 
-  def _search(self, text: str) -> str:
+  def _search(self, text: str, visible: bool = True) -> str:
+    """Adds text to the search for stop strings; returns what can be shown."""
+    self.visible += [visible] * len(text)
     self.stop_state, text = detokenize.push_stop(
       self.stops, self.stop_state, text
     )
-    return text
+    return self._only_visible(text)
+
+  def _only_visible(self, text: str) -> str:
+    """What is shown of text that is withheld no longer."""
+    shown = ''.join(c for c, on in zip(text, self.visible) if on)
+    self.visible = self.visible[len(text) :]
+    return shown
 
   def _show(self, pieces: list[str]) -> str:
     text = ''.join(pieces)

@@ -105,6 +105,29 @@ class Tokenizer:
       )
     return ids, offsets
 
+  def encode_prompt(self, text: str) -> list[int]:
+    """The ids of a text that is to be continued.
+
+    That is `encode` without what the tokenizer puts after a text: an EOS there
+    would end what is only begun.
+
+    Args and errors are those of `encode`.
+    """
+    ids = self.encode(text)
+    return ids[: len(ids) - len(self._suffix)]
+
+  def with_eos(self, id: int) -> 'Tokenizer':
+    """The same tokenizer with another token as its EOS."""
+    token = self.token(id)
+    others = [other for other in self.eos_ids if other != id]
+    return dataclasses.replace(
+      self,
+      eos_ids=(id, *others),
+      special_tokens=self.special_tokens | {'eos_token': token},
+      _suffix=tuple(id if s in self.eos_ids else s for s in self._suffix),
+      _config=self._config | {'eos_token': token},
+    )
+
   def decode(self, ids, skip_special: bool = True) -> str:
     """Ids to text; invalid bytes become U+FFFD as `detokenize.push` says."""
     state, text = detokenize.push(self, detokenize.start(skip_special), ids)

@@ -128,3 +128,51 @@ config.model.path = {model_folder!r}
 assert open_model(config).limits.max_length == 96
 assert 'jax' not in sys.modules
 """)
+
+
+TOKENIZER = {
+  'version': '1.0',
+  'added_tokens': [
+    {'id': id, 'content': text, 'special': True, 'single_word': False,
+     'lstrip': False, 'rstrip': False, 'normalized': False}
+    for id, text in enumerate(('<|endoftext|>', '<|im_end|>'))
+  ],
+  'model': {'type': 'BPE', 'merges': [],
+            'vocab': {'<|endoftext|>': 0, '<|im_end|>': 1, 'a': 2}},
+  'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': False,
+                    'trim_offsets': False, 'use_regex': True},
+  'decoder': {'type': 'ByteLevel', 'add_prefix_space': False,
+              'trim_offsets': False, 'use_regex': True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  'config, generation, tokenizer, ends, said',
+  [
+    (0, 0, '<|endoftext|>', (0,), None),
+    (0, None, '<|endoftext|>', (0,), None),
+    (0, None, '<|im_end|>', (0, 1), 'config.json: 0 (<|endoftext|>)'),
+    (0, [1, 0], '<|im_end|>', (1, 0), 'tokenizer: 1 (<|im_end|>)'),
+    (None, 1, '<|endoftext|>', (1, 0), 'generation_config.json: 1'),
+    # An id of an ordinary token, as in configs that were copied, is no end
+    # where another file knows better.
+    (2, 1, '<|im_end|>', (1,), 'config.json: 2 (a)'),
+  ],
+)
+def test_what_ends_a_text(tmp_path, config, generation, tokenizer, ends, said):
+  files = {
+    'config.json': {
+      'model_type': 'llama', 'vocab_size': 8, 'hidden_size': 8,
+      'intermediate_size': 8, 'num_hidden_layers': 1, 'num_attention_heads': 1,
+      'eos_token_id': config,
+    },
+    'tokenizer.json': TOKENIZER,
+    'tokenizer_config.json': {'eos_token': tokenizer},
+  }  # fmt: skip
+  if generation is not None:
+    files['generation_config.json'] = {'eos_token_id': generation}
+  for name, value in files.items():
+    (tmp_path / name).write_text(json.dumps(value))
+  found = open_checkpoint(str(tmp_path)).ends
+  assert found.ids == ends
+  assert found.note is None if said is None else said in found.note

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 import transformers
 
-from llm.data import examples, pairs, prompts, rated, shapes, steps
+from llm.data import examples, pairs, rated, shapes, steps
 from llm.data.columns import RowOptions
 from llm.errors import UserError
 from llm.text.tokenizer import load_tokenizer
@@ -124,7 +124,8 @@ def read(kind, tok, row):
     ids = examples.encode_prompt_row(tok, found)
     return ids, examples.unread_columns(tok, [found], options)
   else:
-    return prompts._encode(tok, row), []
+    found = shapes.canonical_prompt(row, has)
+    return examples.encode_prompt_row(tok, found), []
   return example.tokens.tolist(), examples.unread_columns(tok, [found], options)
 
 

@@ -12,7 +12,7 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from llm.data import examples, pairs, prompts, rated, shapes, steps
+from llm.data import examples, pairs, rated, shapes, steps
 from llm.data.columns import RowOptions
 from llm.errors import UserError
 from llm.text.tokenizer import load_tokenizer
@@ -220,8 +220,8 @@ def read(kind, tok, row):
     found = [step.prompt]
     encoded = [steps._encode(tok, step, '\n')[0]] if step.steps else []
   else:  # the row goes to reward functions as a whole
-    ids = prompts._encode(tok, row)
-    return [ids], list(row)
+    found = shapes.canonical_prompt(row, has)
+    return [examples.encode_prompt_row(tok, found)], list(row)
   unread = examples.unread_columns(tok, found, options)
   return [example.tokens.tolist() for example in encoded], unread
 

@@ -99,8 +99,21 @@ def _open(path: str, tokenizer: str | None, reward_head: bool) -> Source:
     config=config,
     tokenizer_path=locate_tokenizer(path, tokenizer),
     generation=read_generation(path),
+    end_ids=_end_ids(path),
     load=functools.partial(_load, path, config, reward_head),
   )
+
+
+def _end_ids(path: str) -> dict[str, tuple[int, ...]]:
+  """What each file says ends a text; files that say nothing are left out."""
+  found = {_GENERATION: read_generation(path), _CONFIG: _raw(path)}
+  text = found[_CONFIG].get('text_config')
+  if isinstance(text, dict):  # of a multimodal model
+    found[_CONFIG] = text | found[_CONFIG]
+  ids = {
+    name: token_ids(raw.get('eos_token_id')) for name, raw in found.items()
+  }
+  return {name: of_file for name, of_file in ids.items() if of_file}
 
 
 def _load(
