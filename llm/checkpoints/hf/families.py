@@ -200,6 +200,7 @@ HARMLESS = frozenset(
   'use_flash_attn',  # early Yi
   'flash_attn_2_enabled',  # OpenHermes
   'neftune_noise_alpha',  # models trained with TRL
+  'sliding_window_size',  # Gemma 2 9B, beside sliding_window, which is read
   'attention_probs_dropout_prob',  # converted checkpoints
   'hidden_dropout_prob',
 }
