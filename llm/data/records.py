@@ -187,9 +187,11 @@ def _json_lines(lines) -> Iterator[tuple[int, Any]]:
     if not line.strip():
       continue
     try:
-      value = json.loads(line.decode('utf-8-sig'))
+      value = json.loads(line.decode('utf-8-sig'), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
-      value = _Bad(f'not UTF-8 at byte {error.start} of the line')
+      value = _Bad(
+        f'not UTF-8 at byte {error.start} of the line; save the file as UTF-8'
+      )
     except (ValueError, RecursionError) as error:
       value = _Bad(f'not valid JSON ({error})')
     yield number, value
@@ -200,11 +202,13 @@ def _json(data: bytes, file, field) -> Iterator[tuple[int, Any]]:
   if not text.strip():
     return iter(())
   try:
-    value = json.loads(text)
+    value = json.loads(text, object_pairs_hook=_object)
   except json.JSONDecodeError as error:
     if error.msg == 'Extra data':  # After a first object: JSON lines.
       return _json_lines(data.split(b'\n'))
     raise UserError(f'{field}: {file} is not valid JSON ({error})') from None
+  except ValueError as error:  # a key twice, a number of too many digits
+    raise UserError(f'{field}: {file}: {error}') from None
   except RecursionError:
     raise UserError(f'{field}: {file} is nested too deeply') from None
   return enumerate(value if isinstance(value, list) else [value], 1)
@@ -238,11 +242,33 @@ def _parquet(raw, file, field) -> Iterator[tuple[int, Any]]:
     for batch in parquet.ParquetFile(raw).iter_batches(batch_size=1024):
       for value in batch.to_pylist():
         number += 1
-        yield number, value
+        yield number, _without_nulls(value)
   except (pyarrow.ArrowException, OSError) as error:
     raise UserError(
       f'{field}: {file} is not a Parquet file that pyarrow reads ({error})'
     ) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A JSON object; one of two equal keys would be lost."""
+  value = dict(pairs)
+  if len(value) < len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f'the key {twice!r} is there twice')
+  return value
+
+
+def _without_nulls(value: Any) -> Any:
+  """A value without keys that are null.
+
+  A column of structs gives each the keys of all others.
+  """
+  if isinstance(value, dict):
+    return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+  if isinstance(value, list):
+    return [_without_nulls(v) for v in value]
+  return value
 
 
 def _decompress(raw: BinaryIO, packed: str) -> Iterator[bytes]:
@@ -302,7 +328,7 @@ def _decode(data: bytes, file, field) -> str:
     return data.decode('utf-8-sig')
   except UnicodeDecodeError as error:
     raise UserError(
-      f'{field}: {file} is not UTF-8 at byte {error.start}'
+      f'{field}: {file} is not UTF-8 at byte {error.start}; save it as UTF-8'
     ) from None
 
 

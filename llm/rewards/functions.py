@@ -33,15 +33,23 @@ _NUMBER = re.compile(
 )
 
 
+# What stands for a minus or a digit in running text: U+2212 and its like,
+# hyphens and the short dash, and full-width forms. A long dash is no sign.
+_ASCII = dict.fromkeys(
+  map(ord, '\u2212\ufe63\u2010\u2011\u2012\u2013\u207b'), '-'
+) | {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+
+
 def last_number(row: dict[str, Any], text: str, finished: bool) -> float:
   """1 if the last number in the text equals the row's `answer`, else 0.
 
   Numbers are such as 7, -7, 1,234.5, .5 and 1e3, compared as floats: '2-3' ends
-  in 3, '1,2,6' in 6, and '3.0' equals 3. The `answer` is a number, or a text
-  that has one after '####', as in GSM8K.
+  in 3, '1,2,6' in 6, and '3.0' equals 3. A minus may be U+2212 or a short dash,
+  digits may be full-width. The `answer` is a number, or a text that has one
+  after '####', as in GSM8K.
   """
   del finished
-  numbers = _NUMBER.findall(text)
+  numbers = _NUMBER.findall(text.translate(_ASCII))
   if not numbers:
     return 0.0
   return float(_number(numbers[-1]) == _number(row['answer']))
@@ -244,7 +252,8 @@ def _parts(entry) -> tuple[Any, Any, Any]:
 
 def _number(value: Any) -> float:
   """Raises ValueError where a value is none."""
-  return float(str(value).rpartition('####')[2].replace(',', ''))
+  text = str(value).translate(_ASCII).rpartition('####')[2]
+  return float(text.replace(',', ''))
 
 
 def _is_number(value: Any) -> bool:

@@ -102,7 +102,13 @@ def read_spec(config) -> ModelSpec:
     )
   weights, adapters = fingerprint(source.path), None
   if config.lora.path is not None:
-    _, adapters = read_adapters(config.lora.path, source.config)
+    there, adapters = read_adapters(config.lora.path, source.config)
+    lora = lora and dataclasses.replace(
+      lora,
+      targets=there.targets,
+      rank_pattern=there.rank_pattern,
+      alpha_pattern=there.alpha_pattern,
+    )
     weights += fingerprint(config.lora.path)
   terminal.log(source.note)
   terminal.log(source.ends.note)

@@ -160,3 +160,82 @@ def test_a_folder_leaves_out_what_is_about_the_data(tmp_path):
     (tmp_path / name).write_text(name)
   files = find_files(tmp_path)
   assert [file.name for file in files] == ['a.txt', 'b.txt']
+
+
+def test_line_ends_marks_and_separators(tmp_path):
+  # CRLF; a byte order mark at the start and where files were joined; U+2028,
+  # U+0085 and a vertical tab, which end no line of JSON.
+  rows = [{'a': 'x\u2028y'}, {'a': 'x\u0085\x0by'}, {'a': 3}]
+  lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+  data = b'\xef\xbb\xbf' + b'\r\n\xef\xbb\xbf'.join(lines) + b'\r\n'
+  assert read(write(tmp_path / 'a.jsonl', data)) == list(zip(rows, (1, 2, 3)))
+
+
+def test_nulls_of_parquet_columns(tmp_path):
+  call = {'function': {'name': 'f', 'arguments': {'town': 'Rome'}}}
+  other = {'function': {'name': 'g', 'arguments': {'hour': 3}}}
+  rows = [
+    {'messages': [{'role': 'assistant', 'content': 'a'},
+                  {'role': 'assistant', 'tool_calls': [call]}]},
+    {'messages': [{'role': 'assistant', 'tool_calls': [other]}], 'system': 's'},
+  ]  # fmt: skip
+  path = tmp_path / 'a.parquet'
+  schema = pyarrow.Table.from_pylist(
+    [{**rows[0], 'system': None}, rows[1]]
+  ).schema
+  parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
+  assert read(path) == list(zip(rows, (1, 2)))
+
+
+def test_a_folder_of_shards_is_read_in_order(tmp_path):
+  for number in (10, 2, 0):
+    parquet.write_table(
+      pyarrow.Table.from_pylist([{'n': number}]),
+      tmp_path / f'train-{number:05}-of-00011.parquet',
+    )
+  assert [value['n'] for value, _ in read(tmp_path)] == [0, 2, 10]
+
+
+def test_a_line_of_a_megabyte(tmp_path):
+  row = {'text': 'é' * (1 << 20)}
+  data = json.dumps(row, ensure_ascii=False).encode()
+  assert read(write(tmp_path / 'a.jsonl', data)) == [(row, 1)]
+
+
+def test_numbers_that_only_python_has(tmp_path):
+  # Integers of any size are kept; what reads them says what fits.
+  data = b'{"a": 1' + b'0' * 400 + b'}\n{"a": 1e999}\n{"a": -1e999}\n'
+  values = [value['a'] for value, _ in read(write(tmp_path / 'a.jsonl', data))]
+  assert values == [10**400, float('inf'), -float('inf')]
+
+
+@pytest.mark.parametrize(
+  'name, data, match',
+  [
+    ('a.jsonl', b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}', "row 2: .*'a' is .*twice"),
+    ('a.json', b'[{"a": {"b": 1, "b": 2}}]', "a.json: .*'b' is there twice"),
+    ('a.jsonl', b'{"a": ' + b'1' * 5000 + b'}', 'row 1: not valid JSON .*digits'),
+    ('a.json', b'{"a": ' + b'1' * 5000 + b'}', 'a.json: .*digits'),
+    ('a.jsonl', b'[' * 100_000, 'row 1: not valid JSON'),
+    ('a.jsonl', '{"a": 1}'.encode('utf-16'), 'row 1: not UTF-8 .*save the file'),
+    ('a.json', '{"a": 1}'.encode('utf-16'), 'not UTF-8 .*save it as UTF-8'),
+    ('a.txt', 'ab'.encode('utf-16'), 'not UTF-8 .*save it as UTF-8'),
+    ('a.jsonl', b'', 'holds no rows'),
+    ('a.jsonl', b'\n \r\n', 'holds no rows'),
+    ('a.jsonl', b'[1]', r'row 1: a JSON object is needed, not \[1\]'),
+    ('a.json', b'[[1]]', r'row 1: a JSON object is needed'),
+  ],
+)  # fmt: skip
+def test_rows_that_cannot_be_read(tmp_path, name, data, match):
+  with pytest.raises(UserError, match=match):
+    read(write(tmp_path / name, data))
+
+
+def test_half_of_a_surrogate_pair_is_refused_where_it_is_encoded(tmp_path):
+  from llm.data.dataset import load_examples
+  from llm.text.tokenizer import load_tokenizer
+
+  data = b'{"text": "a"}\n{"text": "\\ud800"}\n{"text": "\\ud83d\\ude42"}\n'
+  path = write(tmp_path / 'a.jsonl', data)
+  with pytest.raises(UserError, match='row 2: text: character 0 is half of a'):
+    load_examples(path, load_tokenizer('bytes'), max_length=8)

@@ -58,11 +58,25 @@ def test_which_number_is_the_last():
     ('v1.2.3', 3),
     ('so it is 8.', 8),
     ('#### 72', 72),
+    ('so x = \u22125', -5),
+    ('so x = \u22125.', -5),
+    ('7 \u2212 5', 5),
+    ('7\u22125', 5),
+    ('x = \u20135', -5),
+    ('pages 3\u20135', 5),
+    ('x = \ufe635', -5),
+    ('x = \uff0d5', -5),
+    ('x = \u20115', -5),
+    ('the answer \u20145', 5),
+    ('\uff14\uff12', 42),
+    ('\uff0d\uff11,234.5', -1234.5),
   ]:
     assert value('last_number', text, {'answer': last}) == 1.0, text
     assert value('last_number', text, {'answer': last + 1}) == 0.0, text
   gsm8k = {'answer': '48 / 2 = 24, and 48 + 24 = 72.\n#### 1,072'}
   assert value('last_number', '1072', gsm8k) == 1.0
+  assert value('last_number', 'x = -5', {'answer': '\u22125'}) == 1.0
+  assert value('last_number', 'x = \u22125', {'answer': '5'}) == 0.0
   assert value('last_number', '72', gsm8k) == 0.0
 
 
