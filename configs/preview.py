@@ -36,6 +36,7 @@ def get_config(arg=None):
   config.model.path = optional(str)
   config.tokenizer = config_dict.ConfigDict()
   config.tokenizer.path = optional(str)  # None: with the model
+  config.tokenizer.add_tokens = ()  # as in the training config
   config.data = training_fields('preview').data
   for name in _OF_BATCHES + _BY_RUN:
     del config.data[name]

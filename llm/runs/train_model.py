@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 from llm.checkpoints.opened import Source
 from llm.checkpoints.source import read_adapters, to_dtype
+from llm.errors import UserError
 from llm.host import terminal
 from llm.models import lora as lora_lib
 from llm.models.config import ModelConfig, RopeConfig
 from llm.models.lora_config import LoraConfig
+from llm.models.resize import resize_tables
 from llm.models.transformer import (
   Transformer,
   init_params,
@@ -97,6 +99,7 @@ def read_spec(config) -> ModelSpec:
   source, lora = open_base(config), lora_config(config.lora)
   if source is None:
     tokenizer = load_tokenizer(config.tokenizer.path)
+    tokenizer = tokenizer.with_tokens(config.tokenizer.add_tokens)
     return ModelSpec(
       None, None, fresh_config(config.model, tokenizer), tokenizer, lora
     )
@@ -112,8 +115,28 @@ def read_spec(config) -> ModelSpec:
     weights += fingerprint(config.lora.path)
   terminal.log(source.note)
   terminal.log(source.ends.note)
-  shape = dataclasses.replace(source.config, eos_ids=source.ends.ids)
-  return ModelSpec(source, weights, shape, source.tokenizer, lora, adapters)
+  tokenizer = source.tokenizer.with_tokens(config.tokenizer.add_tokens)
+  shape = dataclasses.replace(
+    source.config,
+    eos_ids=source.ends.ids,
+    vocab_size=max(source.config.vocab_size, tokenizer.vocab_size),
+  )
+  if tokenizer.vocab_size > source.tokenizer.vocab_size:
+    _check_new_tokens(config)
+    new = tokenizer.vocab_size - source.tokenizer.vocab_size
+    terminal.log(f'{new} new tokens; the tables have {shape.vocab_size} rows')
+  return ModelSpec(source, weights, shape, tokenizer, lora, adapters)
+
+
+def _check_new_tokens(config) -> None:
+  """Refuses adapters where the tables get rows for new tokens."""
+  for field in ('path', 'export'):
+    if config.lora[field] is not None:
+      raise UserError(
+        f'tokenizer.add_tokens with lora.{field}: the rows of new tokens are no'
+        f' part of adapters; leave lora.{field} unset, and set export for the '
+        'merged model'
+      )
 
 
 def fresh_config(shape, tokenizer: Tokenizer) -> ModelConfig:
@@ -219,7 +242,8 @@ def _base_params(config, spec, mesh, dtype):
   if spec.source is None:
     init = lambda key: init_params(model_config, key, dtype, scan)
     return _on_mesh(init, mesh, jax.random.fold_in(key, 0))
-  shapes = jax.eval_shape(lambda: init_params(model_config, key, dtype))
+  there = spec.source.config
+  shapes = jax.eval_shape(lambda: init_params(there, key, dtype))
   with terminal.progress_bar() as bar:
     task = bar.add_task('loading', total=None)
     params = spec.source.load(
@@ -227,6 +251,9 @@ def _base_params(config, spec, mesh, dtype):
       param_shardings(shapes, mesh),
       lambda done, total, _: bar.update(task, completed=done, total=total),
     )
+  if model_config.vocab_size > there.vocab_size:
+    size = model_config.vocab_size
+    params = _on_mesh(lambda p: resize_tables(p, size), mesh, params)
   if scan:
     params = _on_mesh(lambda p: stack_layers(p, model_config), mesh, params)
   return params

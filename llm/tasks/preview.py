@@ -119,6 +119,7 @@ def open_reader(config) -> Reader:
       f'model.path={config.model.path!r} has no tokenizer: set '
       '--config.tokenizer.path'
     )
+  tok = tok.with_tokens(config.tokenizer.add_tokens)
   options = row_options(data)
   check_template(tok, options.chat, 'data.')
   separator = data.step_separator

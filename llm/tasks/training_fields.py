@@ -19,6 +19,7 @@ def training_fields(task: str) -> config_dict.ConfigDict:
   config.tokenizer = config_dict.ConfigDict()
   # None: with the model. 'bytes', a folder or a file.
   config.tokenizer.path = config_dict.placeholder(str)
+  config.tokenizer.add_tokens = ()  # such as ('<think>', '</think>')
   config.data = _data()
   config.train = _train()
   config.optim = _optim()

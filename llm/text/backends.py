@@ -51,6 +51,7 @@ class TokenizerJson:
     from tokenizers import processors
 
     self._data = data
+    self._rest = (source, named, added, prefix_space, match_special)
     self.tokens = {}
     try:
       self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
@@ -80,6 +81,27 @@ class TokenizerJson:
     self._added = set(entries)
     self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
     self._plan(source)
+
+  def with_tokens(self, tokens: list[str]) -> 'TokenizerJson':
+    """The same with further tokens, whose ids follow on."""
+    value = json.loads(self._data)
+    flags = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
+    known = {entry['id'] for entry in value.get('added_tokens') or ()}
+    entries = self._tokenizer.get_added_tokens_decoder()
+    added = [
+      # Tokens that another file has added stand before the new ones.
+      {'id': id, 'content': entry.content}
+      | {flag: getattr(entry, flag) for flag in flags}
+      for id, entry in entries.items()
+      if id not in known
+    ]
+    added += [
+      {'id': self.size + n, 'content': token} | dict.fromkeys(flags, False)
+      for n, token in enumerate(tokens)
+    ]
+    value['added_tokens'] = [*(value.get('added_tokens') or ()), *added]
+    data = json.dumps(value, ensure_ascii=False).encode()
+    return TokenizerJson(data, *self._rest)
 
   def _around(self) -> tuple[list[int], list[int]]:
     """The ids that the file's post-processor puts before and after a text."""
@@ -159,8 +181,8 @@ class SentencePieceModel:
   """A SentencePiece `.model`, with the added tokens of a HF folder.
 
   Special and added tokens that occur in a text become their ids; the parts
-  between go through SentencePiece. As in transformers 5, and whatever `legacy`
-  says, only a part at the start of the text gets SentencePiece's leading space.
+  between go through SentencePiece. As in transformers 5 only a part at the start
+  of the text gets SentencePiece's leading space, unless `legacy` is set.
 
   Args:
     data: the file's bytes, a serialized ModelProto.
@@ -169,6 +191,7 @@ class SentencePieceModel:
     added: {id: {'content', 'special', 'lstrip', …}}.
     prefix_space: whether a text gets that space; None: as the model says.
     match_special: False takes '<s>' in a text as plain characters.
+    legacy: every part that begins without a space gets one.
   """
 
   def __init__(
@@ -179,11 +202,14 @@ class SentencePieceModel:
     added=None,
     prefix_space=None,
     match_special=True,
+    legacy=False,
   ):
     from sentencepiece import SentencePieceProcessor
     from sentencepiece import sentencepiece_model_pb2 as pb
 
     self._data = data
+    self._rest = (source, named, prefix_space, match_special, legacy)
+    self._legacy = legacy
     model = pb.ModelProto()
     try:
       model.ParseFromString(data)
@@ -222,6 +248,25 @@ class SentencePieceModel:
     self.suffix = []
     self._add(source, named, added or {})
     self._pattern = self._compile(match_special)
+
+  def with_tokens(self, tokens: list[str]) -> 'SentencePieceModel':
+    """The same with further tokens, whose ids follow on."""
+    source, named, *options = self._rest
+    added = self.added_tokens() | {
+      self.size + n: {'content': token, 'special': False}
+      for n, token in enumerate(tokens)
+    }
+    return SentencePieceModel(self._data, source, named, added, *options)
+
+  def added_tokens(self) -> dict[int, dict]:
+    """The tokens behind the model's own vocabulary, {id: {'content', …}}."""
+    flags = ('lstrip', 'rstrip', 'single_word')
+    return {
+      id: {'content': content, 'special': id in self.special}
+      | dict(zip(flags, values))
+      for id, (content, *values) in self._added.items()
+      if id >= self._base
+    }
 
   def _add(self, source, named, added):
     """Collects the tokens that are matched in a text before SentencePiece."""
@@ -288,7 +333,8 @@ class SentencePieceModel:
     part = text[begin:end]
     if not part:
       return
-    sp = self._later if begin else self._first
+    prefixed = not begin or (self._legacy and part[0] != ' ')
+    sp = self._first if prefixed else self._later
     pieces = pb.SentencePieceText.FromString(
       sp.encode(part, out_type='serialized_proto')
     ).pieces

@@ -128,6 +128,47 @@ class Tokenizer:
       _config=self._config | {'eos_token': token},
     )
 
+  def with_tokens(self, tokens) -> 'Tokenizer':
+    """The same tokenizer with further tokens, whose ids follow on.
+
+    They are matched in a text as they are and shown in decoded texts, for they
+    are no special tokens. Those that the vocabulary has already stay what they
+    are.
+
+    Args:
+      tokens: such as ('<think>', '</think>').
+
+    Raises:
+      UserError: one is no text, or blank, or this kind of file has no place for
+        tokens of one's own.
+    """
+    for token in tokens:
+      if not isinstance(token, str) or not token.strip():
+        raise UserError(
+          f'tokenizer.add_tokens: {token!r} is no token; give texts, such as'
+          " ('<think>', '</think>')"
+        )
+    new = [t for t in dict.fromkeys(tokens) if self.token_id(t) is None]
+    if not new:
+      return self
+    if self.source.endswith('.bin'):
+      raise UserError(
+        f'tokenizer.add_tokens: {self.source} has no place for more tokens; use'
+        ' a tokenizer.json or a .model'
+      )
+    backend, config = self._backend.with_tokens(new), self._config
+    if isinstance(backend, backends.SentencePieceModel):
+      config = config | {'added_tokens_decoder': backend.added_tokens()}
+    return dataclasses.replace(
+      self,
+      vocab_size=backend.size,
+      special_ids=frozenset(backend.special),
+      _backend=backend,
+      _config=config,
+      _limit=self._limit and max(self._limit, backend.size),
+      _pieces={},
+    )
+
   def decode(self, ids, skip_special: bool = True) -> str:
     """Ids to text; invalid bytes become U+FFFD as `detokenize.push` says."""
     state, text = detokenize.push(self, detokenize.start(skip_special), ids)
@@ -215,15 +256,21 @@ def load_tokenizer(path, vocab_size: int | None = None) -> Tokenizer:
   around = files.beside(path.parent)
   named = list(dict.fromkeys([*around.tokens.values(), *around.extra]))
   is_json = path.suffix == '.json'
-  kind = backends.TokenizerJson if is_json else backends.SentencePieceModel
-  backend = kind(
-    data,
-    path,
-    named,
-    around.added,
-    prefix_space=prefix.wanted(around.config, is_json, path),
-    match_special=not around.config.get('split_special_tokens'),
-  )
+  options = {
+    'prefix_space': prefix.wanted(around.config, is_json, path),
+    'match_special': not around.config.get('split_special_tokens'),
+  }
+  if is_json:
+    backend = backends.TokenizerJson(data, path, named, around.added, **options)
+  else:
+    backend = backends.SentencePieceModel(
+      data,
+      path,
+      named,
+      around.added,
+      **options,
+      legacy=bool(around.config.get('legacy')),
+    )
   return _assemble(path, backend, around, vocab_size)
 
 

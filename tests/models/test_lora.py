@@ -208,9 +208,8 @@ def test_norm_of_dora_is_a_constant_in_the_gradient():
   factor = np.asarray(adapter['magnitude']) / norm
   _close(grads['magnitude'], total.sum(1) / norm, 1e-4)
   outer = np.outer(factor, a.sum(1))  # of B: m / |.| s A 1
-  _close(
-    grads['lora_b'], config.scale(('layers_0', 'mlp', 'down'), 3) * outer, 1e-4
-  )
+  scale = config.scale(('layers_0', 'mlp', 'down'), 3)
+  _close(grads['lora_b'], scale * outer, 1e-4)
 
 
 def test_an_optimizer_step_changes_adapters_only():
