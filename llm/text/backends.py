@@ -181,8 +181,8 @@ class SentencePieceModel:
   """A SentencePiece `.model`, with the added tokens of a HF folder.
 
   Special and added tokens that occur in a text become their ids; the parts
-  between go through SentencePiece. As in transformers 5 only a part at the start
-  of the text gets SentencePiece's leading space, unless `legacy` is set.
+  between go through SentencePiece. As in transformers 5 only a part at the
+  start of the text gets SentencePiece's leading space, unless `legacy` is set.
 
   Args:
     data: the file's bytes, a serialized ModelProto.
