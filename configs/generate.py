@@ -53,17 +53,20 @@ def get_config(arg=None):
   sampling = config.sampling = config_dict.ConfigDict()
   sampling.max_new_tokens = optional(int)  # None: 128, or fewer if no more fit
   sampling.min_new_tokens = 0
-  sampling.temperature = 1.0  # 0: greedy
-  sampling.top_k = 0  # 0: off
-  sampling.top_p = 1.0
-  sampling.min_p = 0.0
-  sampling.typical_p = 1.0
-  sampling.epsilon = 0.0
-  sampling.eta = 0.0
-  sampling.repetition_penalty = 1.0  # over prompt and completion
+  # What is not set here: 'neutral', as the comments say, or 'model', as its
+  # generation_config.json recommends. None: model in a chat, else neutral.
+  sampling.defaults = optional(str)
+  sampling.temperature = optional(float)  # 1; 0: greedy
+  sampling.top_k = optional(int)  # 0: off
+  sampling.top_p = optional(float)  # 1: off
+  sampling.min_p = optional(float)  # 0: off
+  sampling.typical_p = optional(float)  # 1: off
+  sampling.epsilon = optional(float)  # 0: off
+  sampling.eta = optional(float)  # 0: off
+  sampling.repetition_penalty = optional(float)  # 1; over prompt and completion
   sampling.presence_penalty = 0.0  # over the completion
   sampling.frequency_penalty = 0.0  # over the completion
-  sampling.no_repeat_ngram = 0
+  sampling.no_repeat_ngram = optional(int)  # 0: off
   sampling.logit_bias = optional(str)  # '{"TOKEN_ID": BIAS, …}'
   sampling.allowed_ids = ()  # (): all
   sampling.forbidden_ids = ()

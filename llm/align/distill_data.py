@@ -163,11 +163,10 @@ def _load_prompts(config, spec: ModelSpec):
 
 
 def _check_room(rollout, longest: int, shape, who: str) -> None:
-  if longest + rollout.max_new_tokens > shape.max_length and (
-    shape.rope.type != 'dynamic'
-  ):
+  limit = length_limit(shape)
+  if longest + rollout.max_new_tokens > limit:
     raise UserError(
       f'rollout.max_new_tokens={rollout.max_new_tokens}: with the longest '
-      f'prompt of {longest} tokens that exceeds the {shape.max_length} that '
+      f'prompt of {longest} tokens that exceeds the {limit} that '
       f'the {who} takes; lower it or data.max_length'
     )

@@ -28,6 +28,7 @@ class Source:
       lies with the model.
     generation: the sampling settings that the checkpoint recommends, under the
       names of `generation_config.json`; {} where it has none.
+    note: what is to be said of its config; None for nothing.
     end_ids: what its files say ends a text, {file: ids}; those that say nothing
       are not in it.
     load: `load(dtype, shardings=None, progress=None) -> params` reads the
@@ -42,6 +43,7 @@ class Source:
   tokenizer_path: str | None
   generation: Mapping[str, Any]
   load: Callable[..., Any]
+  note: str | None = None
   end_ids: Mapping[str, tuple[int, ...]] = dataclasses.field(
     default_factory=dict
   )

@@ -67,16 +67,26 @@ def add_adapters(source: Source, path: str) -> Source:
   ) -> Any:
     import jax
 
+    from llm.checkpoints.hf.peft import read_projections, read_table_adapter
     from llm.models import lora as lora_lib
 
-    settings, lora = read_adapters(path, source.config)
+    settings, lora = read_projections(path, source.config)
+    replaced = open_peft(path, source.config).saved
+    more = {'replaced': replaced} if replaced else {}
+    base = source.load(dtype, shardings, progress, **more)
+    table = read_table_adapter(path, source.config)
+    if table is not None:
+      old = base['embedder']['embedding']
+      new = (old.astype(table.dtype) + table).astype(old.dtype)
+      new = jax.device_put(new, old.sharding)
+      base = {**base, 'embedder': {'embedding': new}}
     merge = jax.jit(
       lora_lib.merge,
       static_argnums=2,
       donate_argnums=0,
       out_shardings=shardings,
     )
-    return merge(source.load(dtype, shardings, progress), lora, settings)
+    return merge(base, lora, settings)
 
   return dataclasses.replace(source, load=load)
 
@@ -88,7 +98,7 @@ def check_adapters(path: str, config: ModelConfig) -> LoraConfig:
     UserError: as `peft_folder.open_peft`.
   """
   try:
-    return open_peft(path, config)[0]
+    return open_peft(path, config).settings
   except UserError as error:
     raise UserError(f'lora.path: {error}') from None
 

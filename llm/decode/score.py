@@ -11,6 +11,7 @@ from llm.buckets import bucket
 from llm.decode.prefill import pad_rows
 from llm.errors import UserError
 from llm.losses.chunked import chunked_logprobs
+from llm.models.config import length_limit
 from llm.models.transformer import Transformer, output_weight
 
 
@@ -61,13 +62,11 @@ def score(
   Raises:
     UserError: a row is empty or longer than the model allows.
   """
-  limit = model.config.max_length
-  if model.config.rope.type == 'dynamic':
-    limit = None
+  limit = length_limit(model.config)
   for i, row in enumerate(rows):
     if not len(row):
       raise UserError(f'row {i} has no token: give it at least one')
-    if limit is not None and len(row) > limit:
+    if len(row) > limit:
       raise UserError(
         f'row {i} has {len(row)} tokens, and the model takes {limit}: split it'
       )

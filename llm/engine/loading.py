@@ -91,6 +91,7 @@ def load_weights(config, opened: OpenedModel):
   from llm.models.transformer import Transformer
 
   source, dtype = opened.source, to_dtype(config.dtype)
+  terminal.log(source.note)
   terminal.log(source.ends.note)
   with terminal.progress_bar() as bar:
     task = bar.add_task('loading', total=None)

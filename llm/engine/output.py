@@ -18,7 +18,7 @@ from llm.engine.requests import Sample
 from llm.errors import UserError
 
 Key = tuple[int, int, str]  # index, sample, id
-_MODEL_FILES = ('.safetensors', '.json')
+_MODEL_FILES = ('.safetensors', '.bin', '.json')
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 from llm import config_args
 from llm.decode.sampling_params import SamplingParams, check_ids, expand
+from llm.engine.sampling_defaults import check_defaults
 from llm.errors import UserError
 from llm.models.config import ModelConfig, length_limit
 from llm.text import chat_options
@@ -294,6 +295,7 @@ def run_sampling(config) -> dict:
     UserError: one of them is wrong by itself.
   """
   fields = {k: v for k, v in config.to_dict().items() if v is not None}
+  check_defaults(fields.pop('defaults', None))
   bias = fields.get('logit_bias')
   if isinstance(bias, str):
     try:

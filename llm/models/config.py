@@ -146,5 +146,20 @@ class ModelConfig:
 
 
 def length_limit(config: ModelConfig) -> int:
-  """Tokens that a row may hold; with dynamic RoPE there is no bound."""
-  return _UNBOUNDED if config.rope.type == 'dynamic' else config.max_length
+  """Tokens that a row may hold.
+
+  With dynamic RoPE there is no bound. Linear scaling and YaRN stretch the
+  length by their factor, YaRN that of `original_max_length`: a config may have
+  the stretched length as its own already, and Qwen's recipe leaves it as it
+  was. With Llama 3's scaling, LongRoPE and in Gemma 3 it always is the
+  stretched one.
+  """
+  rope = config.rope
+  if rope.type == 'dynamic':
+    return _UNBOUNDED
+  if config.rope_local is None and rope.type in ('linear', 'yarn'):
+    base = config.max_length
+    if rope.type == 'yarn' and rope.original_max_length is not None:
+      base = rope.original_max_length
+    return max(config.max_length, int(base * rope.factor))
+  return config.max_length

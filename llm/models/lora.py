@@ -79,6 +79,7 @@ def init_lora(
   index = {path: i for i, path in enumerate(paths(model_config))}
   for path in match_targets(config, model_config):
     rows, columns = shape(model_config, path)
+    rank = config.rank_of(path)
     key = jax.random.fold_in(rng, index[path])
     bound = 1.0 / math.sqrt(columns)
     insert(
@@ -86,12 +87,13 @@ def init_lora(
       path,
       {
         'lora_a': jax.random.uniform(
-          key, (config.rank, columns), jnp.float32, -bound, bound
+          key, (rank, columns), jnp.float32, -bound, bound
         ),
-        'lora_b': jnp.zeros((rows, config.rank), jnp.float32),
+        'lora_b': jnp.zeros((rows, rank), jnp.float32),
       },
     )
   if 'layers' in base:
+    check_alike(config, model_config)
     lora = stack(lora, model_config)
   if config.dora:
     lora = _with_magnitudes(base, lora)
@@ -135,6 +137,22 @@ def stack(lora: Any, config: ModelConfig) -> Any:
   return out
 
 
+def check_alike(config: LoraConfig, model_config: ModelConfig) -> None:
+  """Refuses alphas that differ between layers, where layers are stacked.
+
+  Raises:
+    UserError: naming the projection.
+  """
+  for path in match_targets(config, model_config):
+    first = ('layers_0', *path[1:])
+    if path != HEAD and config.scale(path, 1) != config.scale(first, 1):
+      raise UserError(
+        f'lora.alpha_pattern: {"/".join(path)} has another alpha than layer 0,'
+        ' and scanned layers must be alike: use the same in all of them, or '
+        'layers that are not scanned'
+      )
+
+
 def unstack(lora: Any, config: ModelConfig) -> Any:
   """The inverse of `stack`; a tree of unrolled layers stays as it is."""
   out = {k: v for k, v in lora.items() if k != 'layers'}
@@ -175,10 +193,11 @@ def variables(
   """
   _check_fit(base, lora, config)
 
-  def run(block, adapters, layer):
+  def run(block, adapters, layer, where):
     out = {}
     for number, (module, linear, found) in enumerate(_fused(adapters)):
-      entry = _entry(block[module][linear]['kernel'], linear, found, config)
+      kernel = block[module][linear]['kernel']
+      entry = _entry(kernel, linear, found, config, (where, module))
       if keys is not None and config.dropout:
         entry['keys'] = _fold(_fold(keys, layer), number)
         entry['rate'] = jnp.float32(config.dropout)
@@ -209,7 +228,7 @@ def merge(base: Any, lora: Any, config: LoraConfig) -> Any:
   """
   _check_fit(base, lora, config)
 
-  def fold(block, adapters, layer):
+  def fold(block, adapters, layer, where):
     del layer
     out = {}
     for module, linear, found in _fused(adapters):
@@ -217,7 +236,8 @@ def merge(base: Any, lora: Any, config: LoraConfig) -> Any:
       _check_float(kernel, f'{module}/{linear}')
       parts = split(linear, kernel)
       for name, adapter in found.items():
-        parts[name] = _merged(parts[name], adapter, config)
+        path = (where, module, name)
+        parts[name] = _merged(parts[name], adapter, config, path)
       new = join(linear, parts, kernel).reshape(kernel.shape)
       out.setdefault(module, {})[linear] = {'kernel': new}
     return out
@@ -240,8 +260,8 @@ def _check_float(weight: Any, name: str) -> None:
 def _with_magnitudes(base: Any, lora: Any) -> Any:
   """The adapters with DoRA's magnitudes, the row norms of the base."""
 
-  def add(block, adapters, layer):
-    del layer
+  def add(block, adapters, layer, where):
+    del layer, where
     out = {}
     for module, linear, found in _fused(adapters):
       weights = projections(linear, block[module][linear]['kernel'])
@@ -258,19 +278,22 @@ def _with_magnitudes(base: Any, lora: Any) -> Any:
 
 
 def _map_layers(function: Any, base: Any, lora: Any) -> Any:
-  """function(params, adapters, number) of each layer, stacked or not."""
+  """function(params, adapters, number, name) of each layer, stacked or not.
+
+  Stacked layers are alike, and have the name of the first.
+  """
   out = {}
   for name, adapters in lora.items():
     if name == 'layers':
       count = jax.tree.leaves(adapters)[0].shape[0]
       out[name] = {
-        'block': jax.vmap(function)(
+        'block': jax.vmap(lambda *args: function(*args, 'layers_0'))(
           base[name]['block'], adapters['block'], jnp.arange(count)
         )
       }
     elif name != 'lm_head':
       number = int(name.removeprefix('layers_'))
-      out[name] = function(base[name], adapters, number)
+      out[name] = function(base[name], adapters, number, name)
   return out
 
 
@@ -294,7 +317,11 @@ def _overlay(tree: Any, new: Any) -> Any:
 
 
 def _entry(
-  kernel: Any, linear: str, found: dict[str, Any], config: LoraConfig
+  kernel: Any,
+  linear: str,
+  found: dict[str, Any],
+  config: LoraConfig,
+  place: tuple[str, str],
 ) -> dict[str, jax.Array]:
   """The adapters of a fused map as one of rank R = the sum of theirs.
 
@@ -314,11 +341,12 @@ def _entry(
     adapter = found[name]
     rank = adapter['lora_a'].shape[0]
     b[name] = jnp.pad(
-      config.scale(rank) * adapter['lora_b'],
+      config.scale((*place, name), rank) * adapter['lora_b'],
       ((0, 0), (start, a.shape[0] - start - rank)),
     )
     if config.dora:
-      factors[name] = _row_factor(weights[name], adapter, config)[:, None]
+      factor = _row_factor(weights[name], adapter, config, (*place, name))
+      factors[name] = factor[:, None]
     start += rank
   entry = {'a': a, 'b': join(linear, b, kernel)}
   if config.dora:
@@ -327,14 +355,17 @@ def _entry(
 
 
 def _row_factor(
-  weight: jax.Array, adapter: dict, config: LoraConfig
+  weight: jax.Array,
+  adapter: dict,
+  config: LoraConfig,
+  path: tuple[str, ...],
 ) -> jax.Array:
   """m / |W + s B A| by row, float32[out]; the norm is a constant."""
   w, a, b = (
     jax.lax.stop_gradient(x).astype(jnp.float32)
     for x in (weight, adapter['lora_a'], adapter['lora_b'])
   )
-  s = config.scale(a.shape[0])
+  s = config.scale(path, a.shape[0])
   cross = jnp.matmul(w, a.T, precision=_HIGHEST)
   own = jnp.matmul(
     b, jnp.matmul(a, a.T, precision=_HIGHEST), precision=_HIGHEST
@@ -348,13 +379,19 @@ def _row_factor(
   )
 
 
-def _merged(weight: jax.Array, adapter: dict, config: LoraConfig) -> jax.Array:
+def _merged(
+  weight: jax.Array,
+  adapter: dict,
+  config: LoraConfig,
+  path: tuple[str, ...],
+) -> jax.Array:
   """W + s B A, with DoRA's length of each row, in the dtype of W."""
   a, b = (adapter[k].astype(jnp.float32) for k in ('lora_a', 'lora_b'))
-  delta = config.scale(a.shape[0]) * jnp.matmul(b, a, precision=_HIGHEST)
+  scale = config.scale(path, a.shape[0])
+  delta = scale * jnp.matmul(b, a, precision=_HIGHEST)
   out = weight.astype(jnp.float32) + delta
   if config.dora:
-    out *= _row_factor(weight, adapter, config)[:, None]
+    out *= _row_factor(weight, adapter, config, path)[:, None]
   return out.astype(weight.dtype)
 
 
@@ -362,7 +399,7 @@ def _merged_head(base: Any, lora: Any, config: LoraConfig) -> Any:
   kernel = base['lm_head']['kernel']
   if is_packed(kernel):
     kernel = dense(kernel, jnp.float32)
-  return {'kernel': _merged(kernel, lora['lm_head'], config)}
+  return {'kernel': _merged(kernel, lora['lm_head'], config, HEAD)}
 
 
 def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:

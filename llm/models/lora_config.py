@@ -27,8 +27,11 @@ class LoraConfig:
   `targets` are names of projections (q_proj, k_proj, v_proj, o_proj, gate_proj,
   up_proj, down_proj, lm_head), 'all-linear' (all of them but lm_head), or
   regular expressions for whole paths of the adapter tree, such as
-  'layers_[0-3]/attn/.*'. `dropout` is applied to the input of the low-rank
-  product, in training only.
+  'layers_[0-3]/attn/.*'. `exclude` takes such names away again, and `layers`
+  keeps some layers only (none named: all). `rank_pattern` and `alpha_pattern`
+  are (name, value) pairs of the same names, for projections whose rank or alpha
+  is another; the first that fits counts, as in PEFT. `dropout` is applied to
+  the input of the low-rank product, in training only.
   """
 
   rank: int = 16
@@ -37,6 +40,10 @@ class LoraConfig:
   dora: bool = False
   rslora: bool = False
   dropout: float = 0.0
+  exclude: tuple[str, ...] = ()
+  layers: tuple[int, ...] = ()
+  rank_pattern: tuple[tuple[str, int], ...] = ()
+  alpha_pattern: tuple[tuple[str, float], ...] = ()
 
   def __post_init__(self):
     if isinstance(self.rank, bool) or not isinstance(self.rank, int):
@@ -57,9 +64,31 @@ class LoraConfig:
         f"lora.targets=(): nothing to train, use ('{ALL_LINEAR}',)"
       )
 
-  def scale(self, rank: int) -> float:
-    """s, the factor on B A of an adapter of this rank."""
-    return self.alpha / (math.sqrt(rank) if self.rslora else rank)
+    for name in ('exclude', 'layers', 'rank_pattern', 'alpha_pattern'):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    for name, rank in self.rank_pattern:
+      if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise UserError(
+          f'lora.rank_pattern: {name!r} has {rank!r}: use a whole number'
+          ' above 0'
+        )
+    for name, alpha in self.alpha_pattern:
+      if isinstance(alpha, bool) or not 0.0 < float(alpha) < math.inf:
+        raise UserError(
+          f'lora.alpha_pattern: {name!r} has {alpha!r}: use a number above 0'
+        )
+
+  def rank_of(self, path: tuple[str, ...]) -> int:
+    """The rank of the adapter at a path."""
+    return _first(self.rank_pattern, path, self.rank)
+
+  def alpha_of(self, path: tuple[str, ...]) -> float:
+    """The alpha of the adapter at a path."""
+    return _first(self.alpha_pattern, path, self.alpha)
+
+  def scale(self, path: tuple[str, ...], rank: int) -> float:
+    """s, the factor on B A of the adapter at a path, which has this rank."""
+    return self.alpha_of(path) / (math.sqrt(rank) if self.rslora else rank)
 
 
 def paths(config: ModelConfig) -> list[tuple[str, ...]]:
@@ -96,38 +125,71 @@ def match_targets(
     UserError: a target that names nothing in this model.
   """
   known = paths(model_config)
-  names = {path: projection_name(path) for path in known}
   wanted = set()
   for target in config.targets:
-    if target == ALL_LINEAR:
+    if target == ALL_LINEAR or target in _IN_EXPERTS:
       _check_dense(target, model_config)
-      found = [path for path in known if path != HEAD]
-    elif target in _IN_EXPERTS:
-      _check_dense(target, model_config)
-      found = [path for path in known if names[path] == target]
-    elif target in names.values():
-      found = [path for path in known if names[path] == target]
-    else:
-      found = _search(target, known)
+    found = [path for path in known if names(target, path)]
     if not found:
-      raise UserError(_no_target(target, model_config, names))
+      every = {path: projection_name(path) for path in known}
+      raise UserError(_no_target(target, model_config, every))
     wanted.update(found)
-  return [path for path in known if path in wanted]
+  for layer in config.layers:
+    if not 0 <= layer < model_config.num_layers:
+      raise UserError(
+        f'lora.layers: {layer!r} is no layer of this model, which has 0 to '
+        f'{model_config.num_layers - 1}'
+      )
+  chosen = {f'layers_{layer}' for layer in config.layers}
+  wanted = {path for path in wanted if not chosen or path[0] in chosen}
+  patterns = {
+    'exclude': config.exclude,
+    'rank_pattern': [name for name, _ in config.rank_pattern],
+    'alpha_pattern': [name for name, _ in config.alpha_pattern],
+  }
+  for field, given in patterns.items():
+    for name in given:
+      if not any(names(name, path) for path in wanted):
+        raise UserError(
+          f'lora.{field}: {name!r} names none of the projections that are'
+          ' adapted; correct it or leave it out'
+        )
+  out = [
+    path
+    for path in known
+    if path in wanted and not any(names(name, path) for name in config.exclude)
+  ]
+  if not out:
+    raise UserError('lora.exclude: nothing is left to train; leave some out')
+  return out
+
+
+def names(pattern: str, path: tuple[str, ...]) -> bool:
+  """Whether a target names the projection at a path.
+
+  Raises:
+    UserError: it is no regular expression.
+  """
+  if pattern == ALL_LINEAR:
+    return path != HEAD
+  if pattern == projection_name(path):
+    return True
+  try:
+    return re.fullmatch(pattern, '/'.join(path)) is not None
+  except re.error as error:
+    raise UserError(
+      f'lora.targets: {pattern!r} is not a regular expression ({error})'
+    ) from None
+
+
+def _first(patterns, path: tuple[str, ...], default):
+  """The value of the first pattern that names the projection at a path."""
+  return next((v for name, v in patterns if names(name, path)), default)
 
 
 def projection_name(path: tuple[str, ...]) -> str:
   """The name of a projection in Hugging Face's checkpoints."""
   return path[0] if path == HEAD else f'{path[-1]}_proj'
-
-
-def _search(target: str, known: list) -> list[tuple[str, ...]]:
-  try:
-    pattern = re.compile(target)
-  except re.error as error:
-    raise UserError(
-      f'lora.targets: {target!r} is not a regular expression ({error})'
-    ) from None
-  return [path for path in known if pattern.fullmatch('/'.join(path))]
 
 
 def _check_dense(target: str, config: ModelConfig) -> None:

@@ -20,6 +20,7 @@ from llm.checkpoints.source import check_dtype, to_dtype
 from llm.decode.prefill import pad_rows
 from llm.errors import UserError
 from llm.losses.reward import at_last_token
+from llm.models.config import length_limit
 from llm.models.transformer import Transformer
 from llm.text.tokenizer import Tokenizer
 
@@ -75,10 +76,11 @@ class RewardModel:
     name = f'{self.path}: row {number}'
     if not len(row):
       raise UserError(f'{name} has no token: give it at least one')
-    if len(row) > config.max_length and config.rope.type != 'dynamic':
+    limit = length_limit(config)
+    if len(row) > limit:
       raise UserError(
         f'{name} has {len(row)} tokens, and the reward model takes '
-        f'{config.max_length}: use shorter completions, or another reward model'
+        f'{limit}: use shorter completions, or another reward model'
       )
     if min(row) < 0 or max(row) >= config.vocab_size:
       raise UserError(

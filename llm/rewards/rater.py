@@ -12,6 +12,7 @@ from llm.data.prompts import Prompt
 from llm.decode.completion import Completion
 from llm.errors import UserError, without_field
 from llm.losses.policy import overlong_penalty
+from llm.models.config import length_limit
 from llm.rewards import functions as rewards_lib
 from llm.rewards.model import RewardModel, load_reward_model
 from llm.text.tokenizer import Tokenizer
@@ -146,9 +147,10 @@ def _check_model(config, reward_model, tokenizer, vocab_size) -> None:
       'it has another vocabulary than the policy; train one from the same model'
     )
   need = config.data.max_length + config.rollout.max_new_tokens
-  if shape.rope.type != 'dynamic' and shape.max_length < need:
+  limit = length_limit(shape)
+  if limit < need:
     raise UserError(
-      f'it takes {shape.max_length} tokens, and data.max_length='
+      f'it takes {limit} tokens, and data.max_length='
       f'{config.data.max_length} with rollout.max_new_tokens='
       f'{config.rollout.max_new_tokens} may be {need}; lower them'
     )

@@ -3,6 +3,7 @@
 Nothing here needs JAX.
 """
 
+import ast
 import dataclasses
 from typing import Any
 
@@ -75,7 +76,28 @@ def lora_config(lora) -> LoraConfig | None:
   if lora.rank == 0:
     return None
   names = ('rank', 'alpha', 'targets', 'dora', 'rslora', 'dropout')
-  return LoraConfig(**{name: lora[name] for name in names})
+  names += ('exclude', 'layers')
+  patterns = {
+    name: _pattern(lora[name], f'lora.{name}')
+    for name in ('rank_pattern', 'alpha_pattern')
+  }
+  return LoraConfig(**{name: lora[name] for name in names}, **patterns)
+
+
+def _pattern(text: str | None, field: str) -> tuple[tuple[str, Any], ...]:
+  """A field such as '{"q_proj": 4}' as pairs."""
+  if text is None:
+    return ()
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = None
+  if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+    raise UserError(
+      f'{field}={text!r}: write \'{{"PROJECTION": VALUE, …}}\', such as'
+      ' \'{"q_proj": 4}\''
+    )
+  return tuple(value.items())
 
 
 def fresh_shape(shape) -> dict[str, Any]:

@@ -102,8 +102,15 @@ def read_spec(config) -> ModelSpec:
     )
   weights, adapters = fingerprint(source.path), None
   if config.lora.path is not None:
-    _, adapters = read_adapters(config.lora.path, source.config)
+    there, adapters = read_adapters(config.lora.path, source.config)
+    lora = lora and dataclasses.replace(
+      lora,
+      targets=there.targets,
+      rank_pattern=there.rank_pattern,
+      alpha_pattern=there.alpha_pattern,
+    )
     weights += fingerprint(config.lora.path)
+  terminal.log(source.note)
   terminal.log(source.ends.note)
   shape = dataclasses.replace(source.config, eos_ids=source.ends.ids)
   return ModelSpec(source, weights, shape, source.tokenizer, lora, adapters)
@@ -240,7 +247,8 @@ def fingerprint(path: str) -> str:
   files = [path]
   if os.path.isdir(path):
     names = sorted(os.listdir(path))
-    files = [os.path.join(path, n) for n in names if n.endswith('.safetensors')]
+    kinds = ('.safetensors', '.bin')
+    files = [os.path.join(path, n) for n in names if n.endswith(kinds)]
   for name in files:
     size = os.path.getsize(name)
     digest.update(f'{os.path.basename(name)} {size}'.encode())

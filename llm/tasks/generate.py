@@ -16,6 +16,7 @@ from llm.engine.completions import (
 )
 from llm.engine.output import Key, Output, open_output, sample_keys
 from llm.engine.requests import Request, Sample, make_samples
+from llm.engine.sampling_defaults import with_defaults
 from llm.host import terminal
 from llm.host.compile_clock import compile_clock
 from llm.runs import outputs
@@ -34,6 +35,10 @@ def run(config, workdir: str | None) -> None:
   check_generate(config)
   opened = loading.open_model(config)
   sampling = requests.run_sampling(config.sampling)
+  defaults = config.sampling.defaults or ('model' if config.chat else 'neutral')
+  if defaults == 'model':
+    sampling, note = with_defaults(sampling, opened.source.generation)
+    terminal.log(note)
   if opened.source.tokenizer is not None:
     check_template(opened.source.tokenizer, read_options(config))
   if config.chat:

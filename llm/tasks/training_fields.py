@@ -119,6 +119,10 @@ def _lora():
   lora.targets = (
     'all-linear',
   )  # projections, or paths: llm/models/lora_config
+  lora.exclude = ()  # of the targets, not these
+  lora.layers = ()  # numbers; (): all
+  lora.rank_pattern = config_dict.placeholder(str)  # '{"q_proj": 4}'
+  lora.alpha_pattern = config_dict.placeholder(str)
   lora.dora = False
   lora.rslora = False
   lora.dropout = 0.0

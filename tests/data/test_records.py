@@ -76,15 +76,17 @@ def test_only_newlines_end_a_line(tmp_path):
 
 
 def test_a_folder_of_shards(tmp_path):
-  for shard in (1, 0):
+  for shard in (10, 2, 0):
     rows = [{'n': 2 * shard}, {'n': 2 * shard + 1}]
-    name = f'train-{shard:05}-of-00002.parquet'
+    name = f'train-{shard:05}-of-00011.parquet'
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
   write(tmp_path / 'README.md', b'# about')
   write(tmp_path / 'dataset_info.json.lock', b'')
-  assert [value['n'] for value, _ in read(tmp_path)] == [0, 1, 2, 3]
+  assert [value['n'] for value, _ in read(tmp_path)] == [
+    0, 1, 4, 5, 20, 21
+  ]  # fmt: skip
   assert [value['n'] for value, _ in read(tmp_path / 'train-*.parquet')] == [
-    0, 1, 2, 3
+    0, 1, 4, 5, 20, 21
   ]  # fmt: skip
 
 

@@ -150,10 +150,22 @@ def test_merge_by_hand():
   jax.tree.map(np.testing.assert_array_equal, merged, params)
 
 
+PATH = ('layers_0', 'attn', 'q')
+
+
 def test_scales():
-  assert LoraConfig(rank=4, alpha=6.0).scale(4) == 1.5
-  assert LoraConfig(rank=4, alpha=6.0, rslora=True).scale(4) == 3.0
-  assert LoraConfig(rank=4, alpha=6.0).scale(2) == 3.0
+  assert LoraConfig(rank=4, alpha=6.0).scale(PATH, 4) == 1.5
+  assert LoraConfig(rank=4, alpha=6.0, rslora=True).scale(PATH, 4) == 3.0
+  assert LoraConfig(rank=4, alpha=6.0).scale(PATH, 2) == 3.0
+  other = LoraConfig(
+    rank=4,
+    alpha=6.0,
+    rank_pattern=(('q_proj', 2),),
+    alpha_pattern=(('layers_1/.*', 1.0), ('q_proj', 12.0)),
+  )
+  assert other.rank_of(PATH) == 2 and other.scale(PATH, 2) == 6.0
+  assert other.scale(('layers_1', 'attn', 'q'), 2) == 0.5
+  assert other.rank_of(('layers_0', 'attn', 'v')) == 4
 
 
 def test_gradients_scanned_rematerialised_and_through_merged_weights():
@@ -191,12 +203,14 @@ def test_norm_of_dora_is_a_constant_in_the_gradient():
   adapter = lora['layers_0']['mlp']['down']
   grads = jax.grad(row_sums)(adapter)
   a, b = np.asarray(adapter['lora_a']), np.asarray(adapter['lora_b'])
-  total = weight + config.scale(3) * b @ a
+  total = weight + config.scale(('layers_0', 'mlp', 'down'), 3) * b @ a
   norm = np.linalg.norm(total, axis=1)
   factor = np.asarray(adapter['magnitude']) / norm
   _close(grads['magnitude'], total.sum(1) / norm, 1e-4)
   outer = np.outer(factor, a.sum(1))  # of B: m / |.| s A 1
-  _close(grads['lora_b'], config.scale(3) * outer, 1e-4)
+  _close(
+    grads['lora_b'], config.scale(('layers_0', 'mlp', 'down'), 3) * outer, 1e-4
+  )
 
 
 def test_an_optimizer_step_changes_adapters_only():

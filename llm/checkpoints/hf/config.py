@@ -13,6 +13,7 @@ from llm.checkpoints.hf.families import (
   FAMILIES,
   HARMLESS,
   ONLY,
+  OWN,
   REQUIRED,
 )
 from llm.checkpoints.hf.rope import ROPE_KEYS, rope_from_hf, rope_to_hf
@@ -23,7 +24,7 @@ from llm.checkpoints.hf.values import (
   shown,
 )
 from llm.errors import UserError
-from llm.models.config import GLOBAL, LOCAL, ModelConfig
+from llm.models.config import GLOBAL, LOCAL, ModelConfig, length_limit
 
 _ACTIVATIONS = {
   'silu': 'silu',
@@ -146,21 +147,46 @@ def _text_part(raw: dict) -> dict:
   return text
 
 
+def passed_over(raw: dict) -> str | None:
+  """Which unknown keys of a `config.json` are not read, as they are off.
+
+  Args:
+    raw: a config that `from_hf` accepts.
+
+  Returns:
+    a line for the user; None where there is none.
+  """
+  raw = _text_part(raw) if raw.get('model_type') == 'gemma3' else raw
+  model_type = raw['model_type']
+  known = {*FAMILIES[model_type], *_known(model_type)}
+  keys = [k for k in raw if k not in known and not k.startswith('_')]
+  return f'config.json: not read: {", ".join(keys)}' if keys else None
+
+
+def _known(model_type: str) -> set[str]:
+  """Keys that are read, or that may have some values only, or are harmless."""
+  own = OWN.get(model_type, {})
+  also = {'num_local_experts'} if model_type == 'qwen3_moe' else set()
+  return {*REQUIRED, *HARMLESS, *ROPE_KEYS, *ONLY, *own, *also}
+
+
 def _refuse_unknown(raw: dict, model_type: str, defaults: dict) -> None:
+  only = ONLY | OWN.get(model_type, {})
   known = {*defaults, *REQUIRED, *HARMLESS, *ROPE_KEYS}
   for key, value in raw.items():
     if key in known or key.startswith('_'):
       continue
-    if key not in ONLY:
+    if key in only and value not in only[key]:
+      raise UserError(
+        f'config.json: {shown(key, value)} is not supported for '
+        f'model_type={model_type!r}: only {only[key][0]!r} is'
+      )
+    off = value is None or value in (False, 0, '', [], {})
+    if key not in only and not off:
       raise UserError(
         f'config.json: {shown(key, value)} is not known for '
         f'model_type={model_type!r}: remove it if it does not change the '
         'result'
-      )
-    if value not in ONLY[key]:
-      raise UserError(
-        f'config.json: {shown(key, value)} is not supported for '
-        f'model_type={model_type!r}: only {ONLY[key][0]!r} is'
       )
 
 
@@ -252,8 +278,8 @@ def _fields(model_type: str, values: dict, raw: dict) -> dict:
     fields.update(qk_norm='head')
   fields.update(_experts(model_type, values, num_layers))
   fields.update(rope_from_hf(model_type, values, raw))
-  bounded = fields['rope'].type != 'dynamic' and 'rope_local' not in fields
-  if window is not None and window >= fields['max_length'] and bounded:
+  limit = length_limit(ModelConfig(**fields))
+  if window is not None and window >= limit and 'rope_local' not in fields:
     # No row is longer than the window (Phi-4-mini): nothing to mask.
     fields.update(layer_types=(GLOBAL,) * num_layers, window=None)
   return fields

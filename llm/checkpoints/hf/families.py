@@ -155,9 +155,18 @@ ONLY = {
   'quantization_config': (None,),
   'sliding_window': (None,),
   'sliding_window_pattern': (None, 2),  # Gemma 2 always alternates
+  'rope_interleaved': (False, None),  # SmolLM2
+  'shared_expert_intermediate_size': (0, None),  # Qwen3-Coder
   'use_bidirectional_attention': (False, None),
+  'use_mrope': (False, None),  # Qwen2.5
   'use_qkv_bias': (False, None),
   'use_sliding_window': (False, None),
+}
+# Keys that say what a family does anyway; another value is refused.
+OWN = {
+  'qwen2': {'qkv_bias': (True, None)},
+  'qwen3': {'qkv_bias': (False, None), 'use_qk_norm': (True, None)},
+  'qwen3_moe': {'qkv_bias': (False, None), 'use_qk_norm': (True, None)},
 }
 # Training, serialization, generation and bookkeeping: no part in the forward.
 HARMLESS = frozenset(
@@ -180,4 +189,18 @@ HARMLESS = frozenset(
   transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
   use_cache
   """.split()
-)
+) | {
+  # Others, and where they were seen.
+  'is_llama_config',  # SmolLM2
+  'transformers.js_config',  # SmolLM2-Instruct
+  'unk_token_id',  # transformers, when it converts a GGUF
+  'max_new_tokens',  # models merged with mergekit and axolotl
+  'unsloth_tied_embeddings_training',  # Unsloth
+  'embedding_size',  # OLMo 2 1B
+  'use_flash_attn',  # early Yi
+  'flash_attn_2_enabled',  # OpenHermes
+  'neftune_noise_alpha',  # models trained with TRL
+  'sliding_window_size',  # Gemma 2 9B, beside sliding_window, which is read
+  'attention_probs_dropout_prob',  # converted checkpoints
+  'hidden_dropout_prob',
+}

@@ -15,6 +15,7 @@ from llm.checkpoints.hf.folder import write_json
 from llm.checkpoints.hf.peft_config import CONFIG
 from llm.checkpoints.hf.peft_folder import (
   PARTS,
+  TABLE,
   WEIGHTS,
   check_model,
   module_name,
@@ -52,14 +53,46 @@ def read_peft(path: str, config: ModelConfig) -> tuple[LoraConfig, Any]:
       and is not supported, a tensor without a place in the model or of another
       shape, a projection that is targeted and has no tensors.
   """
-  settings, held = open_peft(path, config)
+  found = open_peft(path, config)
+  if not found.has_only_projections:
+    beside = [*found.saved, *(f'{TABLE} ({part})' for part in found.table)]
+    raise UserError(
+      f'{path}: has weights beside its adapters ({", ".join(beside[:3])}),'
+      ' which only generation reads (lora.path): save it with'
+      ' save_embedding_layers=False and without modules_to_save, or merge it'
+      ' with PEFT'
+    )
+  return read_projections(path, config)
+
+
+def read_projections(path: str, config: ModelConfig) -> tuple[LoraConfig, Any]:
+  """The adapters of projections alone, whatever the folder holds besides.
+
+  Args, what is returned and errors are those of `read_peft`.
+  """
+  found = open_peft(path, config)
+  settings, held = found.settings, found.held
   lora = {}
-  with open(os.path.join(path, WEIGHTS), 'rb', buffering=0) as opened:
-    for place in (p for p in paths(config) if p in held):
-      parts = held[place].items()
-      adapter = {k: _read(opened, info) for k, info in parts}
-      lora_lib.insert(lora, place, adapter)
+  for place in (p for p in paths(config) if p in held):
+    adapter = {k: _read(info) for k, info in held[place].items()}
+    lora_lib.insert(lora, place, adapter)
   return settings, lora
+
+
+def read_table_adapter(path: str, config: ModelConfig) -> jax.Array | None:
+  """float32[V, D], what the adapter of the token table adds to it; or None.
+
+  s (B A)^T, with A `lora_embedding_A` [r, V] and B `lora_embedding_B` [D, r].
+
+  Raises:
+    UserError: as `read_peft`.
+  """
+  found = open_peft(path, config)
+  if not found.table:
+    return None
+  a, b = (_read(found.table[part]) for part in 'AB')
+  product = jnp.matmul(b, a, precision=jax.lax.Precision.HIGHEST)
+  return found.table_scale * product.T
 
 
 def save_peft(
@@ -103,14 +136,13 @@ def save_peft(
       )
   ranks = {place: a['lora_a'].shape[0] for place, a in adapters.items()}
   targets = target_names(list(adapters), model_config)
-  alpha = config.alpha
   raw = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
     'base_model_name_or_path': base_model,
     'inference_mode': True,
     'r': config.rank,
-    'lora_alpha': int(alpha) if alpha == int(alpha) else alpha,
+    'lora_alpha': _number(config.alpha),
     'lora_dropout': config.dropout,
     'target_modules': [
       module_name(tuple(target.split('/'))) if '/' in target else target
@@ -123,7 +155,11 @@ def save_peft(
       for place, rank in ranks.items()
       if rank != config.rank
     },
-    'alpha_pattern': {},
+    'alpha_pattern': {
+      re.escape(module_name(place)): _number(alpha)
+      for place in adapters
+      if (alpha := config.alpha_of(place)) != config.alpha
+    },
     'bias': 'none',
     'fan_in_fan_out': False,
     'init_lora_weights': True,
@@ -138,8 +174,13 @@ def save_peft(
   write_json(path, CONFIG, raw)
 
 
-def _read(file: Any, info: TensorInfo) -> jax.Array:
+def _number(alpha: float) -> int | float:
+  return int(alpha) if alpha == int(alpha) else alpha
+
+
+def _read(info: TensorInfo) -> jax.Array:
   out = np.empty(info.shape, np.float32)
   index = tuple(slice(0, n) for n in info.shape)
-  read_slice(file, info, 0, info.shape, index, out)
+  with open(info.file, 'rb', buffering=0) as file:
+    read_slice(file, info, 0, info.shape, index, out)
   return jnp.asarray(out)

@@ -16,7 +16,8 @@ _INERT = """
 """.split()
 _READ = """
   peft_type r lora_alpha lora_dropout target_modules exclude_modules use_dora
-  use_rslora rank_pattern layers_to_transform init_lora_weights
+  use_rslora rank_pattern alpha_pattern layers_to_transform init_lora_weights
+  modules_to_save
 """.split()
 # Initialisations that leave the base as it is; the others move part of it into
 # A and B.
@@ -26,6 +27,8 @@ _KINDS = {
   'lora_alpha': (int, float),
   'lora_dropout': (int, float),
   'rank_pattern': dict,
+  'alpha_pattern': dict,
+  'modules_to_save': list,
   'target_modules': (str, list),
   'exclude_modules': (str, list),
   'layers_to_transform': (int, list),
@@ -70,6 +73,7 @@ def check_config(name: str, raw: dict[str, Any]) -> None:
   if raw.get('r', 8) is None or raw.get('r', 8) < 1:
     raise UserError(f'{name}: r={raw["r"]}: save the adapters again')
   patterns = [*(raw.get('rank_pattern') or {})]
+  patterns += [*(raw.get('alpha_pattern') or {})]
   for key in ('target_modules', 'exclude_modules'):
     patterns += [raw[key]] if isinstance(raw.get(key), str) else []
   for pattern in patterns:
@@ -81,12 +85,25 @@ def check_config(name: str, raw: dict[str, Any]) -> None:
       ) from None
 
 
-def lora_config(raw: dict[str, Any], targets: tuple[str, ...]) -> LoraConfig:
-  """The settings here; what the file does not say is PEFT's default."""
+def lora_config(
+  raw: dict[str, Any], targets: tuple[str, ...], modules: dict[str, str]
+) -> LoraConfig:
+  """The settings here; what the file does not say is PEFT's default.
+
+  Args:
+    raw: the file.
+    targets: of the adapters that are there.
+    modules: names of their modules, by their paths in the adapter tree.
+  """
+  rank, alpha = raw.get('r', 8), float(raw.get('lora_alpha', 8))
+  ranks = {p: module_rank(raw, m) for p, m in modules.items()}
+  alphas = {p: module_alpha(raw, m) for p, m in modules.items()}
   return LoraConfig(
-    rank=raw.get('r', 8),
-    alpha=float(raw.get('lora_alpha', 8)),
+    rank=rank,
+    alpha=alpha,
     targets=targets,
+    rank_pattern=tuple((p, r) for p, r in ranks.items() if r != rank),
+    alpha_pattern=tuple((p, a) for p, a in alphas.items() if a != alpha),
     dora=bool(raw.get('use_dora')),
     rslora=bool(raw.get('use_rslora')),
     dropout=float(raw.get('lora_dropout') or 0.0),
@@ -120,10 +137,23 @@ def targeted(raw: dict[str, Any], module: str, present: bool) -> bool:
 
 def module_rank(raw: dict[str, Any], module: str) -> int:
   """The rank of a module's adapter: the first pattern that fits, or `r`."""
-  for pattern, rank in (raw.get('rank_pattern') or {}).items():
+  return _first(raw.get('rank_pattern'), module, raw.get('r', 8))
+
+
+def module_alpha(raw: dict[str, Any], module: str) -> float:
+  """The alpha of a module's adapter: the first pattern that fits, or its own.
+
+  As PEFT's `get_pattern_key` looks it up.
+  """
+  alpha = _first(raw.get('alpha_pattern'), module, raw.get('lora_alpha', 8))
+  return float(alpha)
+
+
+def _first(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+  for pattern, value in (patterns or {}).items():
     if re.match(rf'(.*\.)?({pattern})$', module):
-      return rank
-  return raw.get('r', 8)
+      return value
+  return default
 
 
 def _names(targets: str | list[str], module: str) -> bool:

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from llm.checkpoints.hf import peft_config
-from llm.checkpoints.hf.config import from_hf, token_ids
+from llm.checkpoints.hf.config import from_hf, passed_over, token_ids
 from llm.checkpoints.hf.folder import read_json
 from llm.checkpoints.hf.values import read_token_ids
 from llm.checkpoints.opened import Progress, Source, locate_tokenizer
@@ -99,6 +99,7 @@ def _open(path: str, tokenizer: str | None, reward_head: bool) -> Source:
     config=config,
     tokenizer_path=locate_tokenizer(path, tokenizer),
     generation=read_generation(path),
+    note=passed_over(_raw(path)),
     end_ids=_end_ids(path),
     load=functools.partial(_load, path, config, reward_head),
   )
@@ -123,6 +124,7 @@ def _load(
   dtype: Any,
   shardings: Any = None,
   progress: Progress | None = None,
+  replaced: Any = None,
 ) -> Any:
   from llm.checkpoints.hf.load import load_params
 
@@ -133,6 +135,7 @@ def _load(
     reward_head=reward_head,
     shardings=shardings,
     progress=progress,
+    replaced=replaced,
   )
 
 

@@ -2,8 +2,11 @@
 
 import pytest
 
-from llm.checkpoints.hf.config import from_hf, to_hf
-from llm.models.config import GLOBAL, LOCAL, RopeConfig
+from llm.checkpoints.hf.config import from_hf, passed_over, to_hf
+from llm.checkpoints.hf.families import FAMILIES
+from llm.errors import UserError
+from llm.models.config import GLOBAL, LOCAL, RopeConfig, length_limit
+from tests.checkpoints.hf.hub_models import MODELS
 
 # What every such file says besides, and no forward pass depends on.
 _BESIDE = dict(
@@ -300,3 +303,58 @@ def test_configs_as_they_are_on_the_hub(model_type):
   config = from_hf({'model_type': model_type, **_BESIDE, **raw})
   assert {name: getattr(config, name) for name in fields} == fields
   assert from_hf(to_hf(config)) == config
+
+
+def test_there_are_enough_published_models():
+  assert len(MODELS) >= 60
+  assert {raw['model_type'] for raw in MODELS.values()} >= {*FAMILIES}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_published_configs_load(name):
+  raw = MODELS[name]
+  config = from_hf(raw)
+  assert from_hf(to_hf(config)) == config
+  limits = {
+    # As their cards say that they are used.
+    'lmsys/vicuna-7b-v1.5-16k': 16384,
+    'Qwen/Qwen2.5-7B-Instruct with YaRN': 131072,
+    'meta-llama/Llama-3.1-8B-Instruct': 131072,
+    'microsoft/Phi-3.5-mini-instruct': 131072,
+    'google/gemma-3-4b-it': 131072,
+    'Qwen/Qwen3-0.6B': 40960,
+  }
+  if name in limits:
+    assert length_limit(config) == limits[name]
+  assert passed_over(raw) is None
+
+
+@pytest.mark.parametrize(
+  'name, key, value, match',
+  [
+    ('Qwen/Qwen3-Coder-30B-A3B-Instruct', 'use_qk_norm', False, 'use_qk_norm'),
+    ('Qwen/Qwen3-Coder-30B-A3B-Instruct', 'qkv_bias', True, 'qkv_bias=True'),
+    ('Qwen/Qwen3-Coder-30B-A3B-Instruct', 'shared_expert_intermediate_size',
+     32, 'shared_expert_intermediate_size=32'),
+    ('HuggingFaceTB/SmolLM2-135M', 'rope_interleaved', True, 'rope_interl'),
+    ('Qwen/Qwen2.5-0.5B', 'use_mrope', True, 'use_mrope=True'),
+    ('Qwen/Qwen2.5-0.5B', 'dual_chunk_attention_config', {'chunk_size': 4},
+     'dual_chunk_attention_config'),
+    ('meta-llama/Llama-2-7b-hf', 'quantization_config', {'bits': 4},
+     'quantization_config'),
+    ('meta-llama/Llama-2-7b-hf', 'alibi', True, 'alibi=True'),
+    ('meta-llama/Llama-2-7b-hf', 'logit_scale', 0.5, 'logit_scale=0.5'),
+  ],
+)  # fmt: skip
+def test_keys_that_change_the_result_are_refused(name, key, value, match):
+  with pytest.raises(UserError, match=match):
+    from_hf(MODELS[name] | {key: value})
+
+
+@pytest.mark.parametrize('value', (False, None, 0, 0.0, '', [], {}))
+def test_unknown_keys_that_are_off_are_named(value):
+  raw = MODELS['meta-llama/Llama-2-7b-hf']
+  more = raw | {'use_new_trick': value, 'other_trick': False}
+  assert from_hf(more) == from_hf(raw)
+  assert passed_over(more).endswith('not read: use_new_trick, other_trick')
+  assert passed_over(raw) is None

@@ -410,7 +410,7 @@ def test_broken_folders(tmp_path):
   (tmp_path / 'config.json').write_text('{')
   with pytest.raises(UserError, match='config.json: not valid JSON'):
     read_config(str(tmp_path))
-  assert 'neither model.safetensors nor' in _refusal(tmp_path)
+  assert 'none of model.safetensors' in _refusal(tmp_path)
   save_hf(str(tmp_path), _LLAMA, _params(_LLAMA), max_shard_bytes=4000)
   first = sorted(tmp_path.glob('model-*'))[0]
   first.rename(tmp_path / 'gone')

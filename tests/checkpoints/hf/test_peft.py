@@ -131,7 +131,9 @@ def test_ranks_by_pattern(tmp_path):
   pattern = {r'layers\.1\.self_attn\.q_proj': 5}
   path = _write(tmp_path, tensors, rank_pattern=pattern, **settings)
   config, lora = read_peft(path, _SHAPE)
-  assert config == LoraConfig(2, 4.0, ('q_proj',), dropout=0.05)
+  assert config == LoraConfig(
+    2, 4.0, ('q_proj',), dropout=0.05, rank_pattern=(('layers_1/attn/q', 5),)
+  )
   assert lora['layers_1']['attn']['q']['lora_b'].shape == (32, 5)
   save_peft(str(tmp_path / 'again'), config, _SHAPE, lora)
   _equal(read_peft(str(tmp_path / 'again'), _SHAPE)[1], lora)
@@ -180,8 +182,13 @@ def test_adapters_of_a_model_that_also_sees(tmp_path):
     ({'peft_type': 'LOHA'}, "peft_type='LOHA'.*only 'LORA'"),
     ({'bias': 'lora_only'}, "bias='lora_only' is not supported"),
     ({'lora_bias': True}, 'lora_bias=True'),
-    ({'modules_to_save': ['norm']}, r"modules_to_save=\['norm'\]"),
-    ({'alpha_pattern': {'q_proj': 1}}, 'alpha_pattern='),
+    ({'modules_to_save': ['norm']}, "modules_to_save names 'norm'"),
+    ({'target_parameters': ['experts.w1']}, 'target_parameters='),
+    ({'use_qalora': True}, 'use_qalora=True'),
+    ({'megatron_config': {'a': 1}}, 'megatron_config='),
+    ({'arrow_config': {'a': 1}}, 'arrow_config='),
+    ({'alpha_pattern': ['q_proj']}, 'alpha_pattern='),
+    ({'init_lora_weights': 'olora'}, "init_lora_weights='olora'"),
     ({'fan_in_fan_out': True}, 'fan_in_fan_out=True'),
     ({'layer_replication': [[0, 2]]}, 'layer_replication='),
     ({'trainable_token_indices': [1]}, 'trainable_token_indices='),
@@ -243,14 +250,14 @@ def _without(tensors, part):
           (2, 50), np.float32
         ),
       },
-      'adapter of the token table is not supported',
+      'lora_embedding_B: missing',
     ),
     (
       lambda t: {
         **t,
         'base_model.model.lm_head.weight': np.ones((50, 32), np.float32),
       },
-      'lm_head.weight: not an adapter.*save_embedding_layers=False',
+      'has weights beside its adapters .lm_head.weight.*save_embedding',
     ),
     (
       lambda t: {
