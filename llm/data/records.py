@@ -10,15 +10,37 @@ import glob
 import gzip
 import json
 import pathlib
-from typing import Any, BinaryIO, NamedTuple
+import re
+from typing import Any, BinaryIO
 import zlib
 
 import zstandard
 
+from llm.data import json_rows, parquet_rows
+from llm.data.json_rows import Bad
 from llm.errors import UserError
+from llm.text.messages import show
 
 KINDS = ('.jsonl', '.ndjson', '.json', '.parquet', '.txt')
 _CHUNK = 1 << 20
+_BOM = '\ufeff'
+# How files begin that are something else than their name says, and the remedy.
+_TO_UTF8 = 'write it as UTF-8 (iconv -f {} -t UTF-8)'
+_OTHER = (
+  (rb'\xff\xfe\0\0|\0\0\xfe\xff', 'UTF-32', _TO_UTF8.format('UTF-32')),
+  (rb'\xff\xfe|\xfe\xff', 'UTF-16', _TO_UTF8.format('UTF-16')),
+  (rb'[^\0]\0[^\0]\0', 'UTF-16', _TO_UTF8.format('UTF-16LE')),
+  (rb'\0[^\0]\0[^\0]', 'UTF-16', _TO_UTF8.format('UTF-16BE')),
+  (rb'\x1f\x8b', 'compressed by gzip', 'let its name end in .gz'),
+  (rb'\x28\xb5\x2f\xfd', 'compressed by zstd', 'let its name end in .zst'),
+  (rb'PAR1', 'a Parquet file', 'let its name end in .parquet'),
+  (rb'PK\x03\x04', 'a ZIP archive', 'unpack it'),
+  (
+    rb'version https://git-lfs',
+    'a pointer of Git LFS, not the data',
+    'fetch the data (git lfs pull)',
+  ),
+)
 # Files that often stand beside data and hold none.
 _ABOUT = ('LICENSE', 'LICENCE', 'README', 'NOTICE', 'MANIFEST')
 
@@ -40,12 +62,6 @@ class Record:
   def where(self) -> str:
     """The row in words, for the beginning of error messages."""
     return f'{self.field}: {self.file}, row {self.row}'
-
-
-class _Bad(NamedTuple):
-  """Stands for a line that holds no value."""
-
-  why: str
 
 
 def read_records(
@@ -91,8 +107,8 @@ def read_records(
         if isinstance(value, dict):
           yield Record(value, str(file), number, field)
           continue
-        why = f'a JSON object is needed, not {_show(value)}'
-        if isinstance(value, _Bad):
+        why = f'a JSON object is needed, not {show(value)}'
+        if isinstance(value, Bad):
           why = value.why
         record = Record({}, str(file), number, field)
         if on_bad is None:
@@ -173,7 +189,9 @@ def _rows(raw, file, field, separator) -> Iterator[tuple[int, Any]]:
   """(number, value) of each row of one open file."""
   kind, packed = _kind(file)
   if kind == '.parquet':
-    return _parquet(raw, file, field)
+    _check_begin(raw.read(64), f'{field}: {file}', _OTHER[-1:])
+    raw.seek(0)
+    return enumerate(parquet_rows.read_rows(raw, f'{field}: {file}'), 1)
   chunks = _checked(_decompress(raw, packed), file, field)
   if kind == '.txt':
     return _documents(chunks, file, field, separator)
@@ -183,39 +201,47 @@ def _rows(raw, file, field, separator) -> Iterator[tuple[int, Any]]:
 
 
 def _json_lines(lines) -> Iterator[tuple[int, Any]]:
+  parser = json_rows.Parser()
   for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
     try:
-      value = json.loads(line.decode('utf-8-sig'), object_pairs_hook=_object)
+      # Files that were joined have a mark of UTF-8 in their middle.
+      text = line.decode().lstrip(_BOM).strip()
     except UnicodeDecodeError as error:
-      value = _Bad(
-        f'not UTF-8 at byte {error.start} of the line; save the file as UTF-8'
+      yield (
+        number,
+        Bad(f'not UTF-8 at byte {error.start} of the line; write it as UTF-8'),
       )
-    except (ValueError, RecursionError) as error:
-      value = _Bad(f'not valid JSON ({error})')
+      continue
+    if not text:
+      continue
+    value = parser.row(text)
+    if text in ('[', '{'):
+      value = Bad(
+        'not an object in one line; a file that is one list, or has objects'
+        ' over several lines, is named .json'
+      )
     yield number, value
 
 
 def _json(data: bytes, file, field) -> Iterator[tuple[int, Any]]:
-  text = _decode(data, file, field)
+  text = _decode(data, file, field).lstrip(_BOM)
   if not text.strip():
     return iter(())
   try:
-    value = json.loads(text, object_pairs_hook=_object)
+    return enumerate(json_rows.Parser().rows(text), 1)
   except json.JSONDecodeError as error:
     if error.msg == 'Extra data':  # After a first object: JSON lines.
       return _json_lines(data.split(b'\n'))
     raise UserError(f'{field}: {file} is not valid JSON ({error})') from None
-  except ValueError as error:  # a key twice, a number of too many digits
-    raise UserError(f'{field}: {file}: {error}') from None
   except RecursionError:
-    raise UserError(f'{field}: {file} is nested too deeply') from None
-  return enumerate(value if isinstance(value, list) else [value], 1)
+    raise UserError(
+      f'{field}: {file} is nested too deeply; write it flatter'
+    ) from None
 
 
 def _documents(chunks, file, field, separator) -> Iterator[tuple[int, Any]]:
   text = _decode(b''.join(chunks), file, field)
+  text = re.sub(f'^{_BOM}+', '', text, flags=re.MULTILINE)
   if separator is None:
     parts = [text]
   elif not separator:
@@ -224,51 +250,6 @@ def _documents(chunks, file, field, separator) -> Iterator[tuple[int, Any]]:
     parts = [part.strip('\r\n') for part in text.split(separator)]
   parts = [part for part in parts if part.strip()]
   return enumerate(({'text': part} for part in parts), 1)
-
-
-def _parquet(raw, file, field) -> Iterator[tuple[int, Any]]:
-  # Imported here since most runs have no Parquet file.
-  try:
-    import pyarrow
-    from pyarrow import parquet
-  except ImportError:
-    raise UserError(
-      f'{field}: {file} needs pyarrow, which is not installed: pip install '
-      '"llm-jax[train]"'
-    ) from None
-
-  number = 0
-  try:
-    for batch in parquet.ParquetFile(raw).iter_batches(batch_size=1024):
-      for value in batch.to_pylist():
-        number += 1
-        yield number, _without_nulls(value)
-  except (pyarrow.ArrowException, OSError) as error:
-    raise UserError(
-      f'{field}: {file} is not a Parquet file that pyarrow reads ({error})'
-    ) from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """A JSON object; one of two equal keys would be lost."""
-  value = dict(pairs)
-  if len(value) < len(pairs):
-    keys = [key for key, _ in pairs]
-    twice = next(key for key in keys if keys.count(key) > 1)
-    raise ValueError(f'the key {twice!r} is there twice')
-  return value
-
-
-def _without_nulls(value: Any) -> Any:
-  """A value without keys that are null.
-
-  A column of structs gives each the keys of all others.
-  """
-  if isinstance(value, dict):
-    return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-  if isinstance(value, list):
-    return [_without_nulls(v) for v in value]
-  return value
 
 
 def _decompress(raw: BinaryIO, packed: str) -> Iterator[bytes]:
@@ -297,8 +278,14 @@ def _zstandard(raw: BinaryIO) -> Iterator[bytes]:
 
 
 def _checked(chunks: Iterable[bytes], file, field) -> Iterator[bytes]:
+  """The chunks; names a file that is broken, or of another kind."""
+  is_first = True
   try:
-    yield from chunks
+    for chunk in chunks:
+      if is_first:
+        _check_begin(chunk[:64], f'{field}: {file}', _OTHER)
+      is_first = False
+      yield chunk
   except (
     EOFError,
     gzip.BadGzipFile,
@@ -308,6 +295,13 @@ def _checked(chunks: Iterable[bytes], file, field) -> Iterator[bytes]:
     raise UserError(
       f'{field}: {file} is cut off or broken ({error}); fetch it again'
     ) from None
+
+
+def _check_begin(begin: bytes, name: str, others) -> None:
+  """Refuses a file that begins as one of `others` does."""
+  for pattern, what, remedy in others:
+    if re.match(pattern, begin):
+      raise UserError(f'{name} is {what}; {remedy}')
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -325,13 +319,8 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _decode(data: bytes, file, field) -> str:
   try:
-    return data.decode('utf-8-sig')
+    return data.decode()
   except UnicodeDecodeError as error:
     raise UserError(
-      f'{field}: {file} is not UTF-8 at byte {error.start}; save it as UTF-8'
+      f'{field}: {file} is not UTF-8 at byte {error.start}; write it as UTF-8'
     ) from None
-
-
-def _show(value) -> str:
-  text = repr(value)
-  return text if len(text) <= 60 else text[:57] + '…'

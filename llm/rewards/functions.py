@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from llm.errors import RunError, UserError
+from llm.rewards import numbers
 from llm.rewards.sandbox import passes
 
 
@@ -23,36 +24,16 @@ def exact_answer(row: dict[str, Any], text: str, finished: bool) -> float:
   return float(text.strip() == str(row['answer']).strip())
 
 
-# A minus is a sign, except after a word, a number or a bracket, where it
-# subtracts; commas belong to a number where they separate groups of 3 digits.
-_NUMBER = re.compile(
-  r'(?:(?<![\w).])-)?'
-  r'(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)'
-  r'(?:[eE][+-]?\d+)?',
-  re.ASCII,
-)
-
-
-# What stands for a minus or a digit in running text: U+2212 and its like,
-# hyphens and the short dash, and full-width forms. A long dash is no sign.
-_ASCII = dict.fromkeys(
-  map(ord, '\u2212\ufe63\u2010\u2011\u2012\u2013\u207b'), '-'
-) | {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
-
-
 def last_number(row: dict[str, Any], text: str, finished: bool) -> float:
   """1 if the last number in the text equals the row's `answer`, else 0.
 
-  Numbers are such as 7, -7, 1,234.5, .5 and 1e3, compared as floats: '2-3' ends
-  in 3, '1,2,6' in 6, and '3.0' equals 3. A minus may be U+2212 or a short dash,
-  digits may be full-width. The `answer` is a number, or a text that has one
-  after '####', as in GSM8K.
+  Numbers are read by `numbers.last_value` and compared as floats: '2-3' ends in
+  3, '1,2,6' in 6, and '3.0' equals 3. The `answer` is a number, or a text that
+  has one after '####', as in GSM8K.
   """
   del finished
-  numbers = _NUMBER.findall(text.translate(_ASCII))
-  if not numbers:
-    return 0.0
-  return float(_number(numbers[-1]) == _number(row['answer']))
+  answer = _number(row['answer'])
+  return float(numbers.last_value(text) == answer)
 
 
 def matches(
@@ -252,8 +233,10 @@ def _parts(entry) -> tuple[Any, Any, Any]:
 
 def _number(value: Any) -> float:
   """Raises ValueError where a value is none."""
-  text = str(value).translate(_ASCII).rpartition('####')[2]
-  return float(text.replace(',', ''))
+  found = numbers.only_value(str(value).rpartition('####')[2])
+  if found is None:
+    raise ValueError(f'{value!r} is no number')
+  return found
 
 
 def _is_number(value: Any) -> bool:

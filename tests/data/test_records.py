@@ -8,8 +8,10 @@ from pyarrow import parquet
 import pytest
 import zstandard
 
+from llm.data.pairs import load_pairs
 from llm.data.records import find_files, read_records
 from llm.errors import UserError
+from llm.text.tokenizer import load_tokenizer
 
 ROWS = [{'text': 'naïve\u2028line'}, {'text': 'b', 'n': [1]}, {'text': 'c'}]
 LINES = '\n'.join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode()
@@ -43,6 +45,92 @@ def write(path, data: bytes):
 )
 def test_every_kind_gives_the_same_rows(tmp_path, name, data):
   assert read(write(tmp_path / name, data)) == list(zip(ROWS, (1, 2, 3)))
+
+
+@pytest.mark.parametrize('name', ['a.jsonl', 'a.json', 'a.jsonl.gz'])
+@pytest.mark.parametrize('end', [b'\n', b'\r\n', b'\n \n', b' \t\r\n'])
+def test_ends_of_lines_and_marks_of_utf8(tmp_path, name, end):
+  bom = b'\xef\xbb\xbf'
+  # Two files that were joined, and a blank end.
+  lines = [json.dumps(row).encode() for row in ROWS]
+  data = bom + lines[0] + end + bom + lines[1] + end + lines[2] + end + bom
+  data = gzip.compress(data) if name.endswith('.gz') else data
+  assert [value for value, _ in read(write(tmp_path / name, data))] == ROWS
+
+
+def test_marks_of_utf8_in_texts(tmp_path):
+  path = write(tmp_path / 'a.txt', '\ufeffone\n\ufefftwo\ufeff'.encode())
+  assert read(path) == [({'text': 'one\ntwo\ufeff'}, 1)]
+  path = write(tmp_path / 'a.txt', '\ufeff\n'.encode())
+  with pytest.raises(UserError, match='holds no rows'):
+    read(path)
+
+
+def test_only_newlines_end_a_line(tmp_path):
+  text = 'a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh'
+  row = {'text': text, text: [text]}
+  data = json.dumps(row, ensure_ascii=False).encode()
+  data = data.replace(b'\\u001c', b'\\u001C') + b'\n' + data
+  for name in ('a.jsonl', 'a.json'):
+    assert read(write(tmp_path / name, data)) == [(row, 1), (row, 2)]
+
+
+def test_a_folder_of_shards(tmp_path):
+  for shard in (10, 2, 0):
+    rows = [{'n': 2 * shard}, {'n': 2 * shard + 1}]
+    name = f'train-{shard:05}-of-00011.parquet'
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+  write(tmp_path / 'README.md', b'# about')
+  write(tmp_path / 'dataset_info.json.lock', b'')
+  assert [value['n'] for value, _ in read(tmp_path)] == [
+    0, 1, 4, 5, 20, 21
+  ]  # fmt: skip
+  assert [value['n'] for value, _ in read(tmp_path / 'train-*.parquet')] == [
+    0, 1, 4, 5, 20, 21
+  ]  # fmt: skip
+
+
+def test_rows_after_a_bad_one_are_read(tmp_path):
+  data = (
+    b'{"n": 1}\n{"n": 2, "n": 3}\n[]\n{"n": "\xff"}\n{"n": 1e999}\n{"n": 4}'
+  )
+  bad = []
+  rows = read_records(
+    write(tmp_path / 'a.jsonl', data),
+    on_bad=lambda record, why: bad.append((record.row, record.value, why)),
+  )
+  assert [(r.row, r.value) for r in rows] == [(1, {'n': 1}), (6, {'n': 4})]
+  assert [(row, value) for row, value, _ in bad] == [
+    (2, {}), (3, {}), (4, {}), (5, {})
+  ]  # fmt: skip
+  reasons = [why.split(';')[0] for _, _, why in bad]
+  assert reasons == [
+    "the row has 'n' twice, as 2 and as 3",
+    'a JSON object is needed, not []',
+    'not UTF-8 at byte 7 of the line',
+    'n=1e999 is beyond the largest number',
+  ]
+  bad.clear()
+  path = write(tmp_path / 'a.json', b'[{"n": 1, "n": 2}, 7, {"n": "\\udc00"}]')
+  assert not list(read_records(path, on_bad=lambda *b: bad.append(b)))
+  assert [record.row for record, _ in bad] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+  'margin', ['1' + '0' * 400, '-1' + '0' * 400, '1e999', '-1e999', '1e39',
+             'NaN', '-Infinity', '1' + '0' * 5000],
+  ids=range(8),
+)  # fmt: skip
+def test_numbers_that_no_float_holds(tmp_path, margin):
+  good = '{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1.5}'
+  data = f'{good}\n{good.replace("1.5", margin)}\n'.encode()
+  path = write(tmp_path / 'a.jsonl', data)
+  tok = load_tokenizer('bytes')
+  with pytest.raises(UserError, match=r'a.jsonl, row 2: margin=') as caught:
+    load_pairs(path, tok, max_length=16)
+  assert len(str(caught.value)) < 250 + len(str(path))
+  path = write(tmp_path / 'a.jsonl', good.encode())
+  assert load_pairs(path, tok, max_length=16)[0].margins.tolist() == [1.5]
 
 
 def test_parquet(tmp_path):
@@ -130,6 +218,24 @@ def test_progress_ends_at_the_whole(tmp_path):
     ('a.jsonl.zst', zstandard.compress(LINES)[:-3], 'is cut off or broken'),
     ('a.jsonl.zst', LINES, 'a.jsonl.zst is cut off or broken'),
     ('a.parquet', LINES, 'a.parquet is not a Parquet file'),
+    ('a.jsonl', '{"a": 1}'.encode('utf-16'), 'a.jsonl is UTF-16; write it as'),
+    ('a.json', '[]'.encode('utf-16-le'), 'a.json is UTF-16; write it as UTF-8'),
+    ('a.txt', 'one'.encode('utf-16-be'), r'\(iconv -f UTF-16BE -t UTF-8\)'),
+    ('a.txt', 'one'.encode('utf-32'), 'a.txt is UTF-32; write it as UTF-8'),
+    ('a.txt.gz', gzip.compress('é'.encode('utf-16')), 'a.txt.gz is UTF-16'),
+    ('a.jsonl', '{"é": 1}'.encode('latin-1'), 'row 1: not UTF-8 at byte 2'),
+    ('a.jsonl', gzip.compress(LINES), 'by gzip; let its name end in .gz'),
+    ('a.json', zstandard.compress(LINES), 'zstd; let its name end in .zst'),
+    ('a.jsonl', b'PAR1\x15\x04', 'is a Parquet file; let its name end in'),
+    ('a.txt', b'PK\x03\x04', 'a.txt is a ZIP archive; unpack it'),
+    ('a.jsonl', b'version https://git-lfs.github', 'a pointer of Git LFS'),
+    ('a.jsonl', b'[\n{"a": 1}\n]', 'row 1: not an object in one line; a file'),
+    ('a.jsonl', b'{\n"a": 1\n}', 'objects over several lines, is named .json'),
+    ('a.json', b'[1' + b'0' * 5000 + b']', 'a.json, row 1: a JSON object is'),
+    ('a.json', b'[{"a": "\\ud800"}]', 'a.json, row 1: a=.* surrogate pair'),
+    ('a.json', b'[' * 99_999, 'a.json is nested too deeply; write it flatter'),
+    ('a.json', b'[[{"a": 1}]]', r"a.json, row 1: a JSON object .* \[{'a': 1}"),
+    ('a.json', b'"x"', "a.json, row 1: a JSON object is needed, not 'x'"),
     ('a.csv', b'a,b', 'a.csv is of no known kind; known are .jsonl'),
   ],
 )
@@ -160,82 +266,3 @@ def test_a_folder_leaves_out_what_is_about_the_data(tmp_path):
     (tmp_path / name).write_text(name)
   files = find_files(tmp_path)
   assert [file.name for file in files] == ['a.txt', 'b.txt']
-
-
-def test_line_ends_marks_and_separators(tmp_path):
-  # CRLF; a byte order mark at the start and where files were joined; U+2028,
-  # U+0085 and a vertical tab, which end no line of JSON.
-  rows = [{'a': 'x\u2028y'}, {'a': 'x\u0085\x0by'}, {'a': 3}]
-  lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
-  data = b'\xef\xbb\xbf' + b'\r\n\xef\xbb\xbf'.join(lines) + b'\r\n'
-  assert read(write(tmp_path / 'a.jsonl', data)) == list(zip(rows, (1, 2, 3)))
-
-
-def test_nulls_of_parquet_columns(tmp_path):
-  call = {'function': {'name': 'f', 'arguments': {'town': 'Rome'}}}
-  other = {'function': {'name': 'g', 'arguments': {'hour': 3}}}
-  rows = [
-    {'messages': [{'role': 'assistant', 'content': 'a'},
-                  {'role': 'assistant', 'tool_calls': [call]}]},
-    {'messages': [{'role': 'assistant', 'tool_calls': [other]}], 'system': 's'},
-  ]  # fmt: skip
-  path = tmp_path / 'a.parquet'
-  schema = pyarrow.Table.from_pylist(
-    [{**rows[0], 'system': None}, rows[1]]
-  ).schema
-  parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
-  assert read(path) == list(zip(rows, (1, 2)))
-
-
-def test_a_folder_of_shards_is_read_in_order(tmp_path):
-  for number in (10, 2, 0):
-    parquet.write_table(
-      pyarrow.Table.from_pylist([{'n': number}]),
-      tmp_path / f'train-{number:05}-of-00011.parquet',
-    )
-  assert [value['n'] for value, _ in read(tmp_path)] == [0, 2, 10]
-
-
-def test_a_line_of_a_megabyte(tmp_path):
-  row = {'text': 'é' * (1 << 20)}
-  data = json.dumps(row, ensure_ascii=False).encode()
-  assert read(write(tmp_path / 'a.jsonl', data)) == [(row, 1)]
-
-
-def test_numbers_that_only_python_has(tmp_path):
-  # Integers of any size are kept; what reads them says what fits.
-  data = b'{"a": 1' + b'0' * 400 + b'}\n{"a": 1e999}\n{"a": -1e999}\n'
-  values = [value['a'] for value, _ in read(write(tmp_path / 'a.jsonl', data))]
-  assert values == [10**400, float('inf'), -float('inf')]
-
-
-@pytest.mark.parametrize(
-  'name, data, match',
-  [
-    ('a.jsonl', b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}', "row 2: .*'a' is .*tw"),
-    ('a.json', b'[{"a": {"b": 1, "b": 2}}]', "a.json: .*'b' is there twice"),
-    ('a.jsonl', b'{"a": ' + b'1' * 5000 + b'}', 'row 1: not valid .*digits'),
-    ('a.json', b'{"a": ' + b'1' * 5000 + b'}', 'a.json: .*digits'),
-    ('a.jsonl', b'[' * 100_000, 'row 1: not valid JSON'),
-    ('a.jsonl', '{"a": 1}'.encode('utf-16'), 'row 1: not UTF-8 .*save the f'),
-    ('a.json', '{"a": 1}'.encode('utf-16'), 'not UTF-8 .*save it as UTF-8'),
-    ('a.txt', 'ab'.encode('utf-16'), 'not UTF-8 .*save it as UTF-8'),
-    ('a.jsonl', b'', 'holds no rows'),
-    ('a.jsonl', b'\n \r\n', 'holds no rows'),
-    ('a.jsonl', b'[1]', r'row 1: a JSON object is needed, not \[1\]'),
-    ('a.json', b'[[1]]', r'row 1: a JSON object is needed'),
-  ],
-)  # fmt: skip
-def test_rows_that_cannot_be_read(tmp_path, name, data, match):
-  with pytest.raises(UserError, match=match):
-    read(write(tmp_path / name, data))
-
-
-def test_half_of_a_surrogate_pair_is_refused_where_it_is_encoded(tmp_path):
-  from llm.data.dataset import load_examples
-  from llm.text.tokenizer import load_tokenizer
-
-  data = b'{"text": "a"}\n{"text": "\\ud800"}\n{"text": "\\ud83d\\ude42"}\n'
-  path = write(tmp_path / 'a.jsonl', data)
-  with pytest.raises(UserError, match='row 2: text: character 0 is half of a'):
-    load_examples(path, load_tokenizer('bytes'), max_length=8)
