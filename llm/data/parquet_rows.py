@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from llm.data.json_rows import Bad
 from llm.errors import UserError
+from llm.text.json_rows import Bad
 
 _AT_ONCE = 1024
 

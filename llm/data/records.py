@@ -16,9 +16,10 @@ import zlib
 
 import zstandard
 
-from llm.data import json_rows, parquet_rows
-from llm.data.json_rows import Bad
+from llm.data import parquet_rows
 from llm.errors import UserError
+from llm.text import json_rows
+from llm.text.json_rows import Bad
 from llm.text.messages import show
 
 KINDS = ('.jsonl', '.ndjson', '.json', '.parquet', '.txt')

@@ -3,7 +3,6 @@
 import ast
 from collections.abc import Iterator, Sequence
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -12,7 +11,7 @@ from llm.decode.sampling_params import SamplingParams, check_ids, expand
 from llm.engine.sampling_defaults import check_defaults
 from llm.errors import UserError
 from llm.models.config import ModelConfig, length_limit
-from llm.text import chat_options
+from llm.text import chat_options, json_rows
 from llm.text.chat_options import ChatOptions
 from llm.text.turn_end import turn_end
 
@@ -88,19 +87,20 @@ def read_jsonl(path: str, field: str) -> Iterator[tuple[str, dict]]:
   if not file.is_file():
     what = 'is a folder' if file.is_dir() else 'does not exist'
     raise UserError(f'{field}={path!r} {what}: name a JSONL file')
-  empty = True
+  empty, parser = True, json_rows.Parser()
   for number, line in enumerate(file.read_bytes().split(b'\n'), 1):
     where = f'{field}={path!r}, line {number}'
-    if not line.strip():
-      continue
     try:
-      row = json.loads(line.decode('utf-8-sig' if number == 1 else 'utf-8'))
+      text = line.decode('utf-8-sig')
     except UnicodeDecodeError as error:
       raise UserError(
         f'{where}: not UTF-8 at byte {error.start} of the line'
       ) from None
-    except (ValueError, RecursionError) as error:
-      raise UserError(f'{where}: not valid JSON ({error})') from None
+    if not text.strip():
+      continue
+    row = parser.row(text)
+    if isinstance(row, json_rows.Bad):
+      raise UserError(f'{where}: {row.why}')
     if not isinstance(row, dict):
       raise UserError(f'{where}: a JSON object is needed, not {_show(row)}')
     empty = False

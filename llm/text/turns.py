@@ -215,14 +215,14 @@ def _start(page: Page, number: int, after: int, first: int) -> int:
     first: where the text first changes with the message.
   """
   messages, text = page.messages, page.text
-  if not number:
-    return first
-  before = _try(page, messages[:number], True)
-  context = _try(page, messages[:number])
+  # A conversation may begin with the assistant: then the generation prompt is
+  # that of another one.
+  asked = messages[:number] or [_FOLLOWING]
+  before, context = _try(page, asked, True), _try(page, asked)
   if before is None or context is None:
     return first
   prompt = before[len(os.path.commonprefix([before, context])) :]
-  if text.startswith(before) and len(before) <= first:
+  if number and text.startswith(before) and len(before) <= first:
     # Without a generation prompt, up to where a plain text would begin.
     return len(before) + (0 if prompt else _header(page, number, before))
   # The template has written something before this turn anew, or a part of the
@@ -232,6 +232,13 @@ def _start(page: Page, number: int, after: int, first: int) -> int:
     if at >= 0:
       return at + len(header)
   return first
+
+
+def _prompt(page: Page) -> str:
+  """The generation prompt after what a user says; '' where there is none."""
+  before = _try(page, [_FOLLOWING], True) or ''
+  context = _try(page, [_FOLLOWING]) or before
+  return before[len(os.path.commonprefix([before, context])) :]
 
 
 def _header(page: Page, number: int, before: str) -> int:
@@ -283,7 +290,14 @@ def _end(page: Page, number: int, changed: dict, last: int) -> tuple[int, str]:
   # last turn with another mark than those before it.
   at = bisect.bisect_left(page.special, (last, last))
   if at < len(page.special) and page.special[at][0] <= last + len(zone):
-    return page.special[at][1], ''
+    start, stop = page.special[at]
+    if not _prompt(page).startswith(text[start:stop]):
+      return stop, ''
+    raise UserError(
+      f'messages[{number + 1}]: follows another message of the assistant, and'
+      ' the chat template writes nothing between the two that ends a turn; join'
+      ' them, or use another template'
+    )
   if zone.strip() and 'tool_calls' not in message:
     return last + len(zone.rstrip()), ''
   # Nothing follows the last turn, and so it lacks the mark of the next role.

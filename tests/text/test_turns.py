@@ -106,3 +106,31 @@ def test_weights_of_turns(tokenizers):
     runs = [w for w, _ in itertools.groupby(weights) if w]
     assert runs == [0.25, 0.5]
     assert [w > 0 for w in weights] == [w > 0 for w in whole[1]]
+
+
+@pytest.mark.parametrize(
+  'name, text',
+  [
+    ('gpt_oss', '<|start|>assistant«<|channel|>final<|message|>ho<|return|>»'),
+    ('glm4', '<|assistant|>«\n<think></think>\nho<|user|>»'),
+    ('llama3', 'assistant<|end_header_id|>\n\n«ho<|eot_id|>»'),
+    ('mistral', '<s> «ho</s>»'),
+  ],
+)
+def test_a_conversation_that_the_assistant_begins(tokenizers, name, text):
+  tok = tokenizers(name)
+  found = chat_mask.encode_with_mask(tok, [chats.says('ho')])
+  assert marked(tok, *found).endswith(text)
+
+
+def test_two_turns_of_the_assistant_in_a_row(tokenizers):
+  messages = [chats.user('hi'), chats.says('ho'), chats.says('hm')]
+  tok = tokenizers('chatml')
+  text = marked(tok, *chat_mask.encode_with_mask(tok, messages))
+  assert '«ho<|im_end|>»' in text and '«hm<|im_end|>»' in text
+  with pytest.raises(UserError, match=r'messages\[2\]: follows another'):
+    chat_mask.encode_with_mask(tokenizers('glm4'), messages)
+  # GPT-OSS ends a turn by a mark of its own.
+  tok = tokenizers('gpt_oss')
+  text = marked(tok, *chat_mask.encode_with_mask(tok, messages))
+  assert 'final<|message|>ho<|end|>»<|start|>assistant«' in text

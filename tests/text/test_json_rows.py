@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from llm.data.json_rows import MOST_NESTED, Bad, Parser
+from llm.text.json_rows import MOST_NESTED, Bad, Parser
 
 NESTED = MOST_NESTED - 1
 
