@@ -1,5 +1,8 @@
 """Configs with the keys that published files of each family have."""
 
+import pathlib
+import re
+
 import pytest
 
 from llm.checkpoints.hf.config import from_hf, passed_over, to_hf
@@ -8,6 +11,7 @@ from llm.errors import UserError
 from llm.models.config import GLOBAL, LOCAL, RopeConfig, length_limit
 from tests.checkpoints.hf.hub_models import MODELS
 
+ROOT = pathlib.Path(__file__).parents[3]
 # What every such file says besides, and no forward pass depends on.
 _BESIDE = dict(
   attention_dropout=0.0,
@@ -358,3 +362,18 @@ def test_unknown_keys_that_are_off_are_named(value):
   assert from_hf(more) == from_hf(raw)
   assert passed_over(more).endswith('not read: use_new_trick, other_trick')
   assert passed_over(raw) is None
+
+
+def test_the_docs_list_these_models():
+  text = (ROOT / 'docs' / 'models.md').read_text(encoding='utf-8')
+  listed = {}
+  for family, names in re.findall(r'^\| `(\w+)` \| (.*/.*) \|$', text, re.M):
+    for name in names.split(', '):
+      listed[name] = family
+  wanted = {
+    name: raw['model_type'].replace('gemma3_text', 'gemma3')
+    for name, raw in MODELS.items()
+    if '/' in name and ' with ' not in name
+  }
+  listed = {n: f.replace('gemma3_text', 'gemma3') for n, f in listed.items()}
+  assert listed == wanted
