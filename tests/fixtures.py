@@ -18,7 +18,8 @@ from tests.forks import Forks
 ROOT = pathlib.Path(__file__).parents[1]
 MAX_LENGTH = 96
 TEMPLATE = (
-  '{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}'
+  '{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}'
+  "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
   '{% if add_generation_prompt %}<a>{% endif %}'
 )
 

@@ -144,6 +144,12 @@ def _check_shape(shape, config: ModelConfig) -> None:
 def _check_adapters(fields, config: ModelConfig) -> None:
   """Refuses adapters at `lora.path` that are not what `lora` says."""
   there = check_adapters(fields.path, config)
+  for name in ('exclude', 'layers', 'rank_pattern', 'alpha_pattern'):
+    if fields[name]:
+      raise UserError(
+        f'lora.{name}={fields[name]!r}: the adapters at lora.path have their'
+        f' own; leave lora.{name} unset'
+      )
   differ = [
     f'--config.lora.{name}={getattr(there, name)}'
     for name in ('rank', 'alpha', 'dora', 'rslora')

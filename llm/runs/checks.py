@@ -50,7 +50,10 @@ _UNREAD = (
   ),
   (
     'lora',
-    ('alpha', 'targets', 'dropout', 'dora', 'rslora', 'export'),
+    (
+      *('alpha', 'targets', 'dropout', 'dora', 'rslora', 'export', 'exclude'),
+      *('layers', 'rank_pattern', 'alpha_pattern'),
+    ),
     lambda c: c.lora.rank,
     'needs adapters: set lora.rank above 0',
   ),

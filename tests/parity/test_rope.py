@@ -4,14 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen2Config, Qwen2ForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
   LlamaRotaryEmbedding,
   apply_rotary_pos_emb,
 )
 
+import llm
 from llm.checkpoints.hf.config import from_hf
+from llm.decode.generate import generate
+from llm.decode.sampling_params import SamplingParams
+from llm.models.config import length_limit
 from llm.models.rope import apply_rope, inverse_frequencies
 
 _LLAMA3 = dict(
@@ -67,6 +71,30 @@ def test_tables(rope, length, theta):
   rtol = 2e-7 if rope['rope_type'] == 'dynamic' else 0
   np.testing.assert_allclose(inv_freq, expected[0].numpy(), rtol=rtol)
   assert factor == expected[1]
+
+
+def test_generation_beyond_the_original_length(tmp_path):
+  """Qwen's recipe: YaRN beside the length that the model was trained with."""
+  torch.manual_seed(0)
+  yarn = dict(rope_type='yarn', rope_theta=1e4, factor=4.0,
+              original_max_position_embeddings=32)  # fmt: skip
+  config = Qwen2Config(
+    vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+    rope_parameters=yarn, initializer_range=0.4, bos_token_id=None,
+    eos_token_id=None,
+  )  # fmt: skip
+  theirs = Qwen2ForCausalLM(config).eval()
+  theirs.save_pretrained(tmp_path)
+  ids = np.random.default_rng(0).integers(0, 64, 100).tolist()
+  expected = theirs.generate(
+    torch.tensor([ids]), do_sample=False, max_new_tokens=8
+  )[0, 100:].tolist()
+  model, params, _ = llm.load(str(tmp_path))
+  assert length_limit(model.config) == 128
+  greedy = SamplingParams(temperature=0.0, max_new_tokens=8)
+  [ours] = generate(model, params, [ids], [greedy], max_length=128)
+  assert ours.token_ids == expected
 
 
 @pytest.mark.parametrize('rope', [_LLAMA3, _YARN], ids=['llama3', 'yarn'])

@@ -230,3 +230,52 @@ def test_a_merged_export_is_not_rounded(train, model_folder, tmp_path, fresh):
   np.testing.assert_allclose(out[key], base[key] + delta, atol=1e-6)
   name = 'model.embed_tokens.weight'
   np.testing.assert_array_equal(out[name], base[name])
+
+
+@pytest.mark.slow
+def test_patterns_from_training_to_files(train, model_folder, tmp_path):
+  fields = {
+    'lora.targets': "('all-linear',)",
+    'lora.exclude': "('o_proj',)",
+    'lora.rank_pattern': '{"q_proj": 3}',
+    'lora.alpha_pattern': '{"layers_0/mlp/.*": 12.0}',
+  }
+  out, merged = tmp_path / 'out', tmp_path / 'merged'
+  for scan in (False, True):
+    train(
+      f'scan{scan}',
+      fields
+      | {'lora.export': out, 'export': merged, 'model.scan_layers': scan},
+    )
+    shape = open_checkpoint(model_folder).config
+    settings, lora = read_peft(str(out), shape)
+    assert settings.rank_of(('layers_0', 'attn', 'q')) == 3
+    assert settings.alpha_of(('layers_0', 'mlp', 'up')) == 12.0
+    assert settings.alpha_of(('layers_0', 'attn', 'v')) == 6.0
+    assert lora['layers_0']['attn']['q']['lora_a'].shape[0] == 3
+    assert lora['layers_0']['attn']['v']['lora_a'].shape[0] == 2
+    assert set(lora['layers_0']['attn']) == {'q', 'k', 'v'}
+    raw = json.loads((out / 'adapter_config.json').read_text())
+    assert set(raw['alpha_pattern'].values()) == {12}
+    _, expected, _ = llm.load(model_folder, lora=str(out))
+    _, whole, _ = llm.load(str(merged))
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, expected
+    )
+
+
+@pytest.mark.parametrize(
+  'fields, match',
+  [
+    ({'lora.rank_pattern': '{"gate": 2}'}, "rank_pattern: 'gate' names none"),
+    ({'lora.rank_pattern': '{"q_proj": 0}'}, "'q_proj' has 0: use a whole"),
+    ({'lora.rank_pattern': 'q_proj=2'}, "lora.rank_pattern='q_proj=2': write"),
+    ({'lora.alpha_pattern': '{"q_proj": -1}'}, "'q_proj' has -1: use a number"),
+    ({'lora.exclude': "('v_proj',)"}, "lora.exclude: 'v_proj' names none"),
+    ({'lora.exclude': "('q_proj', 'up_proj')"}, 'nothing is left to train'),
+    ({'lora.layers': '(7,)'}, 'lora.layers: 7 is no layer'),
+  ],
+)  # fmt: skip
+def test_patterns_that_fit_nothing(train, fields, match):
+  with pytest.raises(UserError, match=match):
+    train('bad', fields)

@@ -33,7 +33,7 @@ def test_turns_follow_each_other_until_reset(run_task, type_lines, capsys):
   rows = run_task('generate', 'chat=true', *SHORT)
   first, second, third = rows
   assert first['prompt'] == '<u>a<a>'
-  assert second['prompt'] == f'<u>a<a>{first["text"]}<u>b<a>'
+  assert second['prompt'] == f'<u>a<a>{first["text"]}<|eos|><u>b<a>'
   assert third['prompt'] == '<u>a<a>'
   assert first['text'] == third['text'] == 'AA'
   assert [r['index'] for r in rows] == [0, 1, 2]
@@ -47,7 +47,7 @@ def test_a_system_prompt_from_the_command_line(run_task, type_lines, capsys):
   rows = run_task('generate', 'chat=true', 'system=S', *SHORT)
   assert [r['prompt'] for r in rows] == [
     '<s>S<u>a<a>',
-    '<s>T<u>a<a>AA<u>b<a>',
+    '<s>T<u>a<a>AA<|eos|><u>b<a>',
     '<s>T<u>c<a>',
   ]
   assert "the system prompt is now 'T'" in capsys.readouterr().err

@@ -21,8 +21,6 @@ from llm.parallel.mesh import make_mesh
 from llm.runs import report
 from llm.runs.train_model import build_train_model, read_spec
 from llm.tasks import run
-from llm.text.tokenizer import load_tokenizer
-from tests import fixtures
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROWS = [
@@ -207,16 +205,7 @@ def test_samples_follow_seed_and_number_of_the_batch(setup):
   assert again.draw()[0]['tokens'].tolist() == drawn[0][1]
 
 
-def test_conversations_are_answered_from_their_last_question(
-  setup, write_rows, model_folder, tmp_path
-):
-  # The template of the fixture ends no turn, so that it could not be learned.
-  load_tokenizer(model_folder).save(tmp_path / 'tokenizer')
-  template = fixtures.TEMPLATE.replace(
-    '{{ m.content }}',
-    "{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}",
-  )
-  (tmp_path / 'tokenizer' / 'chat_template.jinja').write_text(template)
+def test_conversations_are_answered_from_their_last_question(setup, write_rows):
   turns = [
     {'role': 'user', 'content': 'a'},
     {'role': 'assistant', 'content': 'b'},
@@ -231,7 +220,6 @@ def test_conversations_are_answered_from_their_last_question(
       {
         'data.path': path,
         'rollout.lmbda': 1.0,
-        'tokenizer.path': str(tmp_path / 'tokenizer'),
       }
     )
     batches.append(parts.draw()[0])
