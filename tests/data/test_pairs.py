@@ -199,6 +199,8 @@ def test_pairs_that_say_nothing_are_counted(load):
     (GOOD | {'margin': 'big'}, "margin='big': give a number"),
     (GOOD | {'margin': float('nan')}, 'margin=nan: give a finite number'),
     (GOOD | {'margin': True}, 'margin=True: give a number'),
+    (GOOD | {'margin': 10**400}, 'margin=1000.*: give a finite number'),
+    (GOOD | {'margin': -1e39}, 'margin=-1e.39: give a finite number'),
     (GOOD | {'chosen': 3}, 'chosen=3: give a string or a list'),
     (GOOD | {'chosen': []}, r'chosen=\[\]: give a string or a list'),
     (GOOD | {'chosen': [assistant('a')]}, 'of two kinds'),

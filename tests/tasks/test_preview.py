@@ -94,8 +94,8 @@ def test_a_folder_with_a_tokenizer_alone(write_rows, show_rows, chat_tokenizer):
     'data.system=T',
   )
   assert [row['text'] for row in rows] == [
-    '<s>S|<u>q|<a>a|!',
-    '<s>T|<u>q|<a>a|!',
+    '<s>S|<u>q|<a>a|<|eos|>!',
+    '<s>T|<u>q|<a>a|<|eos|>!',
   ]
   prompts = show_rows(
     'rl',
