@@ -254,7 +254,7 @@ class Training:
       'tokens': (whole, np.int32),
       'positions': (whole, np.int32),
       'segment_ids': (whole, np.int32),
-      'loss_mask': (whole, bool),
+      'loss_mask': (whole, np.float32),
     }
 
   def sft(self):
