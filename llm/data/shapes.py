@@ -38,6 +38,7 @@ QUESTIONS = ('instruction', 'question', 'query')
 _INPUTS = ('input', 'context')
 _REPLIES = ('output', 'response', 'answer')
 _COMPLETIONS = ('completion', 'response')
+_NAMES = {('instruction', 'output'): 'Alpaca'}
 # PROMPT_DICT of train.py in tatsu-lab/stanford_alpaca, and a line end after it,
 # as most later tools write it. Without one a completion that begins with a
 # quotation mark would share a token with the colon, and prompts do not end so.
@@ -169,7 +170,7 @@ def read_row(columns: Columns, has_template: bool, options: RowOptions) -> Row:
   question = next((n for n in QUESTIONS if n in columns), None)
   reply = next((n for n in _REPLIES if n in columns), None)
   if question and reply and 'prompt/completion' not in shapes:
-    shape = f'{question}/{reply}'
+    shape = _NAMES.get((question, reply), f'{question}/{reply}')
     shapes[shape] = lambda: _question(
       columns, shape, reply, has_template, options
     )

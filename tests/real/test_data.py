@@ -116,7 +116,14 @@ def test_other_shapes_are_read_or_refused_by_row(data_dir, gpt2, name):
   path = data_dir / name
   assert len(list(read_records(path))) > 1000
   if 'rasbt' in name:  # Alpaca rows, with two more keys
-    assert load_examples(path, gpt2, max_length=512)[0].counts['rows'] == 1100
+    counts = load_examples(path, gpt2, max_length=512)[0].counts
+    assert counts['rows'] == 1100
+    assert set(*counts['unread'].values()) == {'chosen', 'rejected'}
+    return
+  if 'gsm8k' in name:
+    counts = load_examples(path, gpt2, max_length=512)[0].counts
+    assert counts['shapes'] == {'question/answer': 1319}
+    assert counts['unread'] == {}
     return
   with pytest.raises(UserError, match=f'{path.name}, row 1: is of no known'):
     load_examples(path, gpt2, max_length=512)
