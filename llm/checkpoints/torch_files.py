@@ -14,7 +14,7 @@ import struct
 from typing import Any, BinaryIO
 import zipfile
 
-from llm.checkpoints.tensor_files import TensorInfo
+from llm.checkpoints.tensor_files import TensorInfo, no_weights
 from llm.checkpoints.torch_pickle import REMEDY, Storage, Tensor, read_pickle
 from llm.errors import UserError
 
@@ -36,6 +36,8 @@ def read_header(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
   try:
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
+      if nothing := no_weights(path, file.read(8)):
+        return {}, [nothing]
       if zipfile.is_zipfile(file):
         state, places = _read_zip(file)
       else:

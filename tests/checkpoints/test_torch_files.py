@@ -182,6 +182,24 @@ def test_archives_that_are_not_as_pytorch_writes_them(tmp_path):
   assert 'not one of one state dict' in problem(file.getvalue())
 
 
+@pytest.mark.parametrize(
+  'data, said',
+  [
+    (b'', 'the file is empty'),
+    (b'version https://git-lfs.github.com/spec/v1\noid', 'pointer of Git LFS'),
+    (b'<!DOCTYPE html><html>', 'its pickle is damaged'),
+    (b'PK\3\4' + bytes(40), 'its pickle is damaged'),
+    (b'GGUF' + bytes(40), 'its pickle is damaged'),
+  ],
+)
+def test_files_that_are_none_of_weights(tmp_path, data, said):
+  path = tmp_path / 'w.bin'
+  path.write_bytes(data)
+  infos, [problem] = torch_files.read_header(str(path))
+  assert infos == {} and problem.startswith(f'{path}: ') and said in problem
+  assert 'download' in problem
+
+
 def save_shards(path, stem, suffix, total, skip=()):
   for number in range(1, total + 1):
     name = f'{stem}-{number:05}-of-{total:05}.{suffix}'
