@@ -25,6 +25,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _BUFFER_BYTES = 4 << 20
+_LFS_POINTER = b'version '  # of the line `version https://git-lfs…`
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
 
 
@@ -52,7 +53,10 @@ def read_header(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
   try:
     with open(path, 'rb') as file:
       size = os.path.getsize(path)
-      length = int.from_bytes(file.read(8), 'little')
+      start = file.read(8)
+      if nothing := no_weights(path, start):
+        return {}, [nothing]
+      length = int.from_bytes(start, 'little')
       if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
         return {}, [_no_header(path, size, length)]
       text = file.read(length)
@@ -101,9 +105,19 @@ def read_header(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
   return {info.name: info for info in infos}, problems
 
 
-def _no_header(path: str, size: int, length: int) -> str:
-  if not size:
+def no_weights(path: str, start: bytes) -> str | None:
+  """What is wrong with a file that begins like this and is none of weights."""
+  if not start:
     return f'{path}: the file is empty: download it again'
+  if start == _LFS_POINTER:
+    return (
+      f'{path}: is a pointer of Git LFS, not the file itself: run git lfs '
+      'pull, or download it'
+    )
+  return None
+
+
+def _no_header(path: str, size: int, length: int) -> str:
   return (
     f'{path}: {size} bytes, and its header is said to have {length}: the '
     'file is truncated or not safetensors, download it again'

@@ -1,74 +1,29 @@
 """Weights as PyTorch saves them (`.bin`), read without PyTorch or foreign code.
 
-A pickle may run any program, so its opcodes are looked at first and its names
-looked up in a table that has tensors and containers only (the rules of
-`torch.load(weights_only=True)`). What is unpickled are places in the file; the
+The pickle inside gives places in the file (`llm.checkpoints.torch_pickle`); the
 numbers are read later, slice by slice, as those of safetensors files are.
 
 Two layouts: a zip archive of `data.pkl` and uncompressed `data/KEY` entries
 (PyTorch 1.6 and later), and several pickles with the storages behind them.
 """
 
-import collections
-from collections.abc import Callable
-import dataclasses
 import io
 import math
 import os
-import pickle
-import pickletools
+import struct
 from typing import Any, BinaryIO
 import zipfile
 
-from llm.checkpoints.tensor_files import TensorInfo
+from llm.checkpoints.tensor_files import TensorInfo, no_weights
+from llm.checkpoints.torch_pickle import REMEDY, Storage, Tensor, read_pickle
 from llm.errors import UserError
 
-_MAX_PICKLE = 200_000_000
+_MAX_PICKLE = 64_000_000  # some 300,000 tensors
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-# Storage class -> (dtype as safetensors names it, bytes of an element).
-_STORAGES = {
-  'FloatStorage': ('F32', 4),
-  'HalfStorage': ('F16', 2),
-  'BFloat16Storage': ('BF16', 2),
-  'DoubleStorage': ('F64', 8),
-  'LongStorage': ('I64', 8),
-  'IntStorage': ('I32', 4),
-  'ShortStorage': ('I16', 2),
-  'CharStorage': ('I8', 1),
-  'ByteStorage': ('U8', 1),
-  'BoolStorage': ('BOOL', 1),
-}
-# What pickles of tensors are made of; others could call or build anything.
-_OPCODES = frozenset(
-  """
-  PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID NONE NEWTRUE
-  NEWFALSE EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND
-  APPENDS SETITEM SETITEMS BINUNICODE SHORT_BINUNICODE BINUNICODE8 BININT
-  BININT1 BININT2 LONG1 BINFLOAT BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE
-  SHORT_BINBYTES BINBYTES SHORT_BINSTRING BINSTRING
-  """.split()
-)
-_REMEDY = 'download it again, or convert it to safetensors'
-
-
-@dataclasses.dataclass(frozen=True)
-class _Storage:
-  """Numbers in the file: their kind, and the entry that has them."""
-
-  dtype: str
-  size: int
-  key: str
-  count: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-  """A view of a storage."""
-
-  storage: _Storage
-  offset: int
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
+_ENCRYPTED = 1  # a bit of a zip entry's flags
+_MAX_LISTED = 5
+# Bytes that each storage of a file has, and where they begin.
+_Places = dict[str, tuple[int, int]]
 
 
 def read_header(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
@@ -81,6 +36,8 @@ def read_header(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
   try:
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
+      if nothing := no_weights(path, file.read(8)):
+        return {}, [nothing]
       if zipfile.is_zipfile(file):
         state, places = _read_zip(file)
       else:
@@ -95,11 +52,10 @@ def read_header(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
       'permissions'
     ]
   except (
-    pickle.UnpicklingError, zipfile.BadZipFile, ValueError, TypeError, KeyError,
-    IndexError, AttributeError, EOFError, OverflowError, RecursionError,
-    MemoryError, NotImplementedError,
+    zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OverflowError,
+    MemoryError, struct.error,
   ) as error:  # fmt: skip
-    return {}, [f'{path}: is corrupt ({type(error).__name__}): {_REMEDY}']
+    return {}, [f'{path}: is corrupt ({type(error).__name__}): {REMEDY}']
   infos, problems = {}, []
   for name, tensor in tensors.items():
     info = _info(path, name, tensor, places, size)
@@ -110,77 +66,93 @@ def read_header(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
   return infos, problems
 
 
-def _info(path, name, tensor: _Tensor, places, size: int) -> TensorInfo | str:
+def _info(
+  path: str, name: str, tensor: Tensor, places: _Places, size: int
+) -> TensorInfo | str:
   """The place of a tensor, or what is wrong with it."""
   storage = tensor.storage
   if storage.key not in places:
-    return f'{name}: {path} has no storage {storage.key!r}: {_REMEDY}'
-  expected, step = [], 1
-  for length in reversed(tensor.shape):
-    expected.insert(0, step)
+    return f'{name}: {path} has no storage {storage.key!r:.40}: {REMEDY}'
+  count, step, by_rows = math.prod(tensor.shape), 1, True
+  for length, stride in zip(tensor.shape[::-1], tensor.strides[::-1]):
+    by_rows = by_rows and (length == 1 or stride == step)
     step *= length
-  wrong = [
-    (length, stride, want)
-    for length, stride, want in zip(tensor.shape, tensor.strides, expected)
-    if length > 1 and stride != want
-  ]
-  count = math.prod(tensor.shape)
-  if wrong and count:
+  if count and not by_rows:
     return (
       f'{name}: is stored in {path} with the strides {list(tensor.strides)},'
       ' not row by row: save it as .contiguous()'
     )
   start, room = places[storage.key]
   begin, nbytes = tensor.offset * storage.size, count * storage.size
-  if tensor.offset < 0 or begin + nbytes > room or start + room > size:
+  if begin + nbytes > room or start + room > size:
     return (
       f'{name}: ends behind its storage in {path}, the file is truncated or '
-      f'corrupt: {_REMEDY}'
+      f'corrupt: {REMEDY}'
     )
   return TensorInfo(
     name, path, storage.dtype, tensor.shape, start + begin, nbytes
   )
 
 
-def _named(state: Any) -> dict[str, _Tensor]:
-  """The tensors of a state dict by name."""
+def _named(state: Any) -> dict[str, Tensor]:
+  """The tensors of a state dict by name; what else it has is no weight.
+
+  Raises:
+    UserError: there are no tensors by name, or some of them lie deeper.
+  """
   if isinstance(state, dict) and isinstance(state.get('state_dict'), dict):
+    if any(isinstance(value, Tensor) for value in state.values()):
+      raise UserError(
+        'has tensors beside state_dict and in it: save model.state_dict()'
+      )
     state = state['state_dict']
   if not isinstance(state, dict):
     raise UserError('holds no state dict of tensors: save model.state_dict()')
-  return {
+  tensors = {
     name: value
     for name, value in state.items()
-    if isinstance(name, str) and isinstance(value, _Tensor)
+    if isinstance(name, str) and isinstance(value, Tensor)
   }
+  if state and not tensors:
+    names = ', '.join(f'{name!s:.40}' for name in list(state)[:_MAX_LISTED])
+    raise UserError(
+      f'holds no tensors by name, but {names}: save model.state_dict()'
+    )
+  return tensors
 
 
-def _read_zip(file: BinaryIO):
-  """(the unpickled object, {storage: (offset, bytes)}) of a zip archive."""
+def _read_zip(file: BinaryIO) -> tuple[Any, _Places]:
+  """(what was pickled, the places of its storages) of a zip archive."""
   with zipfile.ZipFile(file) as archive:
-    entries = archive.infolist()
-    [pickled] = [e for e in entries if e.filename.endswith('/data.pkl')] or [
-      None
-    ]
-    if pickled is None:
-      raise UserError(f'is a zip archive without data.pkl: {_REMEDY}')
-    root = pickled.filename.removesuffix('data.pkl')
-    if pickled.file_size > _MAX_PICKLE:
-      raise UserError(f'its data.pkl has {pickled.file_size} bytes: {_REMEDY}')
-    for entry in entries:
-      if entry.filename == f'{root}byteorder':
-        order = archive.read(entry)
-        if order != b'little':
-          raise UserError(f'byte order {order[:9]!r}: only little is read')
-    places = {}
-    for entry in entries:
-      if not entry.filename.startswith(f'{root}data/'):
-        continue
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    pickles = [name for name in entries if name.endswith('/data.pkl')]
+    if len(pickles) != 1 or len(entries) < len(archive.infolist()):
+      raise UserError(
+        f'is a zip archive, but not one of one state dict: {REMEDY}'
+      )
+    [pickled], root = pickles, pickles[0].removesuffix('data.pkl')
+    for name, entry in entries.items():
       if entry.compress_type != zipfile.ZIP_STORED:
-        raise UserError(f'{entry.filename} is compressed: {_REMEDY}')
-      key = entry.filename.removeprefix(f'{root}data/')
-      places[key] = (_data_offset(file, entry), entry.file_size)
-    return _unpickle(archive.read(pickled)), places
+        raise UserError(f'its {name:.40} is compressed: {REMEDY}')
+      if entry.flag_bits & _ENCRYPTED:
+        raise UserError(f'its {name:.40} is encrypted: {REMEDY}')
+    if entries[pickled].file_size > _MAX_PICKLE:
+      raise UserError(
+        f'its data.pkl has {entries[pickled].file_size} bytes: {REMEDY}'
+      )
+    if f'{root}byteorder' in entries:
+      with archive.open(f'{root}byteorder') as order_file:
+        order = order_file.read(9)
+      if order != b'little':
+        raise UserError(f'byte order {order!r}: only little is read')
+    state = read_pickle(io.BytesIO(archive.read(pickled)))
+  start = f'{root}data/'
+  places = {
+    name.removeprefix(start): (_data_offset(file, entry), entry.file_size)
+    for name, entry in entries.items()
+    if name.startswith(start)
+  }
+  return state, places
 
 
 def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
@@ -195,100 +167,45 @@ def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
   return entry.header_offset + 30 + name + extra
 
 
-def _read_legacy(file: BinaryIO, size: int):
+def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, _Places]:
   """The same of a file of pickles with the storages behind them."""
-  magic, _, _, state, keys = (_next_pickle(file, size) for _ in range(5))
+  pickles = io.BytesIO(file.read(_MAX_PICKLE))
+  try:
+    magic = read_pickle(pickles)
+  except UserError:
+    magic = None
   if magic != _LEGACY_MAGIC:
-    raise UserError(f'is not a file of PyTorch: {_REMEDY}')
-  sizes = {}
-
-  def collect(value):
-    if isinstance(value, _Tensor):
-      sizes[value.storage.key] = value.storage.size
-    elif isinstance(value, dict):
-      for part in value.values():
-        collect(part)
-
-  collect(state)
-  places, at = {}, file.tell()
+    # A pickle of something else is refused for what it has, if it has it.
+    pickles.seek(0)
+    read_pickle(pickles)
+    raise UserError(f'is not a file of PyTorch: {REMEDY}')
+  _, system, state, keys = (read_pickle(pickles) for _ in range(4))
+  if not isinstance(system, dict) or not isinstance(keys, list):
+    raise UserError(f'is not a file of PyTorch: {REMEDY}')
+  if system.get('little_endian') is not True:
+    raise UserError('byte order big: only little is read')
+  sizes = {storage.key: storage.size for storage in _storages(state)}
+  places, at = {}, pickles.tell()
   for key in keys:
     file.seek(at)
     count = int.from_bytes(file.read(8), 'little', signed=True)
-    if key not in sizes or not 0 <= count * sizes[key] <= size - at - 8:
-      raise UserError(f'its storage {key!r} is cut off: {_REMEDY}')
+    if not isinstance(key, str) or key not in sizes:
+      raise UserError(f'has a storage that no tensor is in: {REMEDY}')
+    if not 0 <= count * sizes[key] <= size - at - 8:
+      raise UserError(f'its storage {key!r:.40} is cut off: {REMEDY}')
     places[key] = (at + 8, count * sizes[key])
     at += 8 + count * sizes[key]
   return state, places
 
 
-def _next_pickle(file: BinaryIO, size: int) -> Any:
-  """Unpickles from where the file stands, up to the end of that pickle."""
-  start = file.tell()
-  data = file.read(min(_MAX_PICKLE, size - start))
-  try:
-    end = next(
-      at for op, _, at in pickletools.genops(data) if op.name == 'STOP'
-    )
-  except (ValueError, StopIteration):
-    raise UserError(f'is not a file of PyTorch: {_REMEDY}') from None
-  file.seek(start + end + 1)
-  return _unpickle(data[: end + 1])
-
-
-def _unpickle(data: bytes) -> Any:
-  """Unpickles containers and places of tensors, and nothing else."""
-  count = 0
-  for opcode, argument, _ in pickletools.genops(data):
-    count += 1
-    if opcode.name not in _OPCODES:
-      raise UserError(
-        f'its pickle has {opcode.name}, which no pickle of tensors needs: it'
-        ' is not trusted; convert it to safetensors where you trust it'
-      )
-    # A huge number would make the memo as large.
-    if opcode.name.endswith('BINPUT') and argument > count:
-      raise UserError(f'its pickle has a memo of {argument} entries: {_REMEDY}')
-  return _Unpickler(io.BytesIO(data)).load()
-
-
-class _Unpickler(pickle.Unpickler):
-  """Looks names up in a table of its own."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    if module in ('torch', 'torch.storage') and name in _STORAGES:
-      return _STORAGES[name]
-    found = _GLOBALS.get(f'{module}.{name}')
-    if found is None:
-      raise UserError(
-        f'its pickle names {module}.{name}, which is no part of a tensor: it'
-        ' is not trusted; convert it to safetensors where you trust it'
-      )
-    return found
-
-  def persistent_load(self, pid: Any) -> _Storage:
-    kind, storage, key, _, count = pid[:5]
-    if kind != 'storage' or storage not in _STORAGES.values():
-      raise UserError(f'its pickle has a storage {pid!r:.60}: {_REMEDY}')
-    return _Storage(*storage, str(key), int(count))
-
-
-def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
-  if not isinstance(storage, _Storage):
-    raise TypeError('no storage')
-  shape, strides = (tuple(int(n) for n in part) for part in (shape, strides))
-  if len(shape) != len(strides) or any(n < 0 for n in shape):
-    raise ValueError('no shape')
-  return _Tensor(storage, int(offset), shape, strides)
-
-
-def _rebuild_parameter(data, *_) -> _Tensor:
-  return data
-
-
-_GLOBALS: dict[str, Callable] = {
-  'collections.OrderedDict': collections.OrderedDict,
-  'torch._utils._rebuild_tensor': _rebuild_tensor,
-  'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
-  'torch._utils._rebuild_parameter': _rebuild_parameter,
-  'torch.Size': tuple,
-}
+def _storages(state: Any) -> list[Storage]:
+  """The storages of all tensors, however deep they lie."""
+  found, left, seen = [], [state], set()
+  while left:
+    value = left.pop()
+    if isinstance(value, Tensor):
+      found.append(value.storage)
+    elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+      seen.add(id(value))
+      left.extend(value.values() if isinstance(value, dict) else value)
+  return found

@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from llm.decode.sampling_params import SamplingParams
 from llm.errors import UserError
 
 DEFAULTS = ('neutral', 'model')
@@ -21,6 +22,8 @@ _NAMES = {
   'repetition_penalty': 'repetition_penalty',
   'no_repeat_ngram_size': 'no_repeat_ngram',
 }
+# They change the logits, so that greedy decoding takes them, too.
+_PENALTIES = ('repetition_penalty', 'no_repeat_ngram')
 # What says nothing about how a token is drawn.
 _OTHERS = frozenset(
   """
@@ -70,6 +73,9 @@ def with_defaults(
 
   Returns:
     the settings, and a line that says what was taken and what could not be.
+
+  Raises:
+    UserError: the file has a value that no setting may have.
   """
   found = {
     ours: generation[theirs]
@@ -77,8 +83,16 @@ def with_defaults(
     if generation.get(theirs) is not None
   }
   if generation.get('do_sample') is False:
-    found = {'temperature': 0.0}
+    kept = {k: v for k, v in found.items() if k in _PENALTIES}
+    found = {'temperature': 0.0, **kept}
   taken = {k: v for k, v in found.items() if k not in sampling}
+  try:
+    SamplingParams.from_dict(taken)
+  except UserError as error:
+    raise UserError(
+      f'generation_config.json: {error}; or leave the file aside with '
+      'sampling.defaults=neutral'
+    ) from None
   left = [
     f'{key}={value!r}'
     for key, value in generation.items()

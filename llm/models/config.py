@@ -32,9 +32,9 @@ class RopeConfig:
   """Rotary position embedding of one kind of layer.
 
   Lengths are in tokens. `original_max_length` is the context the model was
-  first trained on (llama3, yarn, longrope; for dynamic, the length up to which
-  nothing is scaled). Only `dynamic` and `longrope` depend on how long the row
-  is.
+  first trained on (llama3, yarn, longrope, and linear where it is known; for
+  dynamic, the length up to which nothing is scaled). Only `dynamic` and
+  `longrope` depend on how long the row is.
   """
 
   type: str = 'default'
@@ -148,18 +148,17 @@ class ModelConfig:
 def length_limit(config: ModelConfig) -> int:
   """Tokens that a row may hold.
 
-  With dynamic RoPE there is no bound. Linear scaling and YaRN stretch the
-  length by their factor, YaRN that of `original_max_length`: a config may have
-  the stretched length as its own already, and Qwen's recipe leaves it as it
-  was. With Llama 3's scaling, LongRoPE and in Gemma 3 it always is the
-  stretched one.
+  With dynamic RoPE there is no bound. Other scaled types stretch
+  `original_max_length` by their factor, linear scaling without it
+  `max_length`. Where `max_length` is more than the original length, it has been
+  stretched already (Llama 3.1), and only YaRN can add to it: Qwen's recipe
+  leaves `max_length` as it was, which for Qwen3 is more than the original
+  length. In Gemma 3 it is always the stretched one.
   """
-  rope = config.rope
+  rope, limit = config.rope, config.max_length
   if rope.type == 'dynamic':
     return _UNBOUNDED
-  if config.rope_local is None and rope.type in ('linear', 'yarn'):
-    base = config.max_length
-    if rope.type == 'yarn' and rope.original_max_length is not None:
-      base = rope.original_max_length
-    return max(config.max_length, int(base * rope.factor))
-  return config.max_length
+  original = rope.original_max_length or limit
+  if config.rope_local is None and (rope.type == 'yarn' or limit <= original):
+    limit = max(limit, int(min(original * rope.factor, _UNBOUNDED)))
+  return limit

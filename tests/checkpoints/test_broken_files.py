@@ -62,6 +62,10 @@ def _header(text):
     (None, 'but missing: download it'),
     (b'', 'the file is empty: download it again'),
     (b'abc', '3 bytes, and its header'),
+    (
+      b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n',
+      'is a pointer of Git LFS',
+    ),
     (_header(b'[' * 100_000), 'its header is corrupt (RecursionError'),
     (_header(b'[]'), 'its header is corrupt'),
     (
@@ -79,6 +83,14 @@ def test_a_broken_shard_is_one_problem(folder, data, cause):
   assert message.startswith(f'{path}: ') and cause in message
   assert 'download it' in message
   assert '\n' not in message and 'config.json' not in message
+
+
+@pytest.mark.parametrize('name', ['../a.safetensors', '/a', 'x/../../a'])
+def test_an_index_stays_in_its_folder(folder, name):
+  index = folder / 'model.safetensors.index.json'
+  index.write_text(json.dumps({'weight_map': {'a': name}}))
+  message = _refusal(folder)
+  assert message.startswith(f'{index}: names {name!r}, which is outside')
 
 
 def test_a_folder_in_place_of_a_shard(folder):

@@ -27,12 +27,24 @@ def numbers(values):
   return b'(' + b''.join(map(number, values)) + b't'
 
 
-def tensor(key, shape, strides, offset=0, count=6, kind='FloatStorage'):
-  storage = b'(' + text('storage') + f'ctorch\n{kind}\n'.encode()
-  storage += text(key) + text('cpu') + number(count) + b'tQ'
+def storage(key, kind='FloatStorage', view=b''):
+  start = b'(' + text('storage') + f'ctorch\n{kind}\n'.encode()
+  return start + text(key) + text('cpu') + number(6) + view + b'tQ'
+
+
+REBUILD = b'ctorch._utils\n_rebuild_tensor_v2\n'
+STORAGE = storage('0')
+# A tuple of two tuples of two tuples …: short to write, endless to hash.
+NESTED = b')q\0' + b''.join(
+  bytes([0x68, i, 0x68, i, 0x86, 0x71, i + 1]) for i in range(60)
+)
+LAST = b'h\x3c'
+
+
+def tensor(key, shape, strides, offset=0, kind='FloatStorage', part=b''):
   view = number(offset) + numbers(shape) + numbers(strides)
   rest = b'\x89ccollections\nOrderedDict\n)R'
-  return b'ctorch._utils\n_rebuild_tensor_v2\n(' + storage + view + rest + b'tR'
+  return REBUILD + b'(' + storage(key, kind, part) + view + rest + b'tR'
 
 
 def pickled(**tensors):
@@ -82,15 +94,51 @@ def test_views_of_a_storage(tmp_path):
     (pickled(w=tensor('0', (3, 2), (1, 3))), {}, 'w: is stored .*strides'),
     (pickled(w=tensor('1', (2,), (1,))), {}, "w: .* has no storage '1'"),
     (pickled(w=tensor('0', (7,), (1,))), {}, 'w: ends behind its storage'),
-    (pickled(w=tensor('0', (2,), (1,), -1)), {}, 'w: ends behind'),
+    (pickled(w=tensor('0', (2,), (1,), -1)), {}, 'is damaged'),
     (pickled(w=tensor('0', (6,), (1,))), {'stored': False}, 'is compressed'),
     (pickled(w=tensor('0', (6,), (1,))), {'byteorder': b'big'}, 'byte order'),
     (pickled(w=tensor('0', (6,), (1,), kind='QInt8Storage')), {}, 'QInt8Sto'),
     (b'\x80\x02cos\nsystem\n' + text('x') + b'\x85R.', {}, 'os.system'),
-    (b'\x80\x02]r\xff\xff\xff\x7f.', {}, 'memo of 2147483647'),
-    (b'(S"x"\ni__main__\nX\n.', {}, 'has STRING|has INST'),
+    (b'(S"x"\ni__main__\nX\n.', {}, 'has STRING, which'),
     (b'\x80\x02].', {}, 'no state dict'),
-    (b'\x80\x02}', {}, 'is corrupt'),
+    (b'\x80\x02}', {}, 'is damaged'),
+    # A place in the memo that would take 16 GB as an array.
+    (b'\x80\x02]r\xff\xff\xff\x7f.', {}, 'no state dict'),
+    (b'\x80\x02h\x05.', {}, 'is damaged'),
+    (b'\x80\x04\x95', {}, 'is damaged'),
+    (b'\x80\x02}(' + text('w') + b'u.', {}, 'is damaged'),
+    (b'\x80\x02' + text('w') + b'Q.', {}, 'is damaged'),
+    (b'\x80\x02ctorch\nSize\nK\x01\x85R.', {}, 'is damaged'),
+    (b'\x80\x02' + NESTED + b'}' + LAST + b'Ns.', {}, 'has a tuple as key'),
+    (b'\x80\x02' + NESTED + b'Q.', {}, 'is damaged'),
+    (
+      b'\x80\x02' + REBUILD + b'N}(' + text('__defaults__') + b'Nu\x86b.',
+      {},
+      'sets attributes of something else than a dict',
+    ),
+    (
+      b'\x80\x02' + STORAGE + b'}' + text('size') + text('x') + b'sb.',
+      {},
+      'sets attributes',
+    ),
+    (
+      b'\x80\x02(' + STORAGE + b'K\x00J\xff\xff\xff\xff\x85K\x01\x85t.',
+      {},
+      'no state dict',
+    ),
+    (pickled(w=tensor('0', (-1,), (1,))), {}, 'is damaged'),
+    (pickled(w=tensor('0', (1,) * 65, (1,) * 65)), {}, 'is damaged'),
+    (pickled(w=tensor('0', (2, 2), (1,))), {}, 'is damaged'),
+    (
+      pickled(model=b'}' + text('w') + tensor('0', (1,), (1,)) + b's'),
+      {},
+      'holds no tensors by name, but model: save',
+    ),
+    (
+      pickled(w=tensor('0', (1,), (1,)), state_dict=b'}'),
+      {},
+      'beside state_dict',
+    ),
   ],
 )
 def test_what_is_refused(tmp_path, data, options, match):
@@ -98,6 +146,58 @@ def test_what_is_refused(tmp_path, data, options, match):
   with pytest.raises(UserError, match=match):
     raise UserError(problem)
   assert 'w.bin' in problem
+
+
+def test_a_storage_that_is_a_part_of_another(tmp_path):
+  whole = pickled(w=tensor('0', (6,), (1,), part=b'N'))
+  assert not write(tmp_path / 'w.bin', whole, {'0': VALUES})[1]
+  part = pickled(w=tensor('0', (6,), (1,), part=numbers((0, 6))))
+  _, [problem] = write(tmp_path / 'w.bin', part, {'0': VALUES})
+  assert "storage '0' is a part of another" in problem
+
+
+def test_archives_that_are_not_as_pytorch_writes_them(tmp_path):
+  path, data = tmp_path / 'w.bin', pickled(w=tensor('0', (6,), (1,)))
+  whole = archive(data, {'0': VALUES})
+
+  def problem(changed):
+    path.write_bytes(changed)
+    infos, [said] = torch_files.read_header(str(path))
+    assert infos == {} and said.startswith(f'{path}: ')
+    return said
+
+  # Bit 0 of the flags in the first central entry: encrypted.
+  at = whole.index(b'PK\x01\x02') + 8
+  encrypted = whole[:at] + b'\1' + whole[at + 1 :]
+  assert 'its archive/data.pkl is encrypted' in problem(encrypted)
+  deflated = bytearray(archive(data, {'0': VALUES}, stored=False))
+  deflated[60] ^= 0xFF  # not even unpacked
+  assert 'its archive/data.pkl is compressed' in problem(bytes(deflated))
+  with zipfile.ZipFile(path, 'w') as made:
+    made.writestr('weights/readme', 'x')
+  assert 'not one of one state dict' in problem(path.read_bytes())
+  file = io.BytesIO(whole)
+  with pytest.warns(UserWarning), zipfile.ZipFile(file, 'a') as made:
+    made.writestr('archive/data/0', b'other')  # which of the two is meant?
+  assert 'not one of one state dict' in problem(file.getvalue())
+
+
+@pytest.mark.parametrize(
+  'data, said',
+  [
+    (b'', 'the file is empty'),
+    (b'version https://git-lfs.github.com/spec/v1\noid', 'pointer of Git LFS'),
+    (b'<!DOCTYPE html><html>', 'its pickle is damaged'),
+    (b'PK\3\4' + bytes(40), 'its pickle is damaged'),
+    (b'GGUF' + bytes(40), 'its pickle is damaged'),
+  ],
+)
+def test_files_that_are_none_of_weights(tmp_path, data, said):
+  path = tmp_path / 'w.bin'
+  path.write_bytes(data)
+  infos, [problem] = torch_files.read_header(str(path))
+  assert infos == {} and problem.startswith(f'{path}: ') and said in problem
+  assert 'download' in problem
 
 
 def save_shards(path, stem, suffix, total, skip=()):

@@ -55,6 +55,8 @@ def test_the_user_wins():
   [
     ({}, {}, 'sampling: nothing from'),
     ({'do_sample': False, 'temperature': 0.7}, {'temperature': 0.0}, '=0.0'),
+    ({'do_sample': False, 'top_p': 0.9, 'repetition_penalty': 1.1},
+     {'temperature': 0.0, 'repetition_penalty': 1.1}, 'penalty=1.1 from'),
     ({'temperature': 0.7}, {'temperature': 0.7}, 'temperature=0.7'),
     ({'repetition_penalty': 1.05, 'no_repeat_ngram_size': 3},
      {'repetition_penalty': 1.05, 'no_repeat_ngram': 3}, 'no_repeat_ngram=3'),
@@ -71,3 +73,23 @@ def test_what_files_say(generation, taken, said):
 def test_a_bad_value():
   with pytest.raises(UserError, match="sampling.defaults='hf': use one of"):
     fields('defaults=hf')
+
+
+@pytest.mark.parametrize(
+  'generation, said',
+  [
+    ({'temperature': 'hot'}, "sampling.temperature = 'hot'"),
+    ({'top_p': 1.5}, 'sampling.top_p = 1.5'),
+    ({'top_k': -1}, 'sampling.top_k = -1'),
+    ({'repetition_penalty': [1]}, 'sampling.repetition_penalty = [1]'),
+  ],
+)
+def test_a_file_with_a_bad_value(generation, said):
+  with pytest.raises(UserError) as error:
+    with_defaults({}, generation)
+  message = str(error.value)
+  assert message.startswith(f'generation_config.json: {said}: must be ')
+  assert 'sampling.defaults=neutral' in message
+  # What the run sets itself, the file need not have right.
+  key = said.split()[0].removeprefix('sampling.')
+  assert with_defaults({key: 1}, generation)[0] == {key: 1}

@@ -79,6 +79,24 @@ CASES = [
     )
     for kind, parameters in _ROPES.items()
   ),
+  # Scaled beside an unchanged max_position_embeddings: rows of more tokens fit.
+  _case(
+    'llama_linear_unchanged',
+    'LlamaConfig',
+    max_position_embeddings=32,
+    **_rope('linear', rope_theta=500.0, factor=4.0),
+  ),
+  _case(
+    'qwen2_yarn_unchanged',
+    'Qwen2Config',
+    max_position_embeddings=_ORIGINAL,
+    **_rope(
+      'yarn',
+      rope_theta=1e4,
+      factor=8.0,
+      original_max_position_embeddings=_ORIGINAL,
+    ),
+  ),
   _case(
     'yarn_mscale',
     'Qwen3Config',

@@ -317,6 +317,12 @@ def _layers(
   """Kind of each layer, and the window of the local ones."""
   window = values.get('sliding_window')
   if not values.get('use_sliding_window', True):
+    if window is not None and 'use_sliding_window' not in FAMILIES[model_type]:
+      raise UserError(
+        f'config.json: use_sliding_window=false beside sliding_window={window} '
+        f'is not read by model_type={model_type!r}, which uses the window: set '
+        'sliding_window to null, or remove use_sliding_window'
+      )
     window = None
   if model_type == 'gemma2':
     local = [i % 2 == 0 for i in range(num_layers)]

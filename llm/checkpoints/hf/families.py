@@ -140,13 +140,15 @@ ARCHITECTURES = {
   'mixtral': 'MixtralForCausalLM',
   'qwen3_moe': 'Qwen3MoeForCausalLM',
 }
-# Keys with one value that means "off"; families that read a key win.
+# Keys with one value that all families act by; families that read a key win.
 ONLY = {
   'add_cross_attention': (False,),
   'attention_bias': (False, None),
   'clip_qkv': (None,),
+  'causal': (True, None),
   'full_attn_mod': (1, None),
   'interpolate_factor': (1, None),
+  'is_causal': (True, None),  # false: gte-Qwen2, which embeds texts
   'is_encoder_decoder': (False,),
   'lm_head_bias': (False, None),
   'mlp_bias': (False, None),
@@ -156,17 +158,26 @@ ONLY = {
   'sliding_window': (None,),
   'sliding_window_pattern': (None, 2),  # Gemma 2 always alternates
   'rope_interleaved': (False, None),  # SmolLM2
+  'scale_attn_weights': (True, None),
   'shared_expert_intermediate_size': (0, None),  # Qwen3-Coder
   'use_bidirectional_attention': (False, None),
+  'use_causal_mask': (True, None),
   'use_mrope': (False, None),  # Qwen2.5
   'use_qkv_bias': (False, None),
+  'use_rope': (True, None),
   'use_sliding_window': (False, None),
 }
+_QK_NORM = dict.fromkeys(
+  ('qk_layernorm', 'qk_norm', 'use_qk_layernorm', 'use_qk_norm'), (True, None)
+)
 # Keys that say what a family does anyway; another value is refused.
 OWN = {
   'qwen2': {'qkv_bias': (True, None)},
-  'qwen3': {'qkv_bias': (False, None), 'use_qk_norm': (True, None)},
-  'qwen3_moe': {'qkv_bias': (False, None), 'use_qk_norm': (True, None)},
+  'qwen3': {'qkv_bias': (False, None), **_QK_NORM},
+  'qwen3_moe': {'qkv_bias': (False, None), **_QK_NORM},
+  'gemma2': {'sliding_window_size': (4096, None)},  # 9B, beside sliding_window
+  'gemma3_text': _QK_NORM,
+  'olmo2': _QK_NORM,
 }
 # Training, serialization, generation and bookkeeping: no part in the forward.
 HARMLESS = frozenset(
@@ -200,7 +211,6 @@ HARMLESS = frozenset(
   'use_flash_attn',  # early Yi
   'flash_attn_2_enabled',  # OpenHermes
   'neftune_noise_alpha',  # models trained with TRL
-  'sliding_window_size',  # Gemma 2 9B, beside sliding_window, which is read
   'attention_probs_dropout_prob',  # converted checkpoints
   'hidden_dropout_prob',
 }

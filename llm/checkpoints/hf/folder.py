@@ -152,6 +152,12 @@ def _indexed(
     isinstance(name, str) for name in weight_map.values()
   ):
     raise UserError(f'{index}: has no valid weight_map: download it again')
+  for name in weight_map.values():
+    if os.path.isabs(name) or os.pardir in name.split('/'):
+      raise UserError(
+        f'{index}: names {name!r}, which is outside of the folder: download '
+        'it again'
+      )
   infos, problems = {}, []
   for name in sorted(set(weight_map.values())):
     file = os.path.join(path, name)

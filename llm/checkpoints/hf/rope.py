@@ -5,6 +5,8 @@ Version 4 of `transformers` has `rope_theta` and `rope_scaling`, version 5
 `llm.checkpoints.hf.config`.
 """
 
+import math
+
 from llm.checkpoints.hf.values import FLAG, NUMBER, POSITIVE, SIZE, check, shown
 from llm.errors import UserError
 from llm.models.config import ModelConfig, RopeConfig
@@ -22,8 +24,8 @@ ROPE_KEYS = frozenset(
 # rope type -> (required keys, optional keys), next to type and theta.
 _TYPES = {
   'default': ((), ()),
-  'linear': (('factor',), ()),
-  'dynamic': (('factor',), ()),
+  'linear': (('factor',), ('original_max_position_embeddings',)),
+  'dynamic': (('factor',), ('original_max_position_embeddings',)),
   'llama3': (
     ('factor', 'low_freq_factor', 'high_freq_factor'),
     ('original_max_position_embeddings',),
@@ -33,6 +35,7 @@ _TYPES = {
     (
       'original_max_position_embeddings',
       'attention_factor',
+      'attn_factor',  # a multiple of what follows from the factor
       'beta_fast',
       'beta_slow',
       'mscale',
@@ -57,6 +60,7 @@ _KINDS = {
       'low_freq_factor',
       'high_freq_factor',
       'attention_factor',
+      'attn_factor',
       'beta_fast',
       'beta_slow',
     ),
@@ -158,6 +162,8 @@ def _rope(model_type: str, given: dict, values: dict) -> RopeConfig:
   given.pop('type', None)
   if kind == 'su' or (model_type == 'phi3' and kind == 'yarn'):
     kind = 'longrope'  # its earlier names
+  if kind == 'default' and given.get('factor') == 1:
+    del given['factor']  # says that nothing is scaled
   _check_keys(kind, given, model_type)
   partial = float(given.pop('partial_rotary_factor', 1.0))
   if partial != 1.0 and model_type != 'phi3':
@@ -180,13 +186,18 @@ def _rope(model_type: str, given: dict, values: dict) -> RopeConfig:
   if kind == 'default':
     return RopeConfig(**fields)
   max_length = values['max_position_embeddings']
-  original = max_length
-  if kind != 'dynamic':
-    # Phi-3 has it outside of rope_scaling, and that value wins.
-    original = values.get('original_max_position_embeddings') or given.get(
-      'original_max_position_embeddings', max_length
+  # Phi-3 has it outside of rope_scaling, and that value wins.
+  named = values.get('original_max_position_embeddings') or given.get(
+    'original_max_position_embeddings'
+  )
+  original = named or max_length
+  if kind == 'dynamic' and original != max_length:
+    raise UserError(
+      f'config.json: original_max_position_embeddings={original} and '
+      f'max_position_embeddings={max_length}, from which dynamic RoPE scales: '
+      'set both to the length that the model was trained with'
     )
-  if kind != 'linear':
+  if named or kind != 'linear':
     fields['original_max_length'] = original
   fields['factor'] = float(given.get('factor', max_length / original))
   for key in ('low_freq_factor', 'high_freq_factor', 'attention_factor'):
@@ -236,6 +247,18 @@ def _yarn(given: dict) -> dict:
     'beta_slow': float(given.get('beta_slow', 1.0)),
     'truncate': given.get('truncate', True),
   }
+  if 'attn_factor' in given:
+    # DeepSeek-R1-0528-Qwen3-8B has the inverse of YaRN's own factor here, as
+    # vLLM reads it; transformers warns that it does not.
+    also = {'attention_factor', 'mscale', 'mscale_all_dim'} & {*given}
+    if also or given.get('factor', 0) <= 1:
+      raise UserError(
+        f'config.json: {shown("attn_factor", given["attn_factor"])} beside '
+        f'{", ".join(sorted(also)) or "no factor above 1"}: set '
+        'attention_factor alone'
+      )
+    own = 0.1 * math.log(given['factor']) + 1
+    fields['attention_factor'] = float(given['attn_factor'] * own)
   for key in ('mscale', 'mscale_all_dim'):
     if key in given:
       fields[key] = float(given[key])
@@ -305,7 +328,7 @@ def _parameters(config: ModelConfig, rope: RopeConfig) -> dict:
   parameters = {}
   if rope.type != 'longrope' or rope.factor != config.max_length / original:
     parameters['factor'] = rope.factor
-  if rope.type in ('llama3', 'yarn', 'longrope'):
+  if original is not None and rope.type != 'dynamic':
     parameters['original_max_position_embeddings'] = original
   if rope.type == 'llama3':
     parameters['low_freq_factor'] = rope.low_freq_factor

@@ -419,6 +419,11 @@ MODELS = {
   'Qwen/Qwen3-8B': _qwen3(max_window_layers=36),
   'Qwen/Qwen3-4B-Instruct-2507': _qwen3(
     max_position_embeddings=262144, rope_theta=5000000),
+  'deepseek-ai/DeepSeek-R1-0528-Qwen3-8B': _qwen3(
+    max_position_embeddings=131072, max_window_layers=36, rope_theta=1000000,
+    rope_scaling={
+      'attn_factor': 0.8782488562869419, 'factor': 4.0,
+      'original_max_position_embeddings': 32768, 'rope_type': 'yarn'}),
   'Qwen/Qwen3-30B-A3B': _qwen3_moe(max_window_layers=48),
   'Qwen/Qwen3-30B-A3B-Thinking-2507': _qwen3_moe(
     max_position_embeddings=262144, max_window_layers=48, rope_theta=10000000),

@@ -6,7 +6,13 @@ import pytest
 
 from llm.checkpoints.hf.config import from_hf, to_hf
 from llm.errors import UserError
-from llm.models.config import GLOBAL, LOCAL, ModelConfig, RopeConfig
+from llm.models.config import (
+  GLOBAL,
+  LOCAL,
+  ModelConfig,
+  RopeConfig,
+  length_limit,
+)
 
 _SHAPE = dict(
   vocab_size=100,
@@ -95,6 +101,69 @@ def test_round_trip_of_every_rope(kind):
   assert new == from_hf(_llama(rope_theta=5e5, rope_scaling=old))
   assert new.rope.type == kind and new.rope.theta == 5e5
   assert from_hf(to_hf(new)) == new
+
+
+def _scaled(kind, max_length, original=None, **scaling):
+  if original:
+    scaling['original_max_position_embeddings'] = original
+  return from_hf(
+    _llama(
+      max_position_embeddings=max_length,
+      rope_scaling={'rope_type': kind, **scaling},
+    )
+  )
+
+
+_BANDS = dict(low_freq_factor=1.0, high_freq_factor=4.0)
+_TABLES = dict(short_factor=[1.0] * 4, long_factor=[2.0] * 4)
+
+
+@pytest.mark.parametrize(
+  'config, limit',
+  [
+    # Qwen's recipe, with Qwen2.5's length and with Qwen3's.
+    (_scaled('yarn', 32768, 32768, factor=4.0), 131072),
+    (_scaled('yarn', 40960, 32768, factor=4.0), 131072),
+    (_scaled('yarn', 131072, 32768, factor=4.0), 131072),
+    (_scaled('yarn', 32768, factor=4.0), 131072),
+    (_scaled('yarn', 131072, 4096), 131072),  # the factor follows: 32
+    (_scaled('linear', 4096, factor=4.0), 16384),  # Vicuna 16k
+    (_scaled('linear', 32768, 4096, factor=8.0), 32768),
+    (_scaled('linear', 4096, 4096, factor=8.0), 32768),
+    (_scaled('llama3', 131072, 8192, factor=8.0, **_BANDS), 131072),
+    (_scaled('llama3', 131072, 8192, factor=32.0, **_BANDS), 131072),
+    (_scaled('llama3', 8192, 8192, factor=8.0, **_BANDS), 65536),
+    (_scaled('longrope', 131072, 4096, **_TABLES), 131072),
+    (_scaled('longrope', 4096, 4096, factor=8.0, **_TABLES), 32768),
+    (_scaled('dynamic', 4096, factor=2.0), 1 << 30),
+    (_scaled('dynamic', 4096, 4096, factor=2.0), 1 << 30),
+    (_scaled('yarn', 4096, factor=1e300), 1 << 30),
+    (_scaled('default', 4096, factor=1.0), 4096),
+    (from_hf(_raw('gemma3_text', max_position_embeddings=131072,
+                  rope_scaling=dict(rope_type='linear', factor=8.0))), 131072),
+  ],
+)  # fmt: skip
+def test_lengths_follow_the_scaling(config, limit):
+  assert length_limit(config) == limit
+  assert from_hf(to_hf(config)) == config
+
+
+def test_a_multiple_of_the_attention_factor():
+  # What YaRN's factor gives is 0.1 ln 4 + 1 = 1.1386.
+  config = _scaled('yarn', 131072, 32768, factor=4.0, attn_factor=0.5)
+  assert config.rope.attention_factor == pytest.approx(0.5693147)
+  for scaling in (
+    dict(factor=4.0, attention_factor=1.0),
+    dict(factor=4.0, mscale=1.0),
+    dict(factor=1.0),
+  ):
+    with pytest.raises(UserError, match='attn_factor=0.5 beside'):
+      _scaled('yarn', 4096, attn_factor=0.5, **scaling)
+
+
+def test_dynamic_rope_scales_from_one_length():
+  with pytest.raises(UserError, match='embeddings=2048 and max_position_embed'):
+    _scaled('dynamic', 4096, 2048, factor=2.0)
 
 
 def test_llama_fields():

@@ -327,6 +327,7 @@ def test_published_configs_load(name):
     'microsoft/Phi-3.5-mini-instruct': 131072,
     'google/gemma-3-4b-it': 131072,
     'Qwen/Qwen3-0.6B': 40960,
+    'deepseek-ai/DeepSeek-R1-0528-Qwen3-8B': 131072,
   }
   if name in limits:
     assert length_limit(config) == limits[name]
@@ -348,6 +349,17 @@ def test_published_configs_load(name):
      'quantization_config'),
     ('meta-llama/Llama-2-7b-hf', 'alibi', True, 'alibi=True'),
     ('meta-llama/Llama-2-7b-hf', 'logit_scale', 0.5, 'logit_scale=0.5'),
+    ('meta-llama/Llama-2-7b-hf', 'use_qk_norm', True, 'use_qk_norm=True'),
+    # False is off elsewhere; these would then do something else.
+    ('Qwen/Qwen2.5-0.5B', 'is_causal', False, 'is_causal=False'),
+    ('Qwen/Qwen2.5-0.5B', 'qkv_bias', False, 'qkv_bias=False'),
+    ('allenai/OLMo-2-0425-1B', 'use_qk_norm', False, 'use_qk_norm=False'),
+    ('google/gemma-3-1b-it', 'qk_norm', False, 'qk_norm=False'),
+    ('google/gemma-2-9b', 'sliding_window_size', 8, 'sliding_window_size=8'),
+    ('meta-llama/Llama-2-7b-hf', 'use_rope', False, 'use_rope=False'),
+    ('meta-llama/Llama-2-7b-hf', 'scale_attn_weights', False, 'scale_attn'),
+    ('mistralai/Mistral-7B-v0.1', 'use_sliding_window', False,
+     'use_sliding_window=false beside sliding_window='),
   ],
 )  # fmt: skip
 def test_keys_that_change_the_result_are_refused(name, key, value, match):
@@ -362,6 +374,23 @@ def test_unknown_keys_that_are_off_are_named(value):
   assert from_hf(more) == from_hf(raw)
   assert passed_over(more).endswith('not read: use_new_trick, other_trick')
   assert passed_over(raw) is None
+
+
+@pytest.mark.parametrize(
+  'name, key',
+  [
+    ('Qwen/Qwen2.5-0.5B', 'is_causal'),
+    ('Qwen/Qwen2.5-0.5B', 'qkv_bias'),
+    ('Qwen/Qwen3-0.6B', 'qk_layernorm'),
+    ('google/gemma-3-1b-it', 'use_qk_norm'),
+    ('allenai/OLMo-2-0425-1B', 'qk_norm'),
+    ('meta-llama/Llama-2-7b-hf', 'use_rope'),
+  ],
+)
+def test_keys_that_say_what_a_family_does_anyway(name, key):
+  raw = MODELS[name]
+  assert from_hf(raw | {key: True}) == from_hf(raw)
+  assert passed_over(raw | {key: True}) is None
 
 
 def test_the_docs_list_these_models():
