@@ -17,8 +17,10 @@ import json
 import re
 
 from llm.errors import UserError
-from llm.text import convert, prefix
+from llm.text import convert
 from llm.text.byte_level import byte_characters
+from llm.text.files import FLAGS
+from llm.text.prefix import Prefix, set_prefix
 
 SPACE = '\u2581'
 _BYTE_TOKEN = re.compile(r'<0x([0-9A-Fa-f]{2})>')
@@ -31,10 +33,10 @@ class TokenizerJson:
   Args:
     data: the file's bytes.
     source: its name, for messages.
-    named: contents of special tokens; those that the file lacks are appended,
-      those that it has become special.
+    named: {content: flags} of special tokens; those that the file lacks are
+      appended, those that it has become special and keep their flags.
     added: {id: {'content', 'special', 'lstrip', …}} of tokenizer_config.json.
-    prefix_space: whether a text gets a leading space; None: as the file says.
+    prefix: where a leading space is put.
     match_special: False takes special tokens in a text as plain characters.
   """
 
@@ -42,17 +44,18 @@ class TokenizerJson:
     self,
     data: bytes,
     source,
-    named=(),
+    named=None,
     added=None,
-    prefix_space=None,
+    prefix=Prefix(),
     match_special=True,
   ):
     import tokenizers
     from tokenizers import processors
 
     self._data = data
-    self._rest = (source, named, added, prefix_space, match_special)
+    self._rest = (source, named, added, prefix, match_special)
     self.tokens = {}
+    data = set_prefix(data, prefix, source)
     try:
       self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # The library raises bare Exception.
@@ -60,15 +63,7 @@ class TokenizerJson:
         f'{source}: not a tokenizer.json that the tokenizers library'
         f' {tokenizers.__version__} reads ({error}); fetch the file again'
       ) from None
-    for index, entry in sorted((added or {}).items()):
-      if self._tokenizer.token_to_id(entry['content']) is None:
-        self._tokenizer.add_tokens([tokenizers.AddedToken(**entry)])
-        _check_added(source, entry['content'], index, self.id(entry['content']))
-    self._tokenizer.add_special_tokens(
-      [tokenizers.AddedToken(t, special=True, normalized=False) for t in named]
-    )
-    if prefix_space is not None:
-      prefix.set_prefix_space(self._tokenizer, prefix_space)
+    self._add(source, named or {}, added or {})
     self._tokenizer.encode_special_tokens = not match_special
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
@@ -82,21 +77,43 @@ class TokenizerJson:
     self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
     self._plan(source)
 
+  def _add(self, source, named, added):
+    """Adds the tokens of other files, or changes their flags."""
+    from tokenizers import AddedToken
+
+    known = {
+      entry.content: _flags(entry)
+      for entry in self._tokenizer.get_added_tokens_decoder().values()
+    }
+    for index, entry in sorted(added.items()):
+      content = entry['content']
+      flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
+      if known.get(content, {}).items() >= flags.items():
+        continue
+      # An added_tokens.json has no flags to set.
+      if content in known and flags.keys() == {'special'}:
+        continue
+      self._tokenizer.add_tokens([AddedToken(**entry)])
+      _check_added(source, content, index, self.id(content))
+      known[content] = flags
+    for content, flags in named.items():
+      flags = {'normalized': False} | flags | known.get(content, {})
+      flags |= {'special': True}
+      self._tokenizer.add_special_tokens([AddedToken(content, **flags)])
+
   def with_tokens(self, tokens: list[str]) -> 'TokenizerJson':
     """The same with further tokens, whose ids follow on."""
     value = json.loads(self._data)
-    flags = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
     known = {entry['id'] for entry in value.get('added_tokens') or ()}
     entries = self._tokenizer.get_added_tokens_decoder()
     added = [
       # Tokens that another file has added stand before the new ones.
-      {'id': id, 'content': entry.content}
-      | {flag: getattr(entry, flag) for flag in flags}
+      {'id': id, 'content': entry.content} | _flags(entry)
       for id, entry in entries.items()
       if id not in known
     ]
     added += [
-      {'id': self.size + n, 'content': token} | dict.fromkeys(flags, False)
+      {'id': self.size + n, 'content': token} | dict.fromkeys(FLAGS, False)
       for n, token in enumerate(tokens)
     ]
     value['added_tokens'] = [*(value.get('added_tokens') or ()), *added]
@@ -181,35 +198,33 @@ class SentencePieceModel:
   """A SentencePiece `.model`, with the added tokens of a HF folder.
 
   Special and added tokens that occur in a text become their ids; the parts
-  between go through SentencePiece. As in transformers 5 only a part at the
-  start of the text gets SentencePiece's leading space, unless `legacy` is set.
+  between go through SentencePiece. Which of them get SentencePiece's leading
+  space is a matter of `prefix`.
 
   Args:
     data: the file's bytes, a serialized ModelProto.
     source: its name, for messages.
-    named: contents of special tokens; unknown ones are appended.
+    named: {content: flags} of special tokens; unknown ones are appended.
     added: {id: {'content', 'special', 'lstrip', …}}.
-    prefix_space: whether a text gets that space; None: as the model says.
+    prefix: where a leading space is put.
     match_special: False takes '<s>' in a text as plain characters.
-    legacy: every part that begins without a space gets one.
   """
 
   def __init__(
     self,
     data,
     source,
-    named=(),
+    named=None,
     added=None,
-    prefix_space=None,
+    prefix=Prefix(),
     match_special=True,
-    legacy=False,
   ):
     from sentencepiece import SentencePieceProcessor
     from sentencepiece import sentencepiece_model_pb2 as pb
 
     self._data = data
-    self._rest = (source, named, prefix_space, match_special, legacy)
-    self._legacy = legacy
+    self._rest = (source, named, prefix, match_special)
+    self._later_parts = prefix.later
     model = pb.ModelProto()
     try:
       model.ParseFromString(data)
@@ -224,8 +239,8 @@ class SentencePieceModel:
         ' model without it'
       )
     spec = model.normalizer_spec
-    if prefix_space is not None and prefix_space != spec.add_dummy_prefix:
-      spec.add_dummy_prefix = prefix_space
+    if prefix.space not in (None, spec.add_dummy_prefix):
+      spec.add_dummy_prefix = prefix.space
       self._first = SentencePieceProcessor(
         model_proto=model.SerializeToString()
       )
@@ -246,7 +261,7 @@ class SentencePieceModel:
     # A .model does not say; a model that has a BOS was trained with it.
     self.prefix = [sp.bos_id()] * (sp.bos_id() >= 0)
     self.suffix = []
-    self._add(source, named, added or {})
+    self._add(source, named or {}, added or {})
     self._pattern = self._compile(match_special)
 
   def with_tokens(self, tokens: list[str]) -> 'SentencePieceModel':
@@ -290,11 +305,12 @@ class SentencePieceModel:
       if entry.get('special'):
         self.special.add(id)
     self._ids = {content: id for id, (content, *_) in self._added.items()}
-    for content in named:
+    for content, flags in named.items():
       id = self.id(content)
       if id is None:
         id, self.size = self.size, self.size + 1
-      self._added.setdefault(id, (content, False, False, False))
+      given = (flags.get(k, False) for k in ('lstrip', 'rstrip', 'single_word'))
+      self._added.setdefault(id, (content, *given))
       self._ids[content] = id
       self.special.add(id)
 
@@ -333,7 +349,9 @@ class SentencePieceModel:
     part = text[begin:end]
     if not part:
       return
-    prefixed = not begin or (self._legacy and part[0] != ' ')
+    later = self._later_parts
+    prefixed = not begin or later == 'all'
+    prefixed |= later == 'unspaced' and part[0] != ' '
     sp = self._first if prefixed else self._later
     pieces = pb.SentencePieceText.FromString(
       sp.encode(part, out_type='serialized_proto')
@@ -391,6 +409,11 @@ class SentencePieceModel:
       self._data, added, prefix, suffix
     )
     return written, extra
+
+
+def _flags(token) -> dict[str, bool]:
+  """The flags of a token of the tokenizers library."""
+  return {flag: getattr(token, flag) for flag in FLAGS}
 
 
 def _strips_one(step: dict) -> bool:

@@ -254,23 +254,18 @@ def load_tokenizer(path, vocab_size: int | None = None) -> Tokenizer:
     )
     return _assemble(path, backend, files.Beside(), vocab_size)
   around = files.beside(path.parent)
-  named = list(dict.fromkeys([*around.tokens.values(), *around.extra]))
+  named = [*around.tokens.values(), *around.extra]
+  named = {content: around.flags.get(content, {}) for content in named}
   is_json = path.suffix == '.json'
-  options = {
-    'prefix_space': prefix.wanted(around.config, is_json, path),
-    'match_special': not around.config.get('split_special_tokens'),
-  }
-  if is_json:
-    backend = backends.TokenizerJson(data, path, named, around.added, **options)
-  else:
-    backend = backends.SentencePieceModel(
-      data,
-      path,
-      named,
-      around.added,
-      **options,
-      legacy=bool(around.config.get('legacy')),
-    )
+  kind = backends.TokenizerJson if is_json else backends.SentencePieceModel
+  backend = kind(
+    data,
+    path,
+    named,
+    around.added,
+    prefix.wanted(around.config, around.model_type, is_json, path),
+    match_special=not around.config.get('split_special_tokens'),
+  )
   return _assemble(path, backend, around, vocab_size)
 
 
