@@ -29,6 +29,12 @@ _KINDS = {
     _LISTS, ('a list of tokens', lambda v: not v or isinstance(v, (list, dict)))
   ),
 }
+# Fields that change the ids in some classes of transformers and are not read.
+_REFUSED = {
+  'do_lower_case': 'a normalizer of tokenizer.json can lower texts',
+  'fix_mistral_regex': 'put the right expression into tokenizer.json',
+  'sp_model_kwargs': 'ids that are sampled differ from call to call',
+}
 # Of an added token, besides its content.
 FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 
@@ -246,6 +252,12 @@ def _check_kinds(path: Path, source: dict):
       raise UserError(
         f'{path}: {name}={source[name]!r} is not {what}; fix it or fetch the'
         ' file again'
+      )
+  for name, why in _REFUSED.items():
+    value = source.get(name)
+    if any(value.values()) if isinstance(value, dict) else value:
+      raise UserError(
+        f'{path}: {name}={value!r} is not supported: {why}; remove it'
       )
 
 
