@@ -1,6 +1,7 @@
-"""The two libraries that tokenize, behind the same few methods.
+"""A tokenizer.json, read by the tokenizers library.
 
-`TokenizerJson` (the tokenizers library) and `SentencePieceModel` both have
+`TokenizerJson` and `sentencepiece_model.SentencePieceModel` have the same
+methods:
   encode(text) -> (ids, offsets)   nothing is added before or after
   token(id) -> str | None          id(token) -> int | None
   raw(id) -> (bytes, is_byte) | None
@@ -17,10 +18,11 @@ import json
 import re
 
 from llm.errors import UserError
-from llm.text import convert, prefix
 from llm.text.byte_level import byte_characters
+from llm.text.files import FLAGS
+from llm.text.prefix import Prefix, set_prefix
 
-SPACE = '\u2581'
+_SPACE = '\u2581'
 _BYTE_TOKEN = re.compile(r'<0x([0-9A-Fa-f]{2})>')
 _CHARACTER_BYTES = {char: byte for byte, char in byte_characters().items()}
 
@@ -31,10 +33,10 @@ class TokenizerJson:
   Args:
     data: the file's bytes.
     source: its name, for messages.
-    named: contents of special tokens; those that the file lacks are appended,
-      those that it has become special.
+    named: {content: flags} of special tokens; those that the file lacks are
+      appended, those that it has become special and keep their flags.
     added: {id: {'content', 'special', 'lstrip', …}} of tokenizer_config.json.
-    prefix_space: whether a text gets a leading space; None: as the file says.
+    prefix: where a leading space is put.
     match_special: False takes special tokens in a text as plain characters.
   """
 
@@ -42,17 +44,18 @@ class TokenizerJson:
     self,
     data: bytes,
     source,
-    named=(),
+    named=None,
     added=None,
-    prefix_space=None,
+    prefix=Prefix(),
     match_special=True,
   ):
     import tokenizers
     from tokenizers import processors
 
     self._data = data
-    self._rest = (source, named, added, prefix_space, match_special)
+    self._rest = (source, named, added, prefix, match_special)
     self.tokens = {}
+    data = set_prefix(data, prefix, source)
     try:
       self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # The library raises bare Exception.
@@ -60,15 +63,7 @@ class TokenizerJson:
         f'{source}: not a tokenizer.json that the tokenizers library'
         f' {tokenizers.__version__} reads ({error}); fetch the file again'
       ) from None
-    for index, entry in sorted((added or {}).items()):
-      if self._tokenizer.token_to_id(entry['content']) is None:
-        self._tokenizer.add_tokens([tokenizers.AddedToken(**entry)])
-        _check_added(source, entry['content'], index, self.id(entry['content']))
-    self._tokenizer.add_special_tokens(
-      [tokenizers.AddedToken(t, special=True, normalized=False) for t in named]
-    )
-    if prefix_space is not None:
-      prefix.set_prefix_space(self._tokenizer, prefix_space)
+    self._add(source, named or {}, added or {})
     self._tokenizer.encode_special_tokens = not match_special
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
@@ -82,26 +77,56 @@ class TokenizerJson:
     self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
     self._plan(source)
 
+  def _add(self, source, named, added):
+    """Adds the tokens of other files, or changes their flags."""
+    from tokenizers import AddedToken
+
+    known = {
+      entry.content: _flags(entry)
+      for entry in self._tokenizer.get_added_tokens_decoder().values()
+    }
+    for index, entry in sorted(added.items()):
+      content = entry['content']
+      flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
+      if known.get(content, {}).items() >= flags.items():
+        continue
+      # An added_tokens.json has no flags to set.
+      if content in known and flags.keys() == {'special'}:
+        continue
+      self._tokenizer.add_tokens([AddedToken(**entry)])
+      _check_added(source, content, index, self.id(content))
+      known[content] = flags
+    for content, flags in named.items():
+      flags = {'normalized': False} | flags | known.get(content, {})
+      flags |= {'special': True}
+      self._tokenizer.add_special_tokens([AddedToken(content, **flags)])
+
   def with_tokens(self, tokens: list[str]) -> 'TokenizerJson':
     """The same with further tokens, whose ids follow on."""
     value = json.loads(self._data)
-    flags = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
     known = {entry['id'] for entry in value.get('added_tokens') or ()}
     entries = self._tokenizer.get_added_tokens_decoder()
     added = [
       # Tokens that another file has added stand before the new ones.
-      {'id': id, 'content': entry.content}
-      | {flag: getattr(entry, flag) for flag in flags}
+      {'id': id, 'content': entry.content} | _flags(entry)
       for id, entry in entries.items()
       if id not in known
     ]
     added += [
-      {'id': self.size + n, 'content': token} | dict.fromkeys(flags, False)
+      {'id': self.size + n, 'content': token} | dict.fromkeys(FLAGS, False)
       for n, token in enumerate(tokens)
     ]
     value['added_tokens'] = [*(value.get('added_tokens') or ()), *added]
     data = json.dumps(value, ensure_ascii=False).encode()
-    return TokenizerJson(data, *self._rest)
+    more = TokenizerJson(data, *self._rest)
+    for token in tokens:
+      if (taken := self.token(more.id(token))) is not None:
+        raise UserError(
+          f'tokenizer.add_tokens: {token!r} would get id {more.id(token)}, that'
+          f' of {taken!r}, since the ids of {self._rest[0]} have gaps; add the'
+          ' tokens to that file'
+        )
+    return more
 
   def _around(self) -> tuple[list[int], list[int]]:
     """The ids that the file's post-processor puts before and after a text."""
@@ -124,7 +149,7 @@ class TokenizerJson:
     names = [step['type'] for step in steps]
     self._byte_level = names == ['ByteLevel']
     self._byte_tokens = 'ByteFallback' in names
-    self._replace = [(SPACE, ' ')] if names == ['Metaspace'] else []
+    self._replace = [(_SPACE, ' ')] if names == ['Metaspace'] else []
     self.replace_each = not self._byte_level
     self.lead = 'keep' if steps else 'join'
     if self._byte_level or not steps:
@@ -174,235 +199,32 @@ class TokenizerJson:
 
   def files(self, config, prefix, suffix) -> tuple[dict[str, bytes], dict]:
     kind = config.get('tokenizer_class', 'PreTrainedTokenizerFast')
-    return {'tokenizer.json': self._data}, {'tokenizer_class': kind}
+    data, ids = self._data, [id for _, id in suffix]
+    if self.suffix and ids and ids != self.suffix:  # it has another EOS now
+      data = _with_around(data, prefix, suffix)
+    return {'tokenizer.json': data}, {'tokenizer_class': kind}
 
 
-class SentencePieceModel:
-  """A SentencePiece `.model`, with the added tokens of a HF folder.
-
-  Special and added tokens that occur in a text become their ids; the parts
-  between go through SentencePiece. As in transformers 5 only a part at the
-  start of the text gets SentencePiece's leading space, unless `legacy` is set.
-
-  Args:
-    data: the file's bytes, a serialized ModelProto.
-    source: its name, for messages.
-    named: contents of special tokens; unknown ones are appended.
-    added: {id: {'content', 'special', 'lstrip', …}}.
-    prefix_space: whether a text gets that space; None: as the model says.
-    match_special: False takes '<s>' in a text as plain characters.
-    legacy: every part that begins without a space gets one.
-  """
-
-  def __init__(
-    self,
-    data,
-    source,
-    named=(),
-    added=None,
-    prefix_space=None,
-    match_special=True,
-    legacy=False,
-  ):
-    from sentencepiece import SentencePieceProcessor
-    from sentencepiece import sentencepiece_model_pb2 as pb
-
-    self._data = data
-    self._rest = (source, named, prefix_space, match_special, legacy)
-    self._legacy = legacy
-    model = pb.ModelProto()
-    try:
-      model.ParseFromString(data)
-      self._first = SentencePieceProcessor(model_proto=data)
-    except Exception as error:  # The two libraries have their own exceptions.
-      raise UserError(
-        f'{source}: not a SentencePiece model ({error}); fetch it again'
-      ) from None
-    if model.trainer_spec.treat_whitespace_as_suffix:
-      raise UserError(
-        f'{source}: treat_whitespace_as_suffix is not supported; train the'
-        ' model without it'
-      )
-    spec = model.normalizer_spec
-    if prefix_space is not None and prefix_space != spec.add_dummy_prefix:
-      spec.add_dummy_prefix = prefix_space
-      self._first = SentencePieceProcessor(
-        model_proto=model.SerializeToString()
-      )
-    self.lead = 'one' if spec.add_dummy_prefix else 'keep'
-    if spec.remove_extra_whitespaces:
-      self.lead = 'each'
-    self._later = self._first
-    if spec.add_dummy_prefix:
-      spec.add_dummy_prefix = False
-      self._later = SentencePieceProcessor(
-        model_proto=model.SerializeToString()
-      )
-    self.replace_each = True
-    sp, self._base = self._first, self._first.get_piece_size()
-    ids = (sp.bos_id(), sp.eos_id(), sp.pad_id(), sp.unk_id())
-    names = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
-    self.tokens = {n: sp.id_to_piece(i) for n, i in zip(names, ids) if i >= 0}
-    # A .model does not say; a model that has a BOS was trained with it.
-    self.prefix = [sp.bos_id()] * (sp.bos_id() >= 0)
-    self.suffix = []
-    self._add(source, named, added or {})
-    self._pattern = self._compile(match_special)
-
-  def with_tokens(self, tokens: list[str]) -> 'SentencePieceModel':
-    """The same with further tokens, whose ids follow on."""
-    source, named, *options = self._rest
-    added = self.added_tokens() | {
-      self.size + n: {'content': token, 'special': False}
-      for n, token in enumerate(tokens)
-    }
-    return SentencePieceModel(self._data, source, named, added, *options)
-
-  def added_tokens(self) -> dict[int, dict]:
-    """The tokens behind the model's own vocabulary, {id: {'content', …}}."""
-    flags = ('lstrip', 'rstrip', 'single_word')
-    return {
-      id: {'content': content, 'special': id in self.special}
-      | dict(zip(flags, values))
-      for id, (content, *values) in self._added.items()
-      if id >= self._base
-    }
-
-  def _add(self, source, named, added):
-    """Collects the tokens that are matched in a text before SentencePiece."""
-    sp = self._first
-    self._added = {  # id -> (content, lstrip, rstrip, single_word)
-      id: (sp.id_to_piece(id), False, False, False)
-      for id in range(self._base)
-      if sp.is_control(id) or sp.is_unknown(id)
-    }
-    self.special = set(self._added)
-    self.size = self._base
-    for id, entry in sorted(added.items()):
-      if id > self.size:
-        raise UserError(
-          f'{source}: added token {entry["content"]!r} has id {id}, but the'
-          f' vocabulary ends at {self.size - 1}; added ids must follow on'
-        )
-      flags = (entry.get(k, False) for k in ('lstrip', 'rstrip', 'single_word'))
-      self._added[id] = (entry['content'], *flags)
-      self.size = max(self.size, id + 1)
-      if entry.get('special'):
-        self.special.add(id)
-    self._ids = {content: id for id, (content, *_) in self._added.items()}
-    for content in named:
-      id = self.id(content)
-      if id is None:
-        id, self.size = self.size, self.size + 1
-      self._added.setdefault(id, (content, False, False, False))
-      self._ids[content] = id
-      self.special.add(id)
-
-  def _compile(self, match_special: bool) -> re.Pattern | None:
-    parts = []
-    matched = [
-      entry
-      for id, entry in self._added.items()
-      if match_special or id not in self.special
-    ]
-    for content, lstrip, rstrip, word in sorted(
-      matched, key=lambda entry: -len(entry[0])
-    ):
-      body = f'({re.escape(content)})'
-      if word:
-        body = rf'(?<!\w){body}(?!\w)'
-      parts.append(r'\s*' * lstrip + body + r'\s*' * rstrip)
-    return re.compile('|'.join(parts)) if parts else None
-
-  def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    ids, offsets, at = [], [], 0
-    matches = self._pattern.finditer(text) if self._pattern else ()
-    for match in matches:
-      self._plain(text, at, match.start(), ids, offsets)
-      content = match[match.lastindex]
-      ids.append(self._ids[content])
-      offsets.append(match.span())
-      at = match.end()
-    self._plain(text, at, len(text), ids, offsets)
-    return ids, offsets
-
-  def _plain(self, text, begin, end, ids, offsets):
-    """Appends the tokens of text[begin:end], which has no special token."""
-    from sentencepiece import sentencepiece_pb2 as pb
-
-    part = text[begin:end]
-    if not part:
-      return
-    prefixed = not begin or (self._legacy and part[0] != ' ')
-    sp = self._first if prefixed else self._later
-    pieces = pb.SentencePieceText.FromString(
-      sp.encode(part, out_type='serialized_proto')
-    ).pieces
-    characters = _character_of_byte(part)
-    for at, piece in enumerate(pieces):
-      stop = piece.end
-      if sp.is_byte(piece.id):
-        # Only the last byte token of a character carries its extent.
-        ends = (pieces[k].end for k in range(at, len(pieces)))
-        stop = next((end for end in ends if end > piece.begin), stop)
-      ids.append(piece.id)
-      offsets.append(
-        (begin + characters[piece.begin], begin + characters[stop])
-      )
-
-  def token(self, id: int) -> str | None:
-    if id in self._added:
-      return self._added[id][0]
-    return self._first.id_to_piece(id) if 0 <= id < self._base else None
-
-  def id(self, token: str) -> int | None:
-    if token in self._ids:
-      return self._ids[token]
-    id = self._first.piece_to_id(token)
-    return id if self._first.id_to_piece(id) == token else None
-
-  def raw(self, id: int) -> tuple[bytes, bool] | None:
-    token = self.token(id)
-    if token is None or id in self._added:
-      return token and (token.encode(), False)
-    if self._first.is_byte(id):
-      return bytes.fromhex(token[3:5]), True
-    return token.replace(SPACE, ' ').encode(), False
-
-  def files(self, config, prefix, suffix) -> tuple[dict[str, bytes], dict]:
-    written = {'tokenizer.model': self._data}
-    # transformers adds nothing around a text unless these fields are set.
-    extra = {'add_bos_token': bool(prefix), 'add_eos_token': bool(suffix)}
-    if 'tokenizer_class' in config:
-      return written, extra
-    if convert.is_plain(self._data):
-      extra['tokenizer_class'] = 'LlamaTokenizer'
-      extra['add_prefix_space'] = convert.adds_prefix(self._data)
-      return written, extra
-    extra['tokenizer_class'] = 'PreTrainedTokenizerFast'
-    flags = ('lstrip', 'rstrip', 'single_word')
-    added = {
-      id: {'content': content, 'special': id in self.special}
-      | {'normalized': False}
-      | dict(zip(flags, values))
-      for id, (content, *values) in self._added.items()
-    }
-    written['tokenizer.json'] = convert.to_tokenizer_json(
-      self._data, added, prefix, suffix
-    )
-    return written, extra
+def _flags(token) -> dict[str, bool]:
+  """The flags of a token of the tokenizers library."""
+  return {flag: getattr(token, flag) for flag in FLAGS}
 
 
 def _strips_one(step: dict) -> bool:
   return (step['content'], step['start'], step['stop']) == (' ', 1, 0)
 
 
-def _character_of_byte(text: str) -> list[int]:
-  """Character index of each byte of the UTF-8 text, and of its end."""
-  table = []
-  for at, char in enumerate(text):
-    table.extend([at] * len(char.encode()))
-  return table + [len(text)]
+def _with_around(data: bytes, prefix: list, suffix: list) -> bytes:
+  """A tokenizer.json that puts these (token, id) before and after a text."""
+  from tokenizers import processors
+
+  before, after = ([token for token, _ in part] for part in (prefix, suffix))
+  processor = processors.TemplateProcessing(
+    single=[*before, '$A', *after], special_tokens=[*prefix, *suffix]
+  )
+  value = json.loads(data)
+  value['post_processor'] = json.loads(processor.__getstate__())
+  return json.dumps(value, ensure_ascii=False).encode()
 
 
 def _check_added(source, content: str, wanted: int, got: int):

@@ -29,7 +29,14 @@ _KINDS = {
     _LISTS, ('a list of tokens', lambda v: not v or isinstance(v, (list, dict)))
   ),
 }
-_FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
+# Fields that change the ids in some classes of transformers and are not read.
+_REFUSED = {
+  'do_lower_case': 'a normalizer of tokenizer.json can lower texts',
+  'fix_mistral_regex': 'put the right expression into tokenizer.json',
+  'sp_model_kwargs': 'ids that are sampled differ from call to call',
+}
+# Of an added token, besides its content.
+FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 
 
 class Beside(NamedTuple):
@@ -39,7 +46,9 @@ class Beside(NamedTuple):
     config: tokenizer_config.json without its chat template.
     tokens: {'bos_token': content, …} of every named special token.
     extra: contents of the other special tokens.
+    flags: {content: {'lstrip': True, …}} of special tokens written as objects.
     added: {id: {'content', 'special', 'lstrip', …}}.
+    model_type: in config.json.
     bos_id: BOS in the model's own config files, None if they name none.
     eos_ids: EOS ids in the model's own config files.
     templates: chat templates by name.
@@ -48,7 +57,9 @@ class Beside(NamedTuple):
   config: dict = {}
   tokens: dict[str, str] = {}
   extra: tuple[str, ...] = ()
+  flags: dict[str, dict[str, bool]] = {}
   added: dict[int, dict] = {}
+  model_type: str | None = None
   bos_id: int | None = None
   eos_ids: tuple[int, ...] = ()
   templates: dict[str, str] = {}
@@ -88,7 +99,7 @@ def beside(folder: Path) -> Beside:
   """
   config = read_json(folder / 'tokenizer_config.json')
   listed = config.pop('chat_template', None)
-  tokens, extra = {}, {}
+  tokens, extra, flags = {}, {}, {}
   for file, source in (
     ('tokenizer_config.json', config),
     ('special_tokens_map.json', read_json(folder / 'special_tokens_map.json')),
@@ -97,11 +108,15 @@ def beside(folder: Path) -> Beside:
     for name, value in source.items():
       if name.endswith('_token') and (content := _content(value)):
         tokens.setdefault(name, content)
+        flags.setdefault(content, _given_flags(value))
     for name in _LISTS:
       values = source.get(name) or ()
       if isinstance(values, dict):
         values = values.values()
-      extra |= {content: None for v in values if (content := _content(v))}
+      for value in values:
+        if content := _content(value):
+          extra.setdefault(content)
+          flags.setdefault(content, _given_flags(value))
   order = [f'{name}_token' for name in _NAMED]
   tokens = {
     name: tokens[name]
@@ -114,7 +129,9 @@ def beside(folder: Path) -> Beside:
     config=config,
     tokens=tokens,
     extra=tuple(extra),
+    flags=flags,
     added=_added_tokens(folder, config, special),
+    model_type=read_json(folder / 'config.json').get('model_type'),
     bos_id=bos_id,
     eos_ids=eos_ids,
     templates=_templates(folder, listed),
@@ -191,8 +208,7 @@ def _added_tokens(folder: Path, config: dict, special: set) -> dict[int, dict]:
     }
   try:
     return {
-      int(id): {'content': str(entry['content'])}
-      | {flag: bool(entry.get(flag, False)) for flag in _FLAGS}
+      int(id): {'content': str(entry['content'])} | _given_flags(entry)
       for id, entry in entries.items()
     }
   except (AttributeError, KeyError, TypeError, ValueError):
@@ -237,12 +253,24 @@ def _check_kinds(path: Path, source: dict):
         f'{path}: {name}={source[name]!r} is not {what}; fix it or fetch the'
         ' file again'
       )
+  for name, why in _REFUSED.items():
+    value = source.get(name)
+    if any(value.values()) if isinstance(value, dict) else value:
+      raise UserError(
+        f'{path}: {name}={value!r} is not supported: {why}; remove it'
+      )
 
 
 def _string(value) -> str:
   if not isinstance(value, str):
     raise TypeError(value)
   return value
+
+
+def _given_flags(value) -> dict[str, bool]:
+  """The flags of a token that is written as an object."""
+  given = value if isinstance(value, dict) else {}
+  return {flag: bool(given[flag]) for flag in FLAGS if flag in given}
 
 
 def _content(value) -> str | None:

@@ -1,26 +1,50 @@
 """The space that some tokenizers put before a text, set as a config says.
 
-`add_prefix_space` of tokenizer_config.json wins over tokenizer.json in the
-classes of transformers that build the tokenizer anew (Llama's and GPT-2's);
-others go by tokenizer.json alone.
+The classes of transformers that build a tokenizer anew (Llama's, GPT-2's) have
+settings of their own for it, which win over the tokenizer's file. With other
+classes the file alone counts.
 """
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm.errors import UserError
 
 _SPACE = '\u2581'
 _LLAMA = ('LlamaTokenizer', 'CodeLlamaTokenizer')
-_GPT2 = ('GPT2Tokenizer',)
-_REFUSED = ('Qwen2Tokenizer',)
+_GPT2 = ('GPT2Tokenizer', 'GPTNeoXTokenizer', 'CodeGenTokenizer')
+_QWEN2 = 'Qwen2Tokenizer'
+# Kinds of models whose tokenizer transformers 5 takes as the file has it, also
+# where tokenizer_config.json names one of the classes above (`AutoTokenizer`).
+_BY_FILE = frozenset(
+  'glm glm4 granite ministral ministral3 mistral mixtral olmo2 olmo3 phi3'
+  ' stablelm'.split()
+)
 
 
-def wanted(config: dict[str, Any], is_json: bool, source) -> bool | None:
-  """Whether a text gets a leading space; None: as the tokenizer's file says.
+class Prefix(NamedTuple):
+  """Where a leading space is put.
+
+  Attributes:
+    space: before the text; None: as the tokenizer's file says.
+    later: before the parts behind special tokens: 'none', 'all', or 'unspaced',
+      those that do not begin with a space.
+    is_llama: the class is Llama's, which knows SentencePiece's mark only.
+  """
+
+  space: bool | None = None
+  later: str = 'none'
+  is_llama: bool = False
+
+
+def wanted(
+  config: dict[str, Any], model_type: str | None, is_json: bool, source
+) -> Prefix:
+  """Where transformers 5 puts a leading space.
 
   Args:
     config: tokenizer_config.json.
+    model_type: of config.json.
     is_json: the tokenizer is a tokenizer.json, else a SentencePiece model.
     source: of the tokenizer, for messages.
 
@@ -28,59 +52,83 @@ def wanted(config: dict[str, Any], is_json: bool, source) -> bool | None:
     UserError: the class does something else with it that is not supported.
   """
   given = config.get('add_prefix_space')
-  if given is None or not is_json:
-    return given
-  name = str(config.get('tokenizer_class', '')).removesuffix('Fast')
-  if name in _REFUSED and given:
+  name = str(config.get('tokenizer_class') or '').removesuffix('Fast')
+  if model_type in _BY_FILE and name:
+    name = 'TokenizersBackend'
+  if name in _LLAMA:
+    later = 'unspaced' if config.get('legacy') else 'none'
+    return Prefix(is_json if given is None and is_json else given, later, True)
+  if not is_json:
+    return Prefix(None, 'all' if config.get('legacy', bool(name)) else 'none')
+  if given and _QWEN2 in (name, model_type == 'qwen2' and _QWEN2):
     raise UserError(
-      f'{source}: add_prefix_space=true with tokenizer_class={name!r} is not'
+      f'{source}: add_prefix_space=true with tokenizer_class={_QWEN2!r} is not'
       ' supported: transformers puts a space before each part of a text there;'
       ' set it to false in tokenizer_config.json'
     )
-  return given if name in (*_LLAMA, *_GPT2) else None
+  return Prefix(given if name in _GPT2 else None)
 
 
-def set_prefix_space(tokenizer, given: bool) -> None:
-  """Changes a tokenizer of the tokenizers library, if it does otherwise.
+def set_prefix(data: bytes, prefix: Prefix, source) -> bytes:
+  """A tokenizer.json that puts a leading space where `prefix` says.
 
   Args:
-    tokenizer: a `tokenizers.Tokenizer`, byte-level BPE or with SentencePiece's
-      mark in its vocabulary.
-    given: put a space before a text, or do not.
+    data: of the file: byte-level BPE, or BPE with SentencePiece's mark in its
+      vocabulary. Others are returned as they are.
+    prefix: from `wanted`.
+    source: of the tokenizer, for messages.
+
+  Raises:
+    UserError: the file splits texts before the space would be put.
   """
-  from tokenizers import decoders, normalizers, pre_tokenizers
-
-  state = _state(tokenizer.pre_tokenizer)
-  if state.get('type') == 'ByteLevel':
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
-      add_prefix_space=given, use_regex=state.get('use_regex', True)
-    )
-    return
-  if state.get('type') == 'Sequence':
-    return  # byte-level behind a split of its own: no space to set
-  if tokenizer.normalizer is not None:
-    steps = [
-      step
-      for step in _steps(_state(tokenizer.normalizer), 'normalizers')
-      if step['type'] not in ('Prepend', 'Replace')
-    ]
-    if steps:
-      return  # a normalizer with more to do than marking spaces
-    tokenizer.normalizer = normalizers.Sequence([])
-  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-    replacement=_SPACE,
-    prepend_scheme='first' if given else 'never',
-    split=False,
-  )
-  steps = [decoders.Replace(_SPACE, ' ')]
-  steps += [decoders.ByteFallback(), decoders.Fuse()]
-  steps += [decoders.Strip(' ', 1, 0)] * given
-  tokenizer.decoder = decoders.Sequence(steps)
+  if prefix.space is None:
+    return data
+  try:
+    value = json.loads(data)
+    steps = _steps(value.get('pre_tokenizer'), 'pretokenizers')
+    cleaning = _steps(value.get('normalizer'), 'normalizers')
+    is_bpe = value['model']['type'] == 'BPE'
+  except (ValueError, AttributeError, KeyError, TypeError):
+    return data  # the tokenizers library says what is wrong with it
+  levels = [step for step in steps if step.get('type') == 'ByteLevel']
+  if levels and not prefix.is_llama:
+    if levels[0].get('add_prefix_space') == prefix.space:
+      return data
+    if len(steps) > 1:
+      raise UserError(
+        f'{source}: add_prefix_space={str(prefix.space).lower()} is not'
+        ' supported here, where a text is split before it becomes bytes; leave'
+        ' it out of tokenizer_config.json'
+      )
+    levels[0]['add_prefix_space'] = prefix.space
+  elif is_bpe and prefix.is_llama and not levels and _marks_spaces(cleaning):
+    _set_llama(value, prefix)
+  return json.dumps(value, ensure_ascii=False).encode()
 
 
-def _state(part) -> dict:
-  return {} if part is None else json.loads(part.__getstate__())
+def _set_llama(value: dict, prefix: Prefix) -> None:
+  """Changes a tokenizer.json to what `LlamaTokenizer` makes of it."""
+  scheme = 'always' if prefix.later == 'unspaced' else 'first'
+  value['normalizer'] = None
+  value['pre_tokenizer'] = {
+    'type': 'Metaspace',
+    'replacement': _SPACE,
+    'prepend_scheme': scheme if prefix.space else 'never',
+    'split': False,
+  }
+  mark = {'type': 'Replace', 'pattern': {'String': _SPACE}, 'content': ' '}
+  strip = {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}
+  steps = [mark, {'type': 'ByteFallback'}, {'type': 'Fuse'}]
+  steps += [strip] * prefix.space
+  value['decoder'] = {'type': 'Sequence', 'decoders': steps}
 
 
-def _steps(state: dict, name: str) -> list[dict]:
+def _marks_spaces(steps: list[dict]) -> bool:
+  """Whether a normalizer does nothing else than to mark spaces."""
+  return {step.get('type') for step in steps} <= {'Prepend', 'Replace'}
+
+
+def _steps(state: dict | None, name: str) -> list[dict]:
+  if state is None:
+    return []
   return state[name] if state.get('type') == 'Sequence' else [state]

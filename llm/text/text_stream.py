@@ -46,7 +46,8 @@ class TextStream:
         continue
       piece = self.tokenizer.piece(int(token))
       if piece is not None and piece.special:
-        shown.append(self._search(piece.data.decode(), visible=False))
+        text = piece.data.decode(errors='replace')
+        shown.append(self._search(text, visible=False))
         continue
       self.state, text = detokenize.push(self.tokenizer, self.state, [token])
       shown.append(self._search(text))

@@ -12,13 +12,14 @@ import struct
 
 from llm.errors import UserError
 from llm.text import (
-  backends,
   byte_level,
   detokenize,
   files,
   llama2c_vocab,
   prefix,
 )
+from llm.text.backends import TokenizerJson
+from llm.text.sentencepiece_model import SentencePieceModel
 
 BYTES = 'bytes'
 
@@ -157,7 +158,7 @@ class Tokenizer:
         ' a tokenizer.json or a .model'
       )
     backend, config = self._backend.with_tokens(new), self._config
-    if isinstance(backend, backends.SentencePieceModel):
+    if isinstance(backend, SentencePieceModel):
       config = config | {'added_tokens_decoder': backend.added_tokens()}
     return dataclasses.replace(
       self,
@@ -236,7 +237,7 @@ def load_tokenizer(path, vocab_size: int | None = None) -> Tokenizer:
   """
   if str(path) == BYTES:
     around = files.Beside(tokens=byte_level.BYTES_TOKENS)
-    backend = backends.TokenizerJson(byte_level.bytes_json(), BYTES)
+    backend = TokenizerJson(byte_level.bytes_json(), BYTES)
     if vocab_size is not None and vocab_size < backend.size:
       raise UserError(
         f"tokenizer 'bytes': has {backend.size} ids (256 bytes, BOS, EOS, PAD),"
@@ -247,30 +248,25 @@ def load_tokenizer(path, vocab_size: int | None = None) -> Tokenizer:
   path = _locate(Path(path))
   data = files.read(path)
   if path.suffix == '.bin':
-    backend = backends.SentencePieceModel(
+    backend = SentencePieceModel(
       llama2c_vocab.to_sentencepiece(data, path, vocab_size),
       path,
       match_special=False,  # as llama2.c, to which '<s>' is plain text
     )
     return _assemble(path, backend, files.Beside(), vocab_size)
   around = files.beside(path.parent)
-  named = list(dict.fromkeys([*around.tokens.values(), *around.extra]))
+  named = [*around.tokens.values(), *around.extra]
+  named = {content: around.flags.get(content, {}) for content in named}
   is_json = path.suffix == '.json'
-  options = {
-    'prefix_space': prefix.wanted(around.config, is_json, path),
-    'match_special': not around.config.get('split_special_tokens'),
-  }
-  if is_json:
-    backend = backends.TokenizerJson(data, path, named, around.added, **options)
-  else:
-    backend = backends.SentencePieceModel(
-      data,
-      path,
-      named,
-      around.added,
-      **options,
-      legacy=bool(around.config.get('legacy')),
-    )
+  kind = TokenizerJson if is_json else SentencePieceModel
+  backend = kind(
+    data,
+    path,
+    named,
+    around.added,
+    prefix.wanted(around.config, around.model_type, is_json, path),
+    match_special=not around.config.get('split_special_tokens'),
+  )
   return _assemble(path, backend, around, vocab_size)
 
 

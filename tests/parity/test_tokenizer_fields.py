@@ -1,10 +1,16 @@
 """Fields of tokenizer_config.json and added tokens, against transformers."""
 
+import itertools
+import json
+
 import pytest
 import tokenizers
 from tokenizers import normalizers
 import transformers
+from transformers.models.auto import tokenization_auto
 
+from llm.checkpoints.hf.families import FAMILIES
+from llm.text import prefix
 from llm.text.tokenizer import load_tokenizer
 from tests.text import conftest as tiny
 
@@ -164,3 +170,97 @@ def test_normalizers(make_folder, byte_level_bytes, step):
     ),
     [*STRINGS, 'nai\u0308ve CAFE\u0301 ﬁne'],
   )
+
+
+BESIDE_SPECIAL = (
+  'the</s>cat', 'the </s>cat', 'the</s> cat', '</s>cat', 'cat</s>', ' the',
+  'the<s>cat <s>sat', '\n</s>\nthe',
+)  # fmt: skip
+
+
+@pytest.fixture(scope='session')
+def llama_bytes(spm_bytes) -> bytes:
+  """A tokenizer.json as Llama 2's: the normalizer marks spaces."""
+  from llm.text import convert
+
+  value = json.loads(convert.to_tokenizer_json(spm_bytes, {}, [('<s>', 1)], []))
+  value['normalizer'] = {
+    'type': 'Sequence',
+    'normalizers': [
+      {'type': 'Prepend', 'prepend': '\u2581'},
+      {'type': 'Replace', 'pattern': {'String': ' '}, 'content': '\u2581'},
+    ],
+  }
+  value['pre_tokenizer'] = None
+  flags = dict.fromkeys(
+    ('single_word', 'lstrip', 'rstrip', 'normalized'), False
+  )
+  value['added_tokens'] = [
+    {'id': id, 'content': token, 'special': True} | flags
+    for id, token in enumerate(('<unk>', '<s>', '</s>'))
+  ]
+  return json.dumps(value).encode()
+
+
+@pytest.mark.parametrize('kind', ('LlamaTokenizerFast', None))
+@pytest.mark.parametrize('model_type', ('llama', 'mistral', 'phi3', None))
+def test_the_class_of_llama(make_folder, llama_bytes, kind, model_type):
+  for n, (legacy, space) in enumerate(
+    itertools.product((None, True, False), repeat=2)
+  ):
+    config = LLAMA | {'tokenizer_class': kind}
+    config |= {'legacy': legacy, 'add_prefix_space': space}
+    config = {k: v for k, v in config.items() if v is not None or n == 0}
+    files = {'tokenizer.json': llama_bytes, 'tokenizer_config.json': config}
+    if model_type is not None:
+      files['config.json'] = {'model_type': model_type}
+    ours, theirs = same(make_folder(files), BESIDE_SPECIAL)
+    ids = ours.encode('the</s> cat')
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_kinds_of_models_that_go_by_the_file():
+  names = tokenization_auto.TOKENIZER_MAPPING_NAMES
+  by_file = {
+    kind for kind in FAMILIES if names.get(kind) == 'TokenizersBackend'
+  }
+  assert by_file <= prefix._BY_FILE
+  assert {names[kind] for kind in prefix._BY_FILE} == {'TokenizersBackend'}
+
+
+FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized')
+
+
+@pytest.mark.parametrize('flag', FLAGS)
+@pytest.mark.parametrize('where', ('json', 'decoder', 'both', 'named', 'map'))
+def test_flags_of_special_tokens(make_folder, byte_level_bytes, flag, where):
+  """Such as Phi-3's <|assistant|> and RoBERTa's <mask>."""
+  token = dict.fromkeys(FLAGS, False) | {flag: True, 'content': '<mask>'}
+  tokenizer = tokenizers.Tokenizer.from_buffer(byte_level_bytes)
+  id = tokenizer.get_vocab_size()
+  if where in ('json', 'both'):
+    known = token if where == 'json' else {'content': '<mask>'}
+    tokenizer.add_tokens([tokenizers.AddedToken(**known, special=True)])
+  config = {'tokenizer_class': 'PreTrainedTokenizerFast'}
+  files = {
+    'tokenizer.json': tokenizer.to_str().encode(),
+    'tokenizer_config.json': config,
+  }
+  if where == 'json':
+    config['mask_token'] = '<mask>'
+    config['additional_special_tokens'] = ['<mask>']
+  elif where in ('decoder', 'both'):
+    config['added_tokens_decoder'] = {str(id): token | {'special': True}}
+    config['mask_token'] = '<mask>'
+  elif where == 'named':
+    config['mask_token'] = {'__type': 'AddedToken', **token}
+  else:
+    files['special_tokens_map.json'] = {'mask_token': token}
+  texts = [
+    'the <mask> cat',
+    'the<mask>cat',
+    '<mask> sat',
+    'a <mask>',
+    'a<mask>',
+  ]
+  same(make_folder(files), texts)
