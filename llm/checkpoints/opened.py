@@ -33,6 +33,8 @@ class Source:
       tree of where each parameter shall lie, None for the default device;
       `progress` is called after each tensor. Raises UserError where files are
       missing, broken, or do not fit `config`.
+    replaced: paths of the parameters that are not those at `path`, for adapters
+      brought them along.
   """
 
   path: str
@@ -40,6 +42,7 @@ class Source:
   tokenizer_path: str | None
   generation: Mapping[str, Any]
   load: Callable[..., Any]
+  replaced: tuple[tuple[str, ...], ...] = ()
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer | None:

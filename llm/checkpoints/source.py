@@ -11,11 +11,12 @@ from typing import Any
 
 from llm.checkpoints import llama2c
 from llm.checkpoints.hf import source as hf
-from llm.checkpoints.hf.peft_folder import open_peft
+from llm.checkpoints.hf.peft_folder import PeftFolder, open_peft
 from llm.checkpoints.opened import Progress, Source
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 from llm.models.lora_config import LoraConfig
+from llm.text.tokenizer import find_tokenizer
 
 # Called in this order with (path, where the tokenizer is or None). Each looks
 # at what the path is; one that it does not know gives None. Files of llama2.c
@@ -60,7 +61,7 @@ def add_adapters(source: Source, path: str) -> Source:
   Raises:
     UserError: as `check_adapters`.
   """
-  check_adapters(path, source.config)
+  source = fit_adapters(source, path)
 
   def load(
     dtype: Any, shardings: Any = None, progress: Progress | None = None
@@ -81,16 +82,48 @@ def add_adapters(source: Source, path: str) -> Source:
   return dataclasses.replace(source, load=load)
 
 
+def fit_adapters(source: Source, path: str) -> Source:
+  """The model that the adapters of a PEFT folder are beside.
+
+  It is `source` itself, unless the folder brings tables of its own along
+  (those of another vocabulary come with its tokenizer), or unties the tables.
+
+  Raises:
+    UserError: as `check_adapters`.
+  """
+  folder = _open(path, source.config)
+  if folder.config == source.config and not folder.base:
+    return source
+
+  def load(
+    dtype: Any, shardings: Any = None, progress: Progress | None = None
+  ) -> Any:
+    from llm.checkpoints.hf.peft_base import load_base
+
+    return load_base(source, folder, dtype, shardings, progress)
+
+  tokenizer, own = source.tokenizer_path, find_tokenizer(path)
+  resized = folder.config.vocab_size != source.config.vocab_size
+  beside = find_tokenizer(source.path)
+  default = tokenizer in (None, None if beside is None else str(beside))
+  if resized and default and own is not None:
+    tokenizer = str(own)
+  return dataclasses.replace(
+    source,
+    config=folder.config,
+    load=load,
+    tokenizer_path=tokenizer,
+    replaced=tuple(folder.base),
+  )
+
+
 def check_adapters(path: str, config: ModelConfig) -> LoraConfig:
   """The settings of a PEFT folder's adapters, if they fit the model.
 
   Raises:
     UserError: as `peft_folder.open_peft`.
   """
-  try:
-    return open_peft(path, config)[0]
-  except UserError as error:
-    raise UserError(f'lora.path: {error}') from None
+  return _open(path, config).settings
 
 
 def read_adapters(path: str, config: ModelConfig) -> Adapters:
@@ -101,8 +134,17 @@ def read_adapters(path: str, config: ModelConfig) -> Adapters:
   """
   from llm.checkpoints.hf import peft
 
-  check_adapters(path, config)
-  return peft.read_peft(path, config)
+  try:
+    return peft.read_peft(path, config)
+  except UserError as error:
+    raise UserError(f'lora.path: {error}') from None
+
+
+def _open(path: str, config: ModelConfig) -> PeftFolder:
+  try:
+    return open_peft(path, config)
+  except UserError as error:
+    raise UserError(f'lora.path: {error}') from None
 
 
 def check_dtype(dtype: str) -> None:

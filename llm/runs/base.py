@@ -10,7 +10,8 @@ from llm.checkpoints.opened import Source
 from llm.checkpoints.source import check_adapters, check_dtype, open_checkpoint
 from llm.errors import UserError
 from llm.models.config import FRESH_SHAPE, ModelConfig, length_limit
-from llm.models.lora_config import LoraConfig, match_targets
+from llm.models.lora_config import LoraConfig
+from llm.models.lora_places import match_targets
 from llm.text.tokenizer import check_path
 
 

@@ -13,7 +13,8 @@ from llm.errors import UserError
 from llm.models import lora as lora_lib
 from llm.models.cache import init_cache
 from llm.models.layers import Linear
-from llm.models.lora_config import LoraConfig, match_targets
+from llm.models.lora_config import LoraConfig
+from llm.models.lora_places import match_targets
 from llm.models.transformer import Transformer, init_params, stack_layers
 from llm.train.state import init_state
 from llm.train.step import make_train_step
@@ -151,9 +152,9 @@ def test_merge_by_hand():
 
 
 def test_scales():
-  assert LoraConfig(rank=4, alpha=6.0).scale(4) == 1.5
-  assert LoraConfig(rank=4, alpha=6.0, rslora=True).scale(4) == 3.0
-  assert LoraConfig(rank=4, alpha=6.0).scale(2) == 3.0
+  assert LoraConfig().scale(6.0, 4) == 1.5
+  assert LoraConfig(rslora=True).scale(6.0, 4) == 3.0
+  assert LoraConfig().scale(6.0, 2) == 3.0
 
 
 def test_gradients_scanned_rematerialised_and_through_merged_weights():
@@ -191,12 +192,12 @@ def test_norm_of_dora_is_a_constant_in_the_gradient():
   adapter = lora['layers_0']['mlp']['down']
   grads = jax.grad(row_sums)(adapter)
   a, b = np.asarray(adapter['lora_a']), np.asarray(adapter['lora_b'])
-  total = weight + config.scale(3) * b @ a
+  total = weight + config.scale(5.0, 3) * b @ a
   norm = np.linalg.norm(total, axis=1)
   factor = np.asarray(adapter['magnitude']) / norm
   _close(grads['magnitude'], total.sum(1) / norm, 1e-4)
   outer = np.outer(factor, a.sum(1))  # of B: m / |.| s A 1
-  _close(grads['lora_b'], config.scale(3) * outer, 1e-4)
+  _close(grads['lora_b'], config.scale(5.0, 3) * outer, 1e-4)
 
 
 def test_an_optimizer_step_changes_adapters_only():

@@ -16,7 +16,8 @@ from llm.checkpoints.source import open_checkpoint
 from llm.decode.score import score
 from llm.errors import UserError
 from llm.models import lora as lora_lib
-from llm.models.lora_config import LoraConfig, match_targets
+from llm.models.lora_config import LoraConfig
+from llm.models.lora_places import match_targets
 from llm.runs import report
 from llm.tasks import run
 

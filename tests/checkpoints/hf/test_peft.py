@@ -11,7 +11,8 @@ from llm.checkpoints.hf.peft import CONFIG, WEIGHTS, read_peft, save_peft
 from llm.checkpoints.tensor_files import read_header, write_file
 from llm.errors import UserError
 from llm.models import lora as lora_lib
-from llm.models.lora_config import LoraConfig, match_targets
+from llm.models.lora_config import LoraConfig
+from llm.models.lora_places import match_targets
 from tests.models import tiny
 
 _SHAPE = tiny.config()

@@ -1,0 +1,160 @@
+"""Whether the tensors of a PEFT folder are those that its settings ask for."""
+
+import dataclasses
+from typing import Any
+
+from llm.checkpoints.hf.peft_config import (
+  CONFIG,
+  copied,
+  module_rank,
+  targeted,
+  token_rows,
+)
+from llm.checkpoints.hf.peft_names import (
+  module_name,
+  tensor_name,
+  whole_modules,
+  written_name,
+)
+from llm.checkpoints.tensor_files import DTYPES, TensorInfo
+from llm.models.config import ModelConfig
+from llm.models.lora_config import module_label
+from llm.models.lora_places import (
+  EMBED,
+  HEAD,
+  TABLES,
+  Path,
+  paths,
+  shape,
+  whole_shape,
+)
+from llm.models.lora_tree import PARTS, ROWS
+
+WEIGHTS = 'adapter_model.safetensors'
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted:
+  """The tensors of a file by what they are: leaves, and parameters of the base.
+
+  Paths are those of a model with two tables. `prefix` stands before the names
+  of layers in the model that the file was made for.
+  """
+
+  tensors: dict[Path, TensorInfo]
+  base: dict[Path, TensorInfo]
+  prefix: str
+
+  def written(self, place: Path) -> str:
+    """The name of a module in the model that the file was made for."""
+    return written_name(module_name(place), self.prefix)
+
+
+def mismatches(
+  found: Sorted, raw: dict[str, Any], config: ModelConfig
+) -> list[str]:
+  """Parts that are missing, of a wrong shape, or that PEFT would not use."""
+  problems = []
+  for place in paths(config):
+    parts = {
+      part: found.tensors[(*place, part)]
+      for part in PARTS
+      if (*place, part) in found.tensors
+    }
+    problems += _adapter_problems(place, parts, found, raw, config)
+  wanted = {}
+  for module, path in whole_modules(config).items():
+    if any(
+      copied(raw, name) for name in _aliases(path[:-1], module, found, config)
+    ):
+      wanted[path] = whole_shape(config, path)
+  for place in TABLES:
+    ids = token_rows(raw, found.written(place))
+    if not ids or place not in paths(config):
+      continue
+    wanted[(*place, ROWS)] = (len(ids), config.embed_dim)
+    if max(ids) >= config.vocab_size:
+      problems.append(
+        f'trainable_token_indices: {module_label(place)} has no row {max(ids)} '
+        f'in a model of {config.vocab_size} tokens: use its own base model'
+      )
+  present = {p for p in found.tensors if p[-1] not in PARTS}
+  for path in sorted(wanted.keys() | present):
+    problems += _mismatch(
+      '/'.join(path), found.tensors.get(path), wanted.get(path)
+    )
+  for path, info in found.base.items():
+    problems += _mismatch('/'.join(path), info, whole_shape(config, path))
+  return problems
+
+
+def _aliases(
+  place: Path, module: str, found: Sorted, config: ModelConfig
+) -> list[str]:
+  """The names under which settings can mean a module.
+
+  One table is both embed_tokens and lm_head.
+  """
+  out = [written_name(module, found.prefix)]
+  if place == EMBED and config.tie_embeddings:
+    out.append(found.written(HEAD))
+  return out
+
+
+def _adapter_problems(
+  place: Path,
+  parts: dict[str, TensorInfo],
+  found: Sorted,
+  raw: dict[str, Any],
+  config: ModelConfig,
+) -> list[str]:
+  module = module_name(place)
+  names = _aliases(place, module, found, config)
+  if not any(targeted(raw, name, bool(parts)) for name in names):
+    if not parts:
+      return []
+    return [
+      f'{module}: {WEIGHTS} has an adapter of it, and target_modules of '
+      f'{CONFIG} leaves it out: fix target_modules'
+    ]
+  if not parts:
+    return [
+      f'{module}: {CONFIG} has it in target_modules, and {WEIGHTS} has no '
+      'adapter of it: save the adapters again'
+    ]
+  rank = module_rank(raw, names[0])
+  rows, columns = shape(config, place)
+  shapes = {'lora_a': (rank, columns), 'lora_b': (rows, rank)}
+  if raw.get('use_dora'):
+    shapes['magnitude'] = (rows,)
+  problems = []
+  for part in sorted(shapes.keys() | parts.keys()):
+    name = tensor_name(place, part).removeprefix('base_model.model.')
+    if part not in shapes:
+      problems.append(f'{name}: {CONFIG} has use_dora=false: set it to true')
+    else:
+      problems += _mismatch(name, parts.get(part), shapes[part])
+  return problems
+
+
+def _mismatch(
+  name: str, info: TensorInfo | None, expected: tuple[int, ...] | None
+) -> list[str]:
+  if info is None:
+    return [f'{name}: missing from {WEIGHTS}: save the adapters again']
+  if expected is None:
+    return [
+      f'{info.name}: no setting of {CONFIG} asks for it: save the adapters '
+      'again'
+    ]
+  if info.shape != expected:
+    return [
+      f'{name}: {list(info.shape)} in {WEIGHTS}, and the model and the rank '
+      f"ask for {list(expected)}: use the adapters' own base model and config"
+    ]
+  if info.dtype not in DTYPES:
+    return [
+      f'{name}: {info.dtype} is not supported: convert it to one of '
+      f'{", ".join(DTYPES)}'
+    ]
+  return []
