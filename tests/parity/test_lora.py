@@ -177,22 +177,6 @@ def test_files_of_peft_and_back(bases, tmp_path, family, kind):
   np.testing.assert_array_equal(back, expected)
 
 
-def test_lm_head(bases, tmp_path):
-  base = bases('llama')
-  model = _theirs(base, 'dora', target_modules=['lm_head', 'q_proj'])
-  model.save_pretrained(str(tmp_path), save_embedding_layers=False)
-  shape, params = read_config(base), load_params(base, read_config(base))
-  config, lora = read_peft(str(tmp_path), shape)
-  assert config.targets == ('q_proj', 'lm_head')
-  with torch.no_grad():
-    expected = model(torch.tensor(_TOKENS)).logits.numpy()
-  ours = _our_logits(base, lora_lib.variables(params, lora, config))
-  np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
-  model.save_pretrained(str(tmp_path))
-  with pytest.raises(UserError, match='save_embedding_layers=False'):
-    read_peft(str(tmp_path), shape)
-
-
 @pytest.mark.parametrize('kind', ['lora', 'dora'])
 def test_gradients_and_training_equal_peft(bases, tmp_path, kind):
   base = bases('untrained')
