@@ -140,6 +140,17 @@ def read_adapters(path: str, config: ModelConfig) -> Adapters:
     raise UserError(f'lora.path: {error}') from None
 
 
+def read_replaced(path: str, config: ModelConfig) -> dict[tuple[str, ...], Any]:
+  """The parameters of `Source.replaced`, from the PEFT folder that brings them.
+
+  Raises:
+    UserError: as `check_adapters`.
+  """
+  from llm.checkpoints.hf.peft import read_base
+
+  return read_base(_open(path, config))
+
+
 def _open(path: str, config: ModelConfig) -> PeftFolder:
   try:
     return open_peft(path, config)

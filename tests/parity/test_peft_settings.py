@@ -18,6 +18,7 @@ from llm.checkpoints.source import (
   read_adapters,
 )
 from llm.models import lora as lora_lib
+from llm.models.lora_fit import base_leaf
 from llm.models.transformer import Transformer
 from tests.parity.families import CASES, load_torch, save_model
 
@@ -224,10 +225,7 @@ def test_another_vocabulary(bases, tmp_path, family, copies):
   got = _logits(source.config, lora_lib.variables(params, lora, settings))
   np.testing.assert_allclose(got, expected, rtol=0, atol=2e-4)
 
-  leaf = lambda path: functools.reduce(
-    lambda tree, key: tree[key], path, params
-  )
-  brought = {path: leaf(path) for path in source.replaced}
+  brought = {path: base_leaf(params, path) for path in source.replaced}
   save_peft(ours, settings, source.config, lora, base=brought)
   again = _ours(base, ours)
   assert again[0].config == source.config and again[1] == settings

@@ -84,12 +84,9 @@ def read_peft(path: str, config: ModelConfig) -> tuple[LoraConfig, Any]:
   return folder.settings, lora
 
 
-def read_base(folder: PeftFolder) -> Any:
+def read_base(folder: PeftFolder) -> dict[Path, jax.Array]:
   """The parameters of the base that a folder brings along, in float32."""
-  out = {}
-  for place, info in folder.base.items():
-    lora_lib.insert(out, place, _read(info))
-  return out
+  return {place: _read(info) for place, info in folder.base.items()}
 
 
 def save_peft(

@@ -16,7 +16,7 @@ from llm.checkpoints.hf.peft import read_base
 from llm.checkpoints.hf.peft_folder import PeftFolder
 from llm.checkpoints.opened import Progress, Source
 from llm.models.lora_places import EMBED, HEAD, TABLES, Path
-from llm.models.lora_tree import insert, leaves
+from llm.models.lora_tree import insert
 
 
 def load_base(
@@ -42,7 +42,7 @@ def load_base(
   if folder.config.vocab_size != source.config.vocab_size:
     inner = _whole_tables(shardings)
   params = source.load(dtype, inner, progress)
-  for path, leaf in leaves(read_base(folder)):
+  for path, leaf in read_base(folder).items():
     insert(params, path, _place(leaf.astype(dtype), shardings, path))
   if source.config.tie_embeddings and not folder.config.tie_embeddings:
     table = jnp.copy(params[EMBED[0]][TABLES[EMBED]])
