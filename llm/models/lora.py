@@ -49,6 +49,7 @@ from llm.models.lora_fit import base_leaf, check_fit, check_float
 from llm.models.lora_places import (
   EMBED,
   FUSED,
+  ROWS,
   TABLES,
   match_tokens,
   match_whole,
@@ -57,7 +58,6 @@ from llm.models.lora_places import (
   shape,
 )
 from llm.models.lora_tree import (
-  ROWS,
   copies,
   count_parameters,
   insert,

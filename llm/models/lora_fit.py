@@ -6,8 +6,8 @@ import jax
 
 from llm.errors import UserError
 from llm.models.lora_config import LoraConfig, module_label
-from llm.models.lora_places import EMBED, FUSED, HEAD, TABLES
-from llm.models.lora_tree import ROWS, items, leaves
+from llm.models.lora_places import EMBED, FUSED, HEAD, ROWS, TABLES
+from llm.models.lora_tree import items, leaves
 from llm.models.projections import sizes
 from llm.models.weights import is_packed, sliced
 

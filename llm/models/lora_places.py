@@ -23,6 +23,10 @@ FUSED = {
 HEAD, EMBED = ('lm_head',), ('embedder',)
 # The leaf of a table in the tree of parameters.
 TABLES = {EMBED: 'embedding', HEAD: 'kernel'}
+# What an adapter consists of, and the rows of a table that are trained; every
+# other leaf is a whole copy of the parameter in its place.
+PARTS = ('lora_a', 'lora_b', 'magnitude')
+ROWS = 'rows'
 _IN_EXPERTS = ('gate_proj', 'up_proj', 'down_proj')
 
 

@@ -8,12 +8,7 @@ import jax.numpy as jnp
 
 from llm.errors import UserError
 from llm.models.config import ModelConfig
-
-Path = tuple[str, ...]
-# What an adapter consists of, and the rows of a table that are trained; every
-# other leaf is a whole copy of the parameter in its place.
-PARTS = ('lora_a', 'lora_b', 'magnitude')
-ROWS = 'rows'
+from llm.models.lora_places import PARTS, ROWS, Path
 
 
 def insert(tree: Any, path: Path, value: Any) -> None:

@@ -14,7 +14,6 @@ from llm.models import lora as lora_lib
 from llm.models.cache import init_cache
 from llm.models.layers import Linear
 from llm.models.lora_config import LoraConfig
-from llm.models.lora_places import match_targets
 from llm.models.transformer import Transformer, init_params, stack_layers
 from llm.train.state import init_state
 from llm.train.step import make_train_step
@@ -149,12 +148,6 @@ def test_merge_by_hand():
   np.testing.assert_array_equal(new, old)
   merged['layers_1']['attn']['qkv']['kernel'] = old
   jax.tree.map(np.testing.assert_array_equal, merged, params)
-
-
-def test_scales():
-  assert LoraConfig().scale(6.0, 4) == 1.5
-  assert LoraConfig(rslora=True).scale(6.0, 4) == 3.0
-  assert LoraConfig().scale(6.0, 2) == 3.0
 
 
 def test_gradients_scanned_rematerialised_and_through_merged_weights():
@@ -340,59 +333,6 @@ def test_count_parameters():
   # q: 32 -> 32, down: 48 -> 32; rank 3, two layers.
   assert trained == 2 * 3 * ((32 + 32) + (48 + 32))
   assert total - trained == sum(x.size for x in jax.tree.leaves(params))
-
-
-def test_targets():
-  config = tiny.config()
-  paths = {'/'.join(p) for p in match_targets(LoraConfig(), config)}
-  assert len(paths) == 14 and 'lm_head' not in paths
-  some = LoraConfig(targets=('layers_1/attn/[qv]', 'lm_head', 'down_proj'))
-  assert ['/'.join(p) for p in match_targets(some, config)] == [
-    'layers_0/mlp/down',
-    'layers_1/attn/q',
-    'layers_1/attn/v',
-    'layers_1/mlp/down',
-    'lm_head',
-  ]
-  experts = tiny.config('experts')
-  found = match_targets(LoraConfig(targets=_ATTENTION), experts)
-  assert len(found) == 8
-
-
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    ({'rank': 0}, 'lora.rank=0: use a whole number above 0'),
-    ({'rank': 2.5}, 'lora.rank=2.5'),
-    ({'rank': True}, 'lora.rank=True'),
-    ({'alpha': 0.0}, 'lora.alpha=0.0'),
-    ({'alpha': float('nan')}, 'lora.alpha=nan'),
-    ({'dropout': 1.0}, 'lora.dropout=1.0'),
-    ({'targets': 'q_proj'}, r"lora.targets='q_proj': use a tuple"),
-    ({'targets': ()}, 'nothing to train'),
-  ],
-)
-def test_wrong_settings_are_refused(fields, message):
-  with pytest.raises(UserError, match=message):
-    LoraConfig(**fields)
-
-
-@pytest.mark.parametrize(
-  'target, changes, message',
-  [
-    ('q_prj', {}, "'q_prj' names nothing.*did you mean one of q_proj"),
-    ('layers_2/attn/q', {}, r'of 2 layers.*layers_\d/attn/q'),
-    ('layers_(', {}, 'not a regular expression'),
-    ('embed_tokens', {}, 'cannot be adapted'),
-    ('lm_head', {'tie_embeddings': True}, 'is the token table'),
-    ('all-linear', {'kind': 'experts'}, "experts.*'q_proj', 'k_proj'"),
-    ('up_proj', {'kind': 'experts'}, 'experts'),
-    ('layers_0/mlp/up', {'kind': 'experts'}, 'names nothing'),
-  ],
-)
-def test_wrong_targets_are_refused(target, changes, message):
-  with pytest.raises(UserError, match=message):
-    match_targets(LoraConfig(targets=(target,)), tiny.config(**changes))
 
 
 def test_adapters_that_do_not_fit_are_refused():

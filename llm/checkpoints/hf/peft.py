@@ -40,11 +40,12 @@ from llm.models.lora_config import LoraConfig
 from llm.models.lora_places import (
   EMBED,
   HEAD,
+  ROWS,
   TABLES,
   Path,
   paths,
 )
-from llm.models.lora_tree import ROWS, leaves
+from llm.models.lora_tree import leaves
 
 __all__ = [
   'CONFIG',

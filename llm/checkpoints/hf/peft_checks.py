@@ -22,13 +22,14 @@ from llm.models.lora_config import module_label
 from llm.models.lora_places import (
   EMBED,
   HEAD,
+  PARTS,
+  ROWS,
   TABLES,
   Path,
   paths,
   shape,
   whole_shape,
 )
-from llm.models.lora_tree import PARTS, ROWS
 
 WEIGHTS = 'adapter_model.safetensors'
 

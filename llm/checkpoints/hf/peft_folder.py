@@ -46,12 +46,13 @@ from llm.models.lora_config import LoraConfig, module_label
 from llm.models.lora_places import (
   EMBED,
   HEAD,
+  PARTS,
+  ROWS,
   TABLES,
   Path,
   paths,
   whole_paths,
 )
-from llm.models.lora_tree import PARTS, ROWS
 
 PICKLED = 'adapter_model.bin'
 _MERGE = 'merge it with PEFT, and load the merged model'

@@ -24,12 +24,12 @@ from llm.models.config import ModelConfig
 from llm.models.lora_places import (
   EMBED,
   HEAD,
+  ROWS,
   TABLES,
   Path,
   paths,
   whole_paths,
 )
-from llm.models.lora_tree import ROWS
 
 # Kinds of tensors besides the parts of an adapter and the rows of a table.
 COPY, BASE, ORIGINAL, WHOLE = 'copy', 'base', 'original', 'whole'
