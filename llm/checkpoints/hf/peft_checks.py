@@ -63,30 +63,46 @@ def mismatches(
       if (*place, part) in found.tensors
     }
     problems += _adapter_problems(place, parts, found, raw, config)
-  wanted = {}
+  wanted, names = {}, {}
   for module, path in whole_modules(config).items():
-    if any(
-      copied(raw, name) for name in _aliases(path[:-1], module, found, config)
-    ):
+    names[path] = f'{module}.weight'
+    aliases = _aliases(path[:-1], module, found, config)
+    if any(copied(raw, name) for name in aliases):
       wanted[path] = whole_shape(config, path)
-  for place in TABLES:
+  for place in (place for place in TABLES if place in paths(config)):
+    rows = (*place, ROWS)
+    names[rows] = f'{module_name(place)}.token_adapter.trainable_tokens_delta'
     ids = token_rows(raw, found.written(place))
-    if not ids or place not in paths(config):
-      continue
-    wanted[(*place, ROWS)] = (len(ids), config.embed_dim)
-    if max(ids) >= config.vocab_size:
-      problems.append(
-        f'trainable_token_indices: {module_label(place)} has no row {max(ids)} '
-        f'in a model of {config.vocab_size} tokens: use its own base model'
-      )
+    if ids:
+      wanted[rows] = (len(ids), config.embed_dim)
+    problems += _row_problems(place, ids, found, config)
   present = {p for p in found.tensors if p[-1] not in PARTS}
-  for path in sorted(wanted.keys() | present):
-    problems += _mismatch(
-      '/'.join(path), found.tensors.get(path), wanted.get(path)
-    )
-  for path, info in found.base.items():
-    problems += _mismatch('/'.join(path), info, whole_shape(config, path))
+  for path, name in names.items():
+    if path in wanted or path in present:
+      problems += _mismatch(name, found.tensors.get(path), wanted.get(path))
+    if path in found.base:
+      problems += _mismatch(name, found.base[path], whole_shape(config, path))
   return problems
+
+
+def _row_problems(
+  place: Path, ids: tuple[int, ...], found: Sorted, config: ModelConfig
+) -> list[str]:
+  """Rows that are not there, or of a table that is trained otherwise."""
+  if not ids:
+    return []
+  name, out = module_label(place), []
+  if max(ids) >= config.vocab_size:
+    out.append(
+      f'trainable_token_indices: {name} has no row {max(ids)} in a model of '
+      f"{config.vocab_size} tokens: use the adapters' own base model"
+    )
+  if any(path[0] == place[0] and path[-1] != ROWS for path in found.tensors):
+    out.append(
+      f'trainable_token_indices: {name} is in target_modules or '
+      'modules_to_save as well, which PEFT does not define: use one of them'
+    )
+  return out
 
 
 def _aliases(

@@ -162,7 +162,8 @@ def _sort(
   check_one_adapter(path, known)
   found, problems = Sorted({}, {}, prefix_of(known)), []
   for name, key in keys.items():
-    if key is not None and key.kind == ORIGINAL and copied(raw, key.written):
+    own = key is not None and _is_copied(key, found, raw, config)
+    if own and key.kind == ORIGINAL:
       continue  # what the copy replaces
     tree, place = found.tensors, None
     if key is not None and key.module in places and key.kind in PARTS:
@@ -172,7 +173,7 @@ def _sort(
       place = (*table, ROWS) if table in TABLES else None
     elif key is not None and key.kind in (COPY, WHOLE, BASE):
       place = wholes.get(key.module)
-      if key.kind == BASE or not copied(raw, key.written):
+      if key.kind == BASE or not own:
         tree = found.base
       if key.kind == COPY and tree is found.base:
         place = None
@@ -183,6 +184,17 @@ def _sort(
     else:
       tree[place] = infos[name]
   return found, problems
+
+
+def _is_copied(
+  key: Key, found: Sorted, raw: dict[str, Any], config: ModelConfig
+) -> bool:
+  """Whether PEFT trains a whole copy of the module of a tensor."""
+  names = [key.written]
+  if config.tie_embeddings and raw.get('ensure_weight_tying'):
+    tables = [found.written(place) for place in TABLES]
+    names += tables if key.written in tables else []
+  return any(copied(raw, name) for name in names)
 
 
 def _why_not(key: Key | None, places: dict[str, Path]) -> str:
@@ -235,7 +247,8 @@ def _tables(
         if info is not None and ours in tensors:
           twins.append((tensors[ours], info, theirs != head))
     elif _has_sides(raw, found):
-      if (*EMBED, ROWS) in tensors and (*HEAD, ROWS) not in tensors:
+      own = {path[1] for path in tensors if path[:1] == EMBED}
+      if own == {ROWS} and (*HEAD, ROWS) not in tensors:
         raise UserError(
           f'{file}: trainable_token_indices beside an lm_head of its own, '
           'where both are one table: PEFT does not define it: use '
