@@ -9,6 +9,9 @@ from llm.data import curriculum
 from llm.errors import UserError, without_field
 from llm.losses.options import KTO as KTO_OPTIONS
 from llm.losses.options import PREFERENCE, REFERENCE_FREE, check_options
+from llm.models.lora_config import LoraConfig, is_named
+from llm.models.lora_places import HEAD
+from llm.runs.base import lora_config
 from llm.runs.checks import given_options
 
 KTO = 'kto'  # of rated completions, not of pairs: see `llm.align.kto`
@@ -185,10 +188,25 @@ def check_reward(config) -> None:
       f'lora.export={config.lora.export!r}: adapters alone lack the head of a '
       'reward model; set export, which merges them'
     )
-  if config.lora.rank and 'lm_head' in config.lora.targets:
-    raise UserError(
-      "lora.targets: 'lm_head' is not there in a reward model; leave it out"
-    )
+  lora = lora_config(config.lora)
+  if lora is not None:
+    _check_no_head(lora)
+
+
+def _check_no_head(lora: LoraConfig) -> None:
+  """Refuses what would train an output table, which a reward model lacks."""
+  tables = tuple(name for name, _ in lora.tokens)
+  for field, names in (
+    ('targets', lora.targets),
+    ('modules_to_save', lora.modules_to_save),
+    ('tokens', tables),
+  ):
+    for name in names:
+      if is_named(name, HEAD):
+        raise UserError(
+          f'lora.{field}: {name!r} takes in lm_head, which is not there in a '
+          'reward model; leave it out'
+        )
 
 
 def reads_completions(rollout) -> bool:

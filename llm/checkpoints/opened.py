@@ -36,6 +36,8 @@ class Source:
       tree of where each parameter shall lie, None for the default device;
       `progress` is called after each tensor. Raises UserError where files are
       missing, broken, or do not fit `config`.
+    replaced: paths of the parameters that are not those at `path`, for adapters
+      brought them along.
   """
 
   path: str
@@ -47,6 +49,7 @@ class Source:
   end_ids: Mapping[str, tuple[int, ...]] = dataclasses.field(
     default_factory=dict
   )
+  replaced: tuple[tuple[str, ...], ...] = ()
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer | None:

@@ -11,11 +11,12 @@ from typing import Any
 
 from llm.checkpoints import llama2c
 from llm.checkpoints.hf import source as hf
-from llm.checkpoints.hf.peft_folder import open_peft
+from llm.checkpoints.hf.peft_folder import PeftFolder, open_peft
 from llm.checkpoints.opened import Progress, Source
 from llm.errors import UserError
 from llm.models.config import ModelConfig
 from llm.models.lora_config import LoraConfig
+from llm.text.tokenizer import find_tokenizer
 
 # Called in this order with (path, where the tokenizer is or None). Each looks
 # at what the path is; one that it does not know gives None. Files of llama2.c
@@ -60,35 +61,60 @@ def add_adapters(source: Source, path: str) -> Source:
   Raises:
     UserError: as `check_adapters`.
   """
-  check_adapters(path, source.config)
+  source = fit_adapters(source, path)
 
   def load(
     dtype: Any, shardings: Any = None, progress: Progress | None = None
   ) -> Any:
     import jax
 
-    from llm.checkpoints.hf.peft import read_projections, read_table_adapter
     from llm.models import lora as lora_lib
 
-    settings, lora = read_projections(path, source.config)
-    replaced = open_peft(path, source.config).saved
-    more = {'replaced': replaced} if replaced else {}
-    base = source.load(dtype, shardings, progress, **more)
-    table = read_table_adapter(path, source.config)
-    if table is not None:
-      old = base['embedder']['embedding']
-      new = (old.astype(table.dtype) + table).astype(old.dtype)
-      new = jax.device_put(new, old.sharding)
-      base = {**base, 'embedder': {'embedding': new}}
+    settings, lora = read_adapters(path, source.config)
     merge = jax.jit(
       lora_lib.merge,
       static_argnums=2,
       donate_argnums=0,
       out_shardings=shardings,
     )
-    return merge(base, lora, settings)
+    return merge(source.load(dtype, shardings, progress), lora, settings)
 
   return dataclasses.replace(source, load=load)
+
+
+def fit_adapters(source: Source, path: str) -> Source:
+  """The model that the adapters of a PEFT folder are beside.
+
+  It is `source` itself, unless the folder brings tables of its own along
+  (those of another vocabulary come with its tokenizer), or unties the tables.
+
+  Raises:
+    UserError: as `check_adapters`.
+  """
+  folder = _open(path, source.config)
+  if folder.config == source.config and not folder.base:
+    return source
+
+  def load(
+    dtype: Any, shardings: Any = None, progress: Progress | None = None
+  ) -> Any:
+    from llm.checkpoints.hf.peft_base import load_base
+
+    return load_base(source, folder, dtype, shardings, progress)
+
+  tokenizer, own = source.tokenizer_path, find_tokenizer(path)
+  resized = folder.config.vocab_size != source.config.vocab_size
+  beside = find_tokenizer(source.path)
+  default = tokenizer in (None, None if beside is None else str(beside))
+  if resized and default and own is not None:
+    tokenizer = str(own)
+  return dataclasses.replace(
+    source,
+    config=folder.config,
+    load=load,
+    tokenizer_path=tokenizer,
+    replaced=tuple(folder.base),
+  )
 
 
 def check_adapters(path: str, config: ModelConfig) -> LoraConfig:
@@ -97,10 +123,7 @@ def check_adapters(path: str, config: ModelConfig) -> LoraConfig:
   Raises:
     UserError: as `peft_folder.open_peft`.
   """
-  try:
-    return open_peft(path, config).settings
-  except UserError as error:
-    raise UserError(f'lora.path: {error}') from None
+  return _open(path, config).settings
 
 
 def read_adapters(path: str, config: ModelConfig) -> Adapters:
@@ -111,8 +134,28 @@ def read_adapters(path: str, config: ModelConfig) -> Adapters:
   """
   from llm.checkpoints.hf import peft
 
-  check_adapters(path, config)
-  return peft.read_peft(path, config)
+  try:
+    return peft.read_peft(path, config)
+  except UserError as error:
+    raise UserError(f'lora.path: {error}') from None
+
+
+def read_replaced(path: str, config: ModelConfig) -> dict[tuple[str, ...], Any]:
+  """The parameters of `Source.replaced`, from the PEFT folder that brings them.
+
+  Raises:
+    UserError: as `check_adapters`.
+  """
+  from llm.checkpoints.hf.peft import read_base
+
+  return read_base(_open(path, config))
+
+
+def _open(path: str, config: ModelConfig) -> PeftFolder:
+  try:
+    return open_peft(path, config)
+  except UserError as error:
+    raise UserError(f'lora.path: {error}') from None
 
 
 def check_dtype(dtype: str) -> None:

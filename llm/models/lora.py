@@ -10,8 +10,13 @@ DoRA (2402.09353) rescales each output row to a learned length m:
 Adapters are a tree of their own, one entry for each projection that a Hugging
 Face checkpoint knows, so that they convert to PEFT's format and back:
 
-  layers_{i}/attn/{q,k,v,o}/{lora_a, lora_b}   and mlp/{gate,up,down}, lm_head;
-  and magnitude [out] with DoRA. Stacked: layers/block/… with a leading L.
+  layers_{i}/attn/{q,k,v,o}/{lora_a, lora_b}   and mlp/{gate,up,down}, lm_head,
+  embedder; and magnitude [out] with DoRA. Stacked: layers/block/… with a
+  leading L. The token table maps one-hot tokens to D: W is its transpose.
+
+Beside them may stand whole trained copies of parameters, under the names that
+these have in the base (`final_norm/scale`, `lm_head/kernel`, …), and `rows`
+[n, D] of a table, which replace those that `LoraConfig.tokens` names.
 
 `variables(base, lora, config)` turns both trees into what the model runs on.
 The products are added to the activations, W x + s B (A x), inside `Linear`. The
@@ -20,11 +25,12 @@ whole weight, a third of the arithmetic of a step; here it is never computed,
 nor is the sum ever formed, and the base may stay in another dtype. The row
 norms of DoRA come from |W|^2 + 2 s W A' . B + s^2 |B A|^2 by row; its
 magnitudes need the output of W itself in the backward pass, which costs what
-is saved again if blocks are rematerialised. The output weight (lm_head) is the
-exception: losses take it as one array, so its effective value is formed.
+is saved again if blocks are rematerialised. The tables (lm_head, embedder) are
+the exception: losses take them as one array, so their effective values are
+formed.
 
 A base weight may be packed (`llm.models.weights`): the products are added to
-what it gives. Only DoRA and an adapted lm_head read it as an array.
+what it gives. Only DoRA and an adapted table read it as an array.
 
 Decoding many tokens with fixed adapters: `merge` them once, which gives plain
 parameters, equal to the two trees within rounding.
@@ -37,19 +43,44 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm.errors import UserError
 from llm.models.config import ModelConfig
-from llm.models.lora_config import (
+from llm.models.lora_config import LoraConfig, module_label
+from llm.models.lora_fit import base_leaf, check_fit, check_float
+from llm.models.lora_places import (
+  EMBED,
   FUSED,
-  HEAD,
-  LoraConfig,
-  match_targets,
+  ROWS,
+  TABLES,
+  match_tokens,
+  match_whole,
   paths,
+  resolve,
   shape,
+)
+from llm.models.lora_tree import (
+  copies,
+  count_parameters,
+  insert,
+  items,
+  leaves,
+  overlay,
+  stack,
+  unstack,
 )
 from llm.models.projections import join, projections, sizes, split
 from llm.models.weights import dense, is_packed, sliced
 
+__all__ = [
+  'count_parameters',
+  'init_lora',
+  'insert',
+  'items',
+  'merge',
+  'shape',
+  'stack',
+  'unstack',
+  'variables',
+]
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -59,14 +90,15 @@ def init_lora(
   """Fresh adapters, with which the model computes what it did without them.
 
   A is uniform in +-1 / sqrt(in) (PEFT's kaiming_uniform with a = sqrt(5)), B is
-  zero, and the magnitudes of DoRA are the row norms of the base. What a
-  projection draws does not depend on which others are targets.
+  zero, and the magnitudes of DoRA are the row norms of the base; for the token
+  table A is zero, and B normal, as PEFT has it. What a projection draws does
+  not depend on which others are targets. Copies and rows are the base's.
 
   Args:
     config: what to adapt.
     model_config: the model.
-    base: its parameters, with unrolled or stacked layers; without DoRA their
-      shapes are enough (`jax.eval_shape`).
+    base: its parameters, with unrolled or stacked layers; their shapes are
+      enough (`jax.eval_shape`) without DoRA, copies and rows.
     rng: typed key.
 
   Returns:
@@ -77,97 +109,45 @@ def init_lora(
   """
   lora = {}
   index = {path: i for i, path in enumerate(paths(model_config))}
-  for path in match_targets(config, model_config):
-    rows, columns = shape(model_config, path)
-    rank = config.rank_of(path)
+  for path, (rank, _) in resolve(config, model_config).items():
     key = jax.random.fold_in(rng, index[path])
-    bound = 1.0 / math.sqrt(columns)
-    insert(
-      lora,
-      path,
-      {
-        'lora_a': jax.random.uniform(
-          key, (rank, columns), jnp.float32, -bound, bound
-        ),
-        'lora_b': jnp.zeros((rows, rank), jnp.float32),
-      },
-    )
+    insert(lora, path, _fresh(key, path, rank, *shape(model_config, path)))
+  for path in match_whole(config, model_config):
+    insert(lora, path, _copy(base, path))
+  for path, ids in match_tokens(config, model_config).items():
+    table = _copy(base, (*path, TABLES[path]))
+    insert(lora, path, {ROWS: table[jnp.asarray(ids)]})
   if 'layers' in base:
-    check_alike(config, model_config)
     lora = stack(lora, model_config)
   if config.dora:
     lora = _with_magnitudes(base, lora)
   return lora
 
 
-def insert(lora: Any, path: tuple[str, ...], adapter: dict) -> None:
-  """Puts an adapter into a tree, in place."""
-  for key in path[:-1]:
-    lora = lora.setdefault(key, {})
-  lora[path[-1]] = adapter
+def _copy(base: Any, path: tuple[str, ...]) -> jax.Array:
+  """A parameter of unrolled layers in float32, wherever it lies in the base."""
+  if path[0].startswith('layers_') and 'layers' in base:
+    index = int(path[0].removeprefix('layers_'))
+    leaf = base_leaf(base, ('layers', 'block', *path[1:]))
+    return dense(sliced(leaf, index), jnp.float32)
+  return dense(base_leaf(base, path), jnp.float32)
 
 
-def items(lora: Any) -> Iterator[tuple[tuple[str, ...], dict]]:
-  """(path, adapter) of a tree with unrolled layers, in no special order."""
-  for key, value in lora.items():
-    if 'lora_a' in value:
-      yield (key,), value
-    else:
-      yield from (((key, *path), leaf) for path, leaf in items(value))
-
-
-def stack(lora: Any, config: ModelConfig) -> Any:
-  """`layers_i` -> `layers/block` with a leading L axis, for scanned layers.
-
-  Raises:
-    UserError: the layers are not adapted alike.
-  """
-  layers = [lora.get(f'layers_{i}', {}) for i in range(config.num_layers)]
-  shapes = [jax.tree.map(jnp.shape, layer) for layer in layers]
-  for i, found in enumerate(shapes):
-    if found != shapes[0]:
-      raise UserError(
-        f'lora: layer {i} is not adapted as layer 0 is, and scanned layers '
-        'must be alike: use the same targets and ranks in all of them, or '
-        'layers that are not scanned'
-      )
-  out = {k: v for k, v in lora.items() if not k.startswith('layers_')}
-  if layers[0]:
-    out['layers'] = {'block': jax.tree.map(lambda *x: jnp.stack(x), *layers)}
-  return out
-
-
-def check_alike(config: LoraConfig, model_config: ModelConfig) -> None:
-  """Refuses alphas that differ between layers, where layers are stacked.
-
-  Raises:
-    UserError: naming the projection.
-  """
-  for path in match_targets(config, model_config):
-    first = ('layers_0', *path[1:])
-    if path != HEAD and config.scale(path, 1) != config.scale(first, 1):
-      raise UserError(
-        f'lora.alpha_pattern: {"/".join(path)} has another alpha than layer 0,'
-        ' and scanned layers must be alike: use the same in all of them, or '
-        'layers that are not scanned'
-      )
-
-
-def unstack(lora: Any, config: ModelConfig) -> Any:
-  """The inverse of `stack`; a tree of unrolled layers stays as it is."""
-  out = {k: v for k, v in lora.items() if k != 'layers'}
-  if 'layers' in lora:
-    for i in range(config.num_layers):
-      out[f'layers_{i}'] = jax.tree.map(
-        lambda x, i=i: x[i], lora['layers']['block']
-      )
-  return out
-
-
-def count_parameters(base: Any, lora: Any) -> tuple[int, int]:
-  """(trained, of all): numbers of the adapters, and of both trees together."""
-  trained = sum(x.size for x in jax.tree.leaves(lora))
-  return trained, trained + sum(x.size for x in jax.tree.leaves(base))
+def _fresh(
+  key: jax.Array, path: Any, rank: int, rows: int, columns: int
+) -> Any:
+  if path == EMBED:
+    return {
+      'lora_a': jnp.zeros((rank, columns), jnp.float32),
+      'lora_b': jax.random.normal(key, (rows, rank), jnp.float32),
+    }
+  bound = 1.0 / math.sqrt(columns)
+  return {
+    'lora_a': jax.random.uniform(
+      key, (rank, columns), jnp.float32, -bound, bound
+    ),
+    'lora_b': jnp.zeros((rows, rank), jnp.float32),
+  }
 
 
 def variables(
@@ -180,7 +160,7 @@ def variables(
   """What the model runs on: `model.apply(variables(…), tokens, …)`.
 
   Differentiable in both trees; a gradient with respect to `lora` costs no
-  gradient of a base weight, other than that of an adapted lm_head.
+  gradient of a base weight, other than that of an adapted table.
 
   Args:
     base: the frozen parameters.
@@ -191,23 +171,22 @@ def variables(
   Raises:
     UserError: an adapter that the base has no place for.
   """
-  _check_fit(base, lora, config)
+  check_fit(base, lora, config)
 
-  def run(block, adapters, layer, where):
+  def run(block, adapters, layer):
     out = {}
     for number, (module, linear, found) in enumerate(_fused(adapters)):
-      kernel = block[module][linear]['kernel']
-      entry = _entry(kernel, linear, found, config, (where, module))
+      entry = _entry(block[module][linear]['kernel'], linear, found, config)
       if keys is not None and config.dropout:
         entry['keys'] = _fold(_fold(keys, layer), number)
         entry['rate'] = jnp.float32(config.dropout)
       out.setdefault(module, {})[linear] = {'adapter': entry}
     return out
 
-  params = base
-  if 'lm_head' in lora:
-    params = {**base, 'lm_head': _merged_head(base, lora, config)}
-  return {'params': params, 'lora': _map_layers(run, base, lora)}
+  params = overlay(base, copies(lora))
+  params = overlay(params, _tables(params, lora, config))
+  adapters = _map_layers(run, base, _with_factors(lora, config))
+  return {'params': params, 'lora': adapters}
 
 
 def merge(base: Any, lora: Any, config: LoraConfig) -> Any:
@@ -226,42 +205,40 @@ def merge(base: Any, lora: Any, config: LoraConfig) -> Any:
     UserError: an adapter that the base has no place for, or whose weight is
       packed.
   """
-  _check_fit(base, lora, config)
+  check_fit(base, lora, config)
 
-  def fold(block, adapters, layer, where):
+  def fold(block, adapters, layer):
     del layer
     out = {}
     for module, linear, found in _fused(adapters):
       kernel = block[module][linear]['kernel']
-      _check_float(kernel, f'{module}/{linear}')
+      check_float(kernel, f'{module}/{linear}')
       parts = split(linear, kernel)
       for name, adapter in found.items():
-        path = (where, module, name)
-        parts[name] = _merged(parts[name], adapter, config, path)
+        parts[name] = _merged(parts[name], adapter)
       new = join(linear, parts, kernel).reshape(kernel.shape)
       out.setdefault(module, {})[linear] = {'kernel': new}
     return out
 
-  merged = _overlay(base, _map_layers(fold, base, lora))
-  if 'lm_head' in lora:
-    _check_float(base['lm_head']['kernel'], 'lm_head')
-    merged = {**merged, 'lm_head': _merged_head(base, lora, config)}
-  return merged
-
-
-def _check_float(weight: Any, name: str) -> None:
-  if is_packed(weight):
-    raise UserError(
-      f'lora: the base weight {name} is packed, and adapters cannot be merged '
-      'into it: keep them beside it, or merge them into float weights'
-    )
+  for path, leaf in TABLES.items():
+    if {'lora_a', ROWS} & lora.get(path[0], {}).keys():
+      check_float(base[path[0]][leaf], module_label(path))
+  scaled = _with_factors(lora, config)
+  merged = overlay(base, _map_layers(fold, base, scaled))
+  new = {}
+  for path, copy in leaves(copies(lora)):
+    old = base_leaf(base, path)
+    dtype = copy.dtype if is_packed(old) else old.dtype
+    insert(new, path, copy.astype(dtype))
+  merged = overlay(merged, new)
+  return overlay(merged, _tables(merged, lora, config))
 
 
 def _with_magnitudes(base: Any, lora: Any) -> Any:
   """The adapters with DoRA's magnitudes, the row norms of the base."""
 
-  def add(block, adapters, layer, where):
-    del layer, where
+  def add(block, adapters, layer):
+    del layer
     out = {}
     for module, linear, found in _fused(adapters):
       weights = projections(linear, block[module][linear]['kernel'])
@@ -271,29 +248,45 @@ def _with_magnitudes(base: Any, lora: Any) -> Any:
     return out
 
   new = _map_layers(add, base, lora)
-  if 'lm_head' in lora:
-    head = dense(base['lm_head']['kernel'], jnp.float32)
-    new['lm_head'] = {'magnitude': jnp.linalg.norm(head, axis=-1)}
-  return _overlay(lora, new)
+  for path, leaf in TABLES.items():
+    if 'lora_a' in lora.get(path[0], {}):
+      weight = _as_map(path, dense(base[path[0]][leaf], jnp.float32))
+      new[path[0]] = {'magnitude': jnp.linalg.norm(weight, axis=-1)}
+  return overlay(lora, new)
+
+
+def _with_factors(lora: Any, config: LoraConfig) -> Any:
+  """The adapters of the layers, each with its s as `factor`; [L] if stacked."""
+  out = {}
+  for path, adapter in items(lora):
+    if path in TABLES:
+      continue
+    rank = adapter['lora_a'].shape[-2]
+    if path[0] == 'layers':
+      count = adapter['lora_a'].shape[0]
+      own = [(f'layers_{i}', *path[2:]) for i in range(count)]
+      factor = [config.scale(config.alpha_of(p), rank) for p in own]
+    else:
+      factor = config.scale(config.alpha_of(path), rank)
+    factor = jnp.asarray(factor, adapter['lora_b'].dtype)
+    insert(out, path, {**adapter, 'factor': factor})
+  return out
 
 
 def _map_layers(function: Any, base: Any, lora: Any) -> Any:
-  """function(params, adapters, number, name) of each layer, stacked or not.
-
-  Stacked layers are alike, and have the name of the first.
-  """
+  """function(params, adapters, number) of each layer, stacked or not."""
   out = {}
   for name, adapters in lora.items():
     if name == 'layers':
       count = jax.tree.leaves(adapters)[0].shape[0]
       out[name] = {
-        'block': jax.vmap(lambda *args: function(*args, 'layers_0'))(
+        'block': jax.vmap(function)(
           base[name]['block'], adapters['block'], jnp.arange(count)
         )
       }
-    elif name != 'lm_head':
+    elif name.startswith('layers_'):
       number = int(name.removeprefix('layers_'))
-      out[name] = function(base[name], adapters, number, name)
+      out[name] = function(base[name], adapters, number)
   return out
 
 
@@ -306,22 +299,8 @@ def _fused(adapters: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
       yield module, linear, found
 
 
-def _overlay(tree: Any, new: Any) -> Any:
-  """The tree with the leaves of `new` put over it."""
-  if not isinstance(tree, dict):
-    return new
-  out = dict(tree)
-  for key, value in new.items():
-    out[key] = _overlay(tree[key], value) if key in tree else value
-  return out
-
-
 def _entry(
-  kernel: Any,
-  linear: str,
-  found: dict[str, Any],
-  config: LoraConfig,
-  place: tuple[str, str],
+  kernel: Any, linear: str, found: dict[str, Any], config: LoraConfig
 ) -> dict[str, jax.Array]:
   """The adapters of a fused map as one of rank R = the sum of theirs.
 
@@ -341,12 +320,11 @@ def _entry(
     adapter = found[name]
     rank = adapter['lora_a'].shape[0]
     b[name] = jnp.pad(
-      config.scale((*place, name), rank) * adapter['lora_b'],
+      adapter['factor'] * adapter['lora_b'],
       ((0, 0), (start, a.shape[0] - start - rank)),
     )
     if config.dora:
-      factor = _row_factor(weights[name], adapter, config, (*place, name))
-      factors[name] = factor[:, None]
+      factors[name] = _row_factor(weights[name], adapter)[:, None]
     start += rank
   entry = {'a': a, 'b': join(linear, b, kernel)}
   if config.dora:
@@ -354,18 +332,13 @@ def _entry(
   return entry
 
 
-def _row_factor(
-  weight: jax.Array,
-  adapter: dict,
-  config: LoraConfig,
-  path: tuple[str, ...],
-) -> jax.Array:
+def _row_factor(weight: jax.Array, adapter: dict) -> jax.Array:
   """m / |W + s B A| by row, float32[out]; the norm is a constant."""
   w, a, b = (
     jax.lax.stop_gradient(x).astype(jnp.float32)
     for x in (weight, adapter['lora_a'], adapter['lora_b'])
   )
-  s = config.scale(path, a.shape[0])
+  s = adapter['factor'].astype(jnp.float32)
   cross = jnp.matmul(w, a.T, precision=_HIGHEST)
   own = jnp.matmul(
     b, jnp.matmul(a, a.T, precision=_HIGHEST), precision=_HIGHEST
@@ -379,68 +352,43 @@ def _row_factor(
   )
 
 
-def _merged(
-  weight: jax.Array,
-  adapter: dict,
-  config: LoraConfig,
-  path: tuple[str, ...],
-) -> jax.Array:
+def _merged(weight: jax.Array, adapter: dict) -> jax.Array:
   """W + s B A, with DoRA's length of each row, in the dtype of W."""
   a, b = (adapter[k].astype(jnp.float32) for k in ('lora_a', 'lora_b'))
-  scale = config.scale(path, a.shape[0])
-  delta = scale * jnp.matmul(b, a, precision=_HIGHEST)
-  out = weight.astype(jnp.float32) + delta
-  if config.dora:
-    out *= _row_factor(weight, adapter, config, path)[:, None]
+  factor = adapter['factor'].astype(jnp.float32)
+  out = weight.astype(jnp.float32) + factor * jnp.matmul(
+    b, a, precision=_HIGHEST
+  )
+  if 'magnitude' in adapter:
+    out *= _row_factor(weight, adapter)[:, None]
   return out.astype(weight.dtype)
 
 
-def _merged_head(base: Any, lora: Any, config: LoraConfig) -> Any:
-  kernel = base['lm_head']['kernel']
-  if is_packed(kernel):
-    kernel = dense(kernel, jnp.float32)
-  return {'kernel': _merged(kernel, lora['lm_head'], config, HEAD)}
+def _as_map(path: tuple[str, ...], table: jax.Array) -> jax.Array:
+  """A table [V, D] as the weight of a map, and back: the embedder's turned."""
+  return table.T if path == EMBED else table
+
+
+def _tables(params: Any, lora: Any, config: LoraConfig) -> Any:
+  """The effective values of the tables that have an adapter or trained rows."""
+  out, ids = {}, dict(config.tokens)
+  for path, leaf in TABLES.items():
+    own = lora.get(path[0], {})
+    if not {'lora_a', ROWS} & own.keys():
+      continue
+    table = params[path[0]][leaf]
+    if is_packed(table):
+      table = dense(table, jnp.float32)
+    if ROWS in own:
+      index = jnp.asarray(ids[module_label(path)])
+      table = table.at[index].set(own[ROWS].astype(table.dtype))
+    else:
+      factor = config.scale(config.alpha_of(path), own['lora_a'].shape[0])
+      adapter = {**own, 'factor': jnp.float32(factor)}
+      table = _as_map(path, _merged(_as_map(path, table), adapter))
+    out[path[0]] = {leaf: table}
+  return out
 
 
 def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
   return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-
-
-def _check_fit(base: Any, lora: Any, config: LoraConfig) -> None:
-  """Refuses adapters that would be ignored, or do not fit the weights."""
-  for path, adapter in items(lora):
-    name = '/'.join(path)
-    try:
-      rows, columns = _base_shape(base, path)
-    except (KeyError, ValueError):
-      raise UserError(
-        f'lora: {name} has no weight in the base: use the model that the '
-        'adapters were made for, with layers stacked in both or in neither'
-      ) from None
-    found = adapter['lora_b'].shape[-2], adapter['lora_a'].shape[-1]
-    if found != (rows, columns):
-      raise UserError(
-        f'lora: {name} is for a weight {list(found)}, and the base has '
-        f'{[rows, columns]}: use the model that the adapters were made for'
-      )
-    if ('magnitude' in adapter) != config.dora:
-      has = 'a' if 'magnitude' in adapter else 'no'
-      raise UserError(
-        f'lora.dora={config.dora}, and {name} has {has} magnitude: use the '
-        'config that the adapters were made with'
-      )
-
-
-def _base_shape(base: Any, path: tuple[str, ...]) -> tuple[int, int]:
-  """(out, in) of the base's weight at an adapter's path."""
-  if path == HEAD:
-    return base['lm_head']['kernel'].shape
-  *block, module, name = path
-  node = base
-  for key in block:
-    node = node[key]
-  linear = next(own for (_, own), names in FUSED.items() if name in names)
-  kernel = node[module][linear]['kernel']
-  if 'layers' in block:
-    kernel = jax.eval_shape(lambda k: sliced(k, 0), kernel)
-  return sizes(linear, kernel)[name]

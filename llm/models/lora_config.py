@@ -1,37 +1,33 @@
-"""What LoRA adapts: its settings, and the places of a model they name."""
+"""The settings of adapters (see `llm.models.lora`)."""
 
 import dataclasses
-import difflib
 import math
 import re
+from typing import Any
 
 from llm.errors import UserError
-from llm.models.config import ModelConfig
 
 ALL_LINEAR = 'all-linear'
-# The linear map that computes each projection, in the order of its rows.
-FUSED = {
-  ('attn', 'qkv'): ('q', 'k', 'v'),
-  ('attn', 'o'): ('o',),
-  ('mlp', 'gate_up'): ('gate', 'up'),
-  ('mlp', 'down'): ('down',),
-}
-HEAD = ('lm_head',)
-_IN_EXPERTS = ('gate_proj', 'up_proj', 'down_proj')
+# (pattern, value), in the order in which they are tried.
+Pattern = tuple[tuple[str, Any], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
   """What is adapted, and how.
 
-  `targets` are names of projections (q_proj, k_proj, v_proj, o_proj, gate_proj,
-  up_proj, down_proj, lm_head), 'all-linear' (all of them but lm_head), or
-  regular expressions for whole paths of the adapter tree, such as
-  'layers_[0-3]/attn/.*'. `exclude` takes such names away again, and `layers`
-  keeps some layers only (none named: all). `rank_pattern` and `alpha_pattern`
-  are (name, value) pairs of the same names, for projections whose rank or alpha
-  is another; the first that fits counts, as in PEFT. `dropout` is applied to
-  the input of the low-rank product, in training only.
+  `targets` are names of modules (q_proj, k_proj, v_proj, o_proj, gate_proj,
+  up_proj, down_proj, lm_head, embed_tokens), 'all-linear' (all but the last
+  two), or regular expressions for whole paths of the adapter tree, such as
+  'layers_[0-3]/attn/.*'. `exclude` takes places out again that are named in the
+  same way, `layers` all but these layers. The first pattern of `rank_pattern`
+  that names a place gives its rank instead of `rank`, and `alpha_pattern` its
+  alpha. With tied embeddings, embed_tokens is the table in both its uses.
+
+  `modules_to_save` are trained as whole copies: embed_tokens, lm_head, norm
+  (every norm), or regular expressions for paths. `tokens` are rows of a table
+  that are trained as they are: (('embed_tokens', (5, 9)),). `dropout` is
+  applied to the input of the low-rank product, in training only.
   """
 
   rank: int = 16
@@ -42,181 +38,123 @@ class LoraConfig:
   dropout: float = 0.0
   exclude: tuple[str, ...] = ()
   layers: tuple[int, ...] = ()
-  rank_pattern: tuple[tuple[str, int], ...] = ()
-  alpha_pattern: tuple[tuple[str, float], ...] = ()
+  rank_pattern: Pattern = ()
+  alpha_pattern: Pattern = ()
+  modules_to_save: tuple[str, ...] = ()
+  tokens: Pattern = ()
 
   def __post_init__(self):
-    if isinstance(self.rank, bool) or not isinstance(self.rank, int):
-      raise UserError(f'lora.rank={self.rank!r}: use a whole number above 0')
-    if self.rank < 1:
-      raise UserError(f'lora.rank={self.rank}: use a whole number above 0')
-    if not 0.0 < self.alpha < math.inf:
-      raise UserError(f'lora.alpha={self.alpha}: use a number above 0')
+    _check_rank('lora.rank', self.rank)
+    _check_alpha('lora.alpha', self.alpha)
     if not 0.0 <= self.dropout < 1.0:
       raise UserError(f'lora.dropout={self.dropout}: use a rate in [0, 1)')
-    if isinstance(self.targets, str):
-      raise UserError(
-        f"lora.targets={self.targets!r}: use a tuple, ('{self.targets}',)"
-      )
-    object.__setattr__(self, 'targets', tuple(self.targets))
+    for name in ('targets', 'exclude', 'modules_to_save'):
+      object.__setattr__(self, name, _names(name, getattr(self, name)))
     if not self.targets:
       raise UserError(
         f"lora.targets=(): nothing to train, use ('{ALL_LINEAR}',)"
       )
+    for name, check in (
+      ('rank_pattern', _check_rank),
+      ('alpha_pattern', _check_alpha),
+      ('tokens', _check_ids),
+    ):
+      value = tuple(_pairs(name, getattr(self, name), check))
+      object.__setattr__(self, name, value)
+    layers = self.layers
+    if not isinstance(layers, (tuple, list)) or not all(map(_is_id, layers)):
+      raise UserError(
+        f'lora.layers={layers!r}: use a tuple of layer numbers, such as (0, 1)'
+      )
+    object.__setattr__(self, 'layers', tuple(layers))
 
-    for name in ('exclude', 'layers', 'rank_pattern', 'alpha_pattern'):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
-    for name, rank in self.rank_pattern:
-      if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise UserError(
-          f'lora.rank_pattern: {name!r} has {rank!r}: use a whole number'
-          ' above 0'
-        )
-    for name, alpha in self.alpha_pattern:
-      if isinstance(alpha, bool) or not 0.0 < float(alpha) < math.inf:
-        raise UserError(
-          f'lora.alpha_pattern: {name!r} has {alpha!r}: use a number above 0'
-        )
+  def scale(self, alpha: float, rank: int) -> float:
+    """s, the factor on B A of an adapter with this alpha and rank."""
+    return alpha / (math.sqrt(rank) if self.rslora else rank)
 
   def rank_of(self, path: tuple[str, ...]) -> int:
-    """The rank of the adapter at a path."""
+    """The rank of the adapter at a path of the tree."""
     return _first(self.rank_pattern, path, self.rank)
 
   def alpha_of(self, path: tuple[str, ...]) -> float:
-    """The alpha of the adapter at a path."""
+    """The alpha of the adapter at a path of the tree."""
     return _first(self.alpha_pattern, path, self.alpha)
 
-  def scale(self, path: tuple[str, ...], rank: int) -> float:
-    """s, the factor on B A of the adapter at a path, which has this rank."""
-    return self.alpha_of(path) / (math.sqrt(rank) if self.rslora else rank)
+
+def module_label(path: tuple[str, ...]) -> str:
+  """How a setting names the module at a path: the name in checkpoints."""
+  if path[-1].endswith('norm'):
+    return 'norm'
+  if len(path) == 1:
+    return {'embedder': 'embed_tokens'}.get(path[0], path[0])
+  return f'{path[-1]}_proj'
 
 
-def paths(config: ModelConfig) -> list[tuple[str, ...]]:
-  """Every path at which this model can have an adapter, layer by layer."""
-  out = []
-  for i in range(config.num_layers):
-    for (module, _), names in FUSED.items():
-      if module == 'attn' or not config.is_moe(i):
-        out += [(f'layers_{i}', module, name) for name in names]
-  return out if config.tie_embeddings else [*out, HEAD]
-
-
-def shape(config: ModelConfig, path: tuple[str, ...]) -> tuple[int, int]:
-  """(out, in) of the projection at a path."""
-  d, f, h = config.embed_dim, config.hidden_dim, config.head_dim
-  return {
-    'q': (config.num_heads * h, d),
-    'k': (config.num_kv_heads * h, d),
-    'v': (config.num_kv_heads * h, d),
-    'o': (d, config.num_heads * h),
-    'gate': (f, d),
-    'up': (f, d),
-    'down': (d, f),
-    'lm_head': (config.vocab_size, d),
-  }[path[-1]]
-
-
-def match_targets(
-  config: LoraConfig, model_config: ModelConfig
-) -> list[tuple[str, ...]]:
-  """The paths that `config.targets` names, in the order of `paths`.
-
-  Raises:
-    UserError: a target that names nothing in this model.
-  """
-  known = paths(model_config)
-  wanted = set()
-  for target in config.targets:
-    if target == ALL_LINEAR or target in _IN_EXPERTS:
-      _check_dense(target, model_config)
-    found = [path for path in known if names(target, path)]
-    if not found:
-      every = {path: projection_name(path) for path in known}
-      raise UserError(_no_target(target, model_config, every))
-    wanted.update(found)
-  for layer in config.layers:
-    if not 0 <= layer < model_config.num_layers:
-      raise UserError(
-        f'lora.layers: {layer!r} is no layer of this model, which has 0 to '
-        f'{model_config.num_layers - 1}'
-      )
-  chosen = {f'layers_{layer}' for layer in config.layers}
-  wanted = {path for path in wanted if not chosen or path[0] in chosen}
-  patterns = {
-    'exclude': config.exclude,
-    'rank_pattern': [name for name, _ in config.rank_pattern],
-    'alpha_pattern': [name for name, _ in config.alpha_pattern],
-  }
-  for field, given in patterns.items():
-    for name in given:
-      if not any(names(name, path) for path in wanted):
-        raise UserError(
-          f'lora.{field}: {name!r} names none of the projections that are'
-          ' adapted; correct it or leave it out'
-        )
-  out = [
-    path
-    for path in known
-    if path in wanted and not any(names(name, path) for name in config.exclude)
-  ]
-  if not out:
-    raise UserError('lora.exclude: nothing is left to train; leave some out')
-  return out
-
-
-def names(pattern: str, path: tuple[str, ...]) -> bool:
-  """Whether a target names the projection at a path.
-
-  Raises:
-    UserError: it is no regular expression.
-  """
-  if pattern == ALL_LINEAR:
-    return path != HEAD
-  if pattern == projection_name(path):
+def is_named(pattern: str, path: tuple[str, ...]) -> bool:
+  """Whether a setting's name or regular expression names a path."""
+  if pattern == module_label(path):
     return True
+  return re.fullmatch(pattern, '/'.join(path)) is not None
+
+
+def _first(pattern: Pattern, path: tuple[str, ...], default: Any) -> Any:
+  found = (value for name, value in pattern if is_named(name, path))
+  return next(found, default)
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+  if isinstance(value, str):
+    raise UserError(f"lora.{name}={value!r}: use a tuple, ('{value}',)")
+  if not all(isinstance(one, str) for one in value):
+    raise UserError(f'lora.{name}={value!r}: use a tuple of names')
+  for one in value:
+    _check_regex(name, one)
+  return tuple(value)
+
+
+def _pairs(name: str, value: Any, check: Any):
+  """The (pattern, value) pairs of a setting, each checked."""
+  for pair in value.items() if isinstance(value, dict) else value:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+      raise UserError(
+        f'lora.{name}={value!r}: use pairs, such as (("q_proj", …),)'
+      )
+    pattern, one = pair
+    if not isinstance(pattern, str):
+      raise UserError(f'lora.{name}: {pattern!r} is not a name: use text')
+    _check_regex(name, pattern)
+    one = check(f'lora.{name}: {pattern}', one)
+    yield pattern, one
+
+
+def _check_regex(name: str, pattern: str) -> None:
   try:
-    return re.fullmatch(pattern, '/'.join(path)) is not None
+    re.compile(pattern)
   except re.error as error:
     raise UserError(
-      f'lora.targets: {pattern!r} is not a regular expression ({error})'
+      f'lora.{name}: {pattern!r} is not a regular expression ({error})'
     ) from None
 
 
-def _first(patterns, path: tuple[str, ...], default):
-  """The value of the first pattern that names the projection at a path."""
-  return next((v for name, v in patterns if names(name, path)), default)
+def _check_rank(name: str, rank: Any) -> int:
+  if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    raise UserError(f'{name}={rank!r}: use a whole number above 0')
+  return rank
 
 
-def projection_name(path: tuple[str, ...]) -> str:
-  """The name of a projection in Hugging Face's checkpoints."""
-  return path[0] if path == HEAD else f'{path[-1]}_proj'
+def _check_alpha(name: str, alpha: Any) -> float:
+  number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
+  if not number or not 0.0 < alpha < math.inf:
+    raise UserError(f'{name}={alpha}: use a number above 0')
+  return float(alpha)
 
 
-def _check_dense(target: str, config: ModelConfig) -> None:
-  if config.num_experts and any(config.moe_layers):
-    raise UserError(
-      f'lora.targets: {target!r} takes in experts, which cannot be adapted: '
-      "name the attention's projections, ('q_proj', 'k_proj', 'v_proj', "
-      "'o_proj')"
-    )
+def _check_ids(name: str, ids: Any) -> tuple[int, ...]:
+  right = isinstance(ids, (tuple, list)) and ids and all(map(_is_id, ids))
+  if not right or len(set(ids)) < len(ids):
+    raise UserError(f'{name}={ids!r}: use a tuple of token ids, each once')
+  return tuple(ids)
 
 
-def _no_target(target: str, config: ModelConfig, names: dict) -> str:
-  if target == 'lm_head':  # not among the paths, so the table is tied
-    return (
-      "lora.targets: 'lm_head' is the token table in this model, which cannot "
-      'be adapted: leave it out'
-    )
-  if target == 'embed_tokens':
-    return (
-      "lora.targets: 'embed_tokens' cannot be adapted: leave it out, or train "
-      'all parameters'
-    )
-  choices = [ALL_LINEAR, *dict.fromkeys(names.values())]
-  choices += ['/'.join(path) for path in names]
-  near = difflib.get_close_matches(target, choices, n=3, cutoff=0.4)
-  near = near or [ALL_LINEAR, 'q_proj', 'layers_0/attn/q']
-  return (
-    f'lora.targets: {target!r} names nothing in this model of '
-    f'{config.num_layers} layers; did you mean one of {", ".join(near)}?'
-  )
+def _is_id(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -3,15 +3,20 @@
 Nothing here needs JAX.
 """
 
-import ast
 import dataclasses
 from typing import Any
 
 from llm.checkpoints.opened import Source
-from llm.checkpoints.source import check_adapters, check_dtype, open_checkpoint
+from llm.checkpoints.source import (
+  check_adapters,
+  check_dtype,
+  fit_adapters,
+  open_checkpoint,
+)
 from llm.errors import UserError
 from llm.models.config import FRESH_SHAPE, ModelConfig, length_limit
-from llm.models.lora_config import LoraConfig, match_targets
+from llm.models.lora_config import LoraConfig
+from llm.models.lora_places import match_tokens, match_whole, resolve
 from llm.text.tokenizer import check_path
 
 
@@ -49,6 +54,7 @@ def open_base(config) -> Source | None:
       f'model.path={path!r} has no tokenizer: set --config.tokenizer.path'
     )
   if config.lora.path is not None:
+    source = fit_adapters(source, config.lora.path)
     _check_adapters(config.lora, source.config)
   return source
 
@@ -75,29 +81,8 @@ def lora_config(lora) -> LoraConfig | None:
     raise UserError(f'lora.rank={lora.rank}: use 0 (no adapters) or more')
   if lora.rank == 0:
     return None
-  names = ('rank', 'alpha', 'targets', 'dora', 'rslora', 'dropout')
-  names += ('exclude', 'layers')
-  patterns = {
-    name: _pattern(lora[name], f'lora.{name}')
-    for name in ('rank_pattern', 'alpha_pattern')
-  }
-  return LoraConfig(**{name: lora[name] for name in names}, **patterns)
-
-
-def _pattern(text: str | None, field: str) -> tuple[tuple[str, Any], ...]:
-  """A field such as '{"q_proj": 4}' as pairs."""
-  if text is None:
-    return ()
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    value = None
-  if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
-    raise UserError(
-      f'{field}={text!r}: write \'{{"PROJECTION": VALUE, …}}\', such as'
-      ' \'{"q_proj": 4}\''
-    )
-  return tuple(value.items())
+  fields = dataclasses.fields(LoraConfig)
+  return LoraConfig(**{field.name: lora[field.name] for field in fields})
 
 
 def fresh_shape(shape) -> dict[str, Any]:
@@ -143,23 +128,47 @@ def _check_shape(shape, config: ModelConfig) -> None:
 
 def _check_adapters(fields, config: ModelConfig) -> None:
   """Refuses adapters at `lora.path` that are not what `lora` says."""
-  there = check_adapters(fields.path, config)
-  for name in ('exclude', 'layers', 'rank_pattern', 'alpha_pattern'):
-    if fields[name]:
-      raise UserError(
-        f'lora.{name}={fields[name]!r}: the adapters at lora.path have their'
-        f' own; leave lora.{name} unset'
-      )
+  there, asked = check_adapters(fields.path, config), lora_config(fields)
   differ = [
-    f'--config.lora.{name}={getattr(there, name)}'
+    name
     for name in ('rank', 'alpha', 'dora', 'rslora')
     if fields[name] != getattr(there, name)
   ]
-  asked = dataclasses.replace(there, targets=fields.targets)
-  if match_targets(asked, config) != match_targets(there, config):
-    differ.append(f'--config.lora.targets="{there.targets}"')
+  if asked is not None:
+    differ += _differing_places(asked, there, config)
   if differ:
+    flags = ' '.join(_flag(name, getattr(there, name)) for name in differ)
     raise UserError(
       f'lora.path={fields.path!r}: its adapters have other settings than lora '
-      f'says; give {" ".join(differ)}'
+      f'says; give {flags}'
     )
+
+
+def _differing_places(
+  asked: LoraConfig, there: LoraConfig, config: ModelConfig
+) -> list[str]:
+  """The settings by which two adapters are not of the same places."""
+  ours, theirs = (resolve(one, config) for one in (asked, there))
+  out = []
+  if ours.keys() != theirs.keys():
+    out.append('targets')
+    out += [name for name in ('exclude', 'layers') if getattr(asked, name)]
+  alike = [path for path in ours if path in theirs]
+  # Where the default differs, it is named; the rest is the pattern's.
+  for i, name in enumerate(('rank', 'alpha')):
+    if getattr(asked, name) == getattr(there, name) and any(
+      ours[path][i] != theirs[path][i] for path in alike
+    ):
+      out.append(f'{name}_pattern')
+  for name, match in (
+    ('modules_to_save', match_whole),
+    ('tokens', match_tokens),
+  ):
+    if match(asked, config) != match(there, config):
+      out.append(name)
+  return out
+
+
+def _flag(name: str, value: object) -> str:
+  text = f'"{value}"' if isinstance(value, tuple) else value
+  return f'--config.lora.{name}={text}'

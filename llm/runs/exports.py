@@ -8,6 +8,7 @@ from llm.checkpoints.hf import peft
 from llm.checkpoints.hf.config import to_hf
 from llm.checkpoints.hf.folder import read_json
 from llm.checkpoints.hf.save import reward_config, save_hf
+from llm.checkpoints.source import read_replaced
 from llm.errors import RunError, UserError
 from llm.host import terminal
 from llm.models import lora as lora_lib
@@ -67,7 +68,9 @@ def write(
   if config.lora.export is not None:
     if train_model.model.scan_layers:
       params = lora_lib.unstack(params, spec.config)
-    adapters = to_host(params)
+    adapters, base = to_host(params), None
+    if spec.source is not None and spec.source.replaced:
+      base = read_replaced(config.lora.path, spec.config)
     if is_writer():
       with _writing('lora.export', config.lora.export):
         peft.save_peft(
@@ -76,6 +79,7 @@ def write(
           spec.config,
           adapters,
           base_model=spec.source and spec.source.path,
+          base=base,
         )
       terminal.log(f'adapters exported to {config.lora.export}')
 

@@ -105,13 +105,7 @@ def read_spec(config) -> ModelSpec:
     )
   weights, adapters = fingerprint(source.path), None
   if config.lora.path is not None:
-    there, adapters = read_adapters(config.lora.path, source.config)
-    lora = lora and dataclasses.replace(
-      lora,
-      targets=there.targets,
-      rank_pattern=there.rank_pattern,
-      alpha_pattern=there.alpha_pattern,
-    )
+    _, adapters = read_adapters(config.lora.path, source.config)
     weights += fingerprint(config.lora.path)
   terminal.log(source.note)
   terminal.log(source.ends.note)

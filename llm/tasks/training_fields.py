@@ -117,13 +117,15 @@ def _lora():
   lora.path = config_dict.placeholder(str)  # PEFT folder to start from
   lora.rank = 0  # 0: all parameters are trained
   lora.alpha = 16.0
-  lora.targets = (
-    'all-linear',
-  )  # projections, or paths: llm/models/lora_config
-  lora.exclude = ()  # of the targets, not these
-  lora.layers = ()  # numbers; (): all
-  lora.rank_pattern = config_dict.placeholder(str)  # '{"q_proj": 4}'
-  lora.alpha_pattern = config_dict.placeholder(str)
+  # What each setting names, and how: llm/models/lora_config.py.
+  lora.targets = ('all-linear',)  # projections, tables, or regular expressions
+  lora.exclude = ()  # of these, not
+  lora.layers = ()  # numbers of the layers that are adapted; (): all
+  lora.rank_pattern = ()  # (("v_proj", 8), …): other ranks, the first that fits
+  lora.alpha_pattern = ()
+  # Trained as whole copies: embed_tokens, lm_head, norm (all), or paths.
+  lora.modules_to_save = ()
+  lora.tokens = ()  # rows that are trained: (("embed_tokens", (5, 9)),)
   lora.dora = False
   lora.rslora = False
   lora.dropout = 0.0

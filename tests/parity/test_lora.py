@@ -11,7 +11,6 @@ import transformers
 from llm.checkpoints.hf.load import load_params
 from llm.checkpoints.hf.peft import read_peft, save_peft
 from llm.checkpoints.hf.source import read_config
-from llm.checkpoints.source import add_adapters, open_checkpoint
 from llm.errors import UserError
 from llm.losses.language import cross_entropy_loss
 from llm.models import lora as lora_lib
@@ -28,16 +27,6 @@ _KINDS = {
   'rslora_some': {
     'use_rslora': True,
     'target_modules': ['q_proj', 'v_proj', 'up_proj'],
-  },
-  'alphas': {
-    'alpha_pattern': {r'layers\.1\.self_attn\.v_proj': 2, 'up_proj': 3.5},
-    'rank_pattern': {'up_proj': 3},
-    'use_rslora': True,
-    'exclude_modules': ['o_proj'],
-  },
-  'alphas_dora': {
-    'alpha_pattern': {r'layers\.1\..*q_proj': 3},
-    'use_dora': True,
   },
   'ranks': {
     'rank_pattern': {r'layers\.1\.self_attn\.v_proj': 2, 'up_proj': 3},
@@ -158,8 +147,6 @@ def _assert_close(ours, theirs, tolerance):
     ('llama', 'dora'),
     ('llama', 'rslora_some'),
     ('llama', 'ranks'),
-    ('llama', 'alphas'),
-    ('llama', 'alphas_dora'),
     ('llama_biases_mqa', 'dora'),
     ('qwen2', 'lora'),
     ('gemma3', 'lora'),
@@ -188,86 +175,6 @@ def test_files_of_peft_and_back(bases, tmp_path, family, kind):
   with torch.no_grad():
     back = loaded(torch.tensor(_TOKENS)).logits.numpy()
   np.testing.assert_array_equal(back, expected)
-
-
-def test_lm_head(bases, tmp_path):
-  base = bases('llama')
-  model = _theirs(base, 'dora', target_modules=['lm_head', 'q_proj'])
-  model.save_pretrained(str(tmp_path), save_embedding_layers=False)
-  shape, params = read_config(base), load_params(base, read_config(base))
-  config, lora = read_peft(str(tmp_path), shape)
-  assert config.targets == ('q_proj', 'lm_head')
-  with torch.no_grad():
-    expected = model(torch.tensor(_TOKENS)).logits.numpy()
-  ours = _our_logits(base, lora_lib.variables(params, lora, config))
-  np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
-  model.save_pretrained(str(tmp_path))  # with the weight of the head
-  with pytest.raises(UserError, match='save_embedding_layers=False'):
-    read_peft(str(tmp_path), shape)
-  np.testing.assert_allclose(
-    _generating(base, tmp_path), expected, rtol=0, atol=1e-4
-  )
-
-
-def _generating(base, adapters):
-  """Logits of the model that generation with lora.path loads."""
-  source = add_adapters(open_checkpoint(base), str(adapters))
-  params = source.load(np.float32)
-  model = Transformer(source.config)
-  return np.asarray(
-    model.apply({'params': params}, _TOKENS.astype(np.int32))[0]
-  )
-
-
-@pytest.mark.parametrize(
-  'options',
-  [
-    {'modules_to_save': ['embed_tokens', 'lm_head']},
-    {'modules_to_save': ['norm']},
-    {'modules_to_save': ['input_layernorm', 'lm_head']},
-    {'target_modules': ['q_proj', 'embed_tokens']},
-    {
-      'target_modules': ['embed_tokens', 'lm_head'],
-      'alpha_pattern': {'embed_tokens': 2},
-      'rank_pattern': {'embed_tokens': 3},
-    },
-    {
-      'target_modules': ['v_proj', 'embed_tokens'],
-      'modules_to_save': ['lm_head'],
-      'use_rslora': True,
-    },
-  ],
-)
-def test_weights_beside_projections(bases, tmp_path, options):
-  base = bases('llama')
-  model = _theirs(base, 'lora', **options)
-  with torch.no_grad():
-    for name, weight in model.named_parameters():
-      if 'modules_to_save' in name:
-        weight.add_(0.2 * torch.randn_like(weight))
-    expected = model(torch.tensor(_TOKENS)).logits.numpy()
-    plain = load_torch(base)(torch.tensor(_TOKENS)).logits.numpy()
-  model.save_pretrained(str(tmp_path), save_embedding_layers=False)
-  assert np.abs(expected - plain).max() > 0.1
-  np.testing.assert_allclose(
-    _generating(base, tmp_path), expected, rtol=0, atol=1e-4
-  )
-
-
-@pytest.mark.parametrize(
-  'options',
-  [
-    {'modules_to_save': ['embed_tokens']},
-    {'modules_to_save': ['lm_head']},
-    {'target_modules': ['q_proj', 'embed_tokens']},
-  ],
-)
-def test_tied_tables_are_refused(bases, tmp_path, options):
-  base = bases('gemma3')
-  model = _theirs(base, 'lora', **options)
-  model.save_pretrained(str(tmp_path), save_embedding_layers=False)
-  with pytest.raises(UserError, match='merge the adapters with PEFT'):
-    _generating(base, tmp_path)
 
 
 @pytest.mark.parametrize('kind', ['lora', 'dora'])

@@ -16,7 +16,10 @@ from llm.checkpoints.source import open_checkpoint
 from llm.decode.score import score
 from llm.errors import UserError
 from llm.models import lora as lora_lib
-from llm.models.lora_config import LoraConfig, match_targets
+from llm.models.lora_config import LoraConfig
+from llm.models.lora_fit import base_leaf
+from llm.models.lora_places import match_targets, resolve
+from llm.models.lora_tree import leaves
 from llm.runs import report
 from llm.tasks import run
 
@@ -232,50 +235,88 @@ def test_a_merged_export_is_not_rounded(train, model_folder, tmp_path, fresh):
   np.testing.assert_array_equal(out[name], base[name])
 
 
+_ALL = {
+  'lora.targets': "('all-linear', 'embed_tokens')",
+  'lora.exclude': "('k_proj', '.*/mlp/down')",
+  'lora.layers': '(0,)',
+  'lora.rank_pattern': "(('q_proj', 3),)",
+  'lora.alpha_pattern': "(('layers_0/.*', 5.0), ('embed_tokens', 1.0))",
+  'lora.modules_to_save': "('norm', 'lm_head')",
+}
+
+
 @pytest.mark.slow
-def test_patterns_from_training_to_files(train, model_folder, tmp_path):
-  fields = {
-    'lora.targets': "('all-linear',)",
-    'lora.exclude': "('o_proj',)",
-    'lora.rank_pattern': '{"q_proj": 3}',
-    'lora.alpha_pattern': '{"layers_0/mlp/.*": 12.0}',
+def test_every_setting_is_trained_resumed_exported_and_read(
+  train, model_folder, tmp_path
+):
+  merged, out = tmp_path / 'merged', tmp_path / 'out'
+  fields = {**_ALL, 'export': merged, 'lora.export': out, 'optim.lr': 1e-2}
+  whole = train('whole', {**fields, 'train.steps': 2})
+  parts = {'lora.export': tmp_path / 'parts_out', 'export': None}
+  train('parts', {**fields, **parts})
+  rest = train('parts', {**fields, **parts, 'train.steps': 2})
+  assert [row['loss'] for row in rest] == [row['loss'] for row in whole]
+  name = 'adapter_model.safetensors'
+  written = [(path / name).read_bytes() for path in (out, parts['lora.export'])]
+  assert written[0] == written[1]
+
+  base, params, _ = llm.load(model_folder)
+  settings, lora = read_peft(str(out), base.config)
+  assert resolve(settings, base.config) == {
+    ('layers_0', 'attn', 'q'): (3, 5.0),
+    ('layers_0', 'attn', 'v'): (2, 5.0),
+    ('layers_0', 'attn', 'o'): (2, 5.0),
+    ('layers_0', 'mlp', 'gate'): (2, 5.0),
+    ('layers_0', 'mlp', 'up'): (2, 5.0),
+    ('embedder',): (2, 1.0),
   }
-  out, merged = tmp_path / 'out', tmp_path / 'merged'
-  for scan in (False, True):
-    train(
-      f'scan{scan}',
-      fields
-      | {'lora.export': out, 'export': merged, 'model.scan_layers': scan},
-    )
-    shape = open_checkpoint(model_folder).config
-    settings, lora = read_peft(str(out), shape)
-    assert settings.rank_of(('layers_0', 'attn', 'q')) == 3
-    assert settings.alpha_of(('layers_0', 'mlp', 'up')) == 12.0
-    assert settings.alpha_of(('layers_0', 'attn', 'v')) == 6.0
-    assert lora['layers_0']['attn']['q']['lora_a'].shape[0] == 3
-    assert lora['layers_0']['attn']['v']['lora_a'].shape[0] == 2
-    assert set(lora['layers_0']['attn']) == {'q', 'k', 'v'}
-    raw = json.loads((out / 'adapter_config.json').read_text())
-    assert set(raw['alpha_pattern'].values()) == {12}
-    _, expected, _ = llm.load(model_folder, lora=str(out))
-    _, whole, _ = llm.load(str(merged))
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, expected
-    )
+  for path, copy in leaves(lora):
+    moved = np.abs(copy - base_leaf(params, path)).max()
+    assert 1e-3 < moved < 3e-2, path  # two steps of Adam
+  exported = llm.load(str(merged))[1]
+  added = llm.load(model_folder, lora=str(out))[1]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), exported, added
+  )
+  # What was exported is where another run goes on.
+  flags = {'lora.targets': None, **_ALL, 'lora.path': out, 'optim.lr': 0.0}
+  still = train('still', {**flags, 'lora.export': tmp_path / 'still_out'})
+  assert still[0]['loss'] < whole[0]['loss']
+  again = tmp_path / 'still_out' / name
+  assert again.read_bytes() == (out / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-  'fields, match',
-  [
-    ({'lora.rank_pattern': '{"gate": 2}'}, "rank_pattern: 'gate' names none"),
-    ({'lora.rank_pattern': '{"q_proj": 0}'}, "'q_proj' has 0: use a whole"),
-    ({'lora.rank_pattern': 'q_proj=2'}, "lora.rank_pattern='q_proj=2': write"),
-    ({'lora.alpha_pattern': '{"q_proj": -1}'}, "'q_proj' has -1: use a number"),
-    ({'lora.exclude': "('v_proj',)"}, "lora.exclude: 'v_proj' names none"),
-    ({'lora.exclude': "('q_proj', 'up_proj')"}, 'nothing is left to train'),
-    ({'lora.layers': '(7,)'}, 'lora.layers: 7 is no layer'),
-  ],
-)  # fmt: skip
-def test_patterns_that_fit_nothing(train, fields, match):
-  with pytest.raises(UserError, match=match):
-    train('bad', fields)
+def test_places_that_the_adapters_do_not_have(train, model_folder, tmp_path):
+  config = open_checkpoint(model_folder).config
+  settings = LoraConfig(
+    rank=2,
+    alpha=6.0,
+    targets=('q_proj', 'up_proj'),
+    alpha_pattern=(('up_proj', 3.0),),
+    modules_to_save=('final_norm',),
+    tokens=(('embed_tokens', (5, 9)),),
+  )
+  path = tmp_path / 'adapters'
+  params = llm.load(model_folder)[1]
+  lora = lora_lib.init_lora(settings, config, params, jax.random.key(0))
+  save_peft(str(path), settings, config, lora)
+  with pytest.raises(UserError) as caught:
+    train('other', {'lora.path': path, 'lora.rank_pattern': "(('q_proj', 4),)"})
+  assert str(caught.value).endswith(
+    'give --config.lora.rank_pattern="()" '
+    '--config.lora.alpha_pattern="((\'up_proj\', 3.0),)" '
+    '--config.lora.modules_to_save="(\'final_norm\',)" '
+    '--config.lora.tokens="((\'embed_tokens\', (5, 9)),)"'
+  )
+  for field, value, message in [
+    ('lora.layers', '(9,)', 'lora.layers: 9: the model has the layers 0 to'),
+    ('lora.modules_to_save', "('norms',)", "'norms' names nothing in this"),
+    ('lora.rank_pattern', "(('k_proj', 4),)", 'names nothing of the adapters'),
+    ('lora.tokens', "(('embed_tokens', (99999,)),)", 'has no row 99999'),
+    ('lora.alpha_pattern', "('q_proj', 4.0)", 'lora.alpha_pattern=.*use pairs'),
+  ]:
+    with pytest.raises(UserError, match=message):
+      train('bad', {field: value})
+  with pytest.raises(UserError, match='lora.layers=.*needs adapters'):
+    off = {'lora.rank': 0, 'lora.alpha': 16.0, 'lora.targets': None}
+    train('none', {**off, 'lora.layers': '(0,)'})

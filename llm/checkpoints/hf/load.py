@@ -36,7 +36,6 @@ def load_params(
   reward_head: bool = False,
   shardings: Any = None,
   progress: Progress | None = None,
-  replaced: dict[str, TensorInfo] | None = None,
 ) -> Any:
   """Reads the parameters of a model folder (unrolled layers).
 
@@ -52,8 +51,6 @@ def load_params(
     shardings: one `jax.sharding.Sharding` for all, or a tree of them like the
       parameters. None: the first device.
     progress: called after each parameter.
-    replaced: tensors of another file that take the place of the folder's, by
-      their names in a model of text alone.
 
   Returns:
     The parameter tree, of `jax.Array`.
@@ -68,10 +65,6 @@ def load_params(
     raise UserError(f'dtype={dtype}: use float32, bfloat16 or float16')
   infos, problems = read_headers(path)
   table = _table(config, infos, reward_head)
-  prefix = table[0].pieces[0].name.removesuffix('embed_tokens.weight')
-  for name, info in (replaced or {}).items():
-    inner = name.startswith('model.')
-    infos[prefix + name.removeprefix('model.') if inner else name] = info
   # Tensors of a broken file would all seem to be missing.
   problems = problems or _mismatches(table, infos, config)
   if problems:

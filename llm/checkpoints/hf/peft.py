@@ -3,6 +3,7 @@
 (https://huggingface.co/docs/peft, the checkpoint format of version 0.21).
 """
 
+from collections.abc import Mapping
 import os
 import re
 from typing import Any
@@ -14,13 +15,17 @@ import numpy as np
 from llm.checkpoints.hf.folder import write_json
 from llm.checkpoints.hf.peft_config import CONFIG
 from llm.checkpoints.hf.peft_folder import (
-  PARTS,
-  TABLE,
   WEIGHTS,
+  PeftFolder,
   check_model,
-  module_name,
   open_peft,
-  target_names,
+  short_names,
+)
+from llm.checkpoints.hf.peft_names import (
+  module_name,
+  rooted,
+  tensor_name,
+  whole_modules,
 )
 from llm.checkpoints.tensor_files import (
   DTYPES,
@@ -31,9 +36,25 @@ from llm.checkpoints.tensor_files import (
 from llm.errors import UserError
 from llm.models import lora as lora_lib
 from llm.models.config import ModelConfig
-from llm.models.lora_config import LoraConfig, paths
+from llm.models.lora_config import LoraConfig
+from llm.models.lora_places import (
+  EMBED,
+  HEAD,
+  ROWS,
+  TABLES,
+  Path,
+  paths,
+)
+from llm.models.lora_tree import leaves
 
-__all__ = ['CONFIG', 'WEIGHTS', 'check_model', 'read_peft', 'save_peft']
+__all__ = [
+  'CONFIG',
+  'WEIGHTS',
+  'check_model',
+  'read_base',
+  'read_peft',
+  'save_peft',
+]
 
 
 def read_peft(path: str, config: ModelConfig) -> tuple[LoraConfig, Any]:
@@ -41,58 +62,32 @@ def read_peft(path: str, config: ModelConfig) -> tuple[LoraConfig, Any]:
 
   Args:
     path: the folder.
-    config: the model that the adapters are for.
+    config: the model that the adapters are for. Where they untie its tables,
+      or have another vocabulary, they are for `open_peft(…).config`.
 
   Returns:
     (their settings, the adapter tree in float32, with unrolled layers).
-    `targets` are exact paths of the tree where the layers differ, names of
-    projections where all have the same ones.
 
   Raises:
-    UserError: a missing or broken file, a setting that would change the result
-      and is not supported, a tensor without a place in the model or of another
-      shape, a projection that is targeted and has no tensors.
+    UserError: as `open_peft`, or copies of one table that are not equal.
   """
-  found = open_peft(path, config)
-  if not found.has_only_projections:
-    beside = [*found.saved, *(f'{TABLE} ({part})' for part in found.table)]
-    raise UserError(
-      f'{path}: has weights beside its adapters ({", ".join(beside[:3])}),'
-      ' which only generation reads (lora.path): save it with'
-      ' save_embedding_layers=False and without modules_to_save, or merge it'
-      ' with PEFT'
-    )
-  return read_projections(path, config)
+  folder, lora = open_peft(path, config), {}
+  for one, other, turned in folder.twins:
+    a, b = (np.asarray(_read(info)) for info in (one, other))
+    if not np.array_equal(a, b.T if turned else b):
+      raise UserError(
+        f'{path}: {one.name} and {other.name} are one table in the model, and '
+        'they differ: PEFT does not define which counts: untie the model '
+        '(tie_word_embeddings=false), or save the adapters again'
+      )
+  for place, info in folder.tensors.items():
+    lora_lib.insert(lora, place, _read(info))
+  return folder.settings, lora
 
 
-def read_projections(path: str, config: ModelConfig) -> tuple[LoraConfig, Any]:
-  """The adapters of projections alone, whatever the folder holds besides.
-
-  Args, what is returned and errors are those of `read_peft`.
-  """
-  found = open_peft(path, config)
-  settings, held = found.settings, found.held
-  lora = {}
-  for place in (p for p in paths(config) if p in held):
-    adapter = {k: _read(info) for k, info in held[place].items()}
-    lora_lib.insert(lora, place, adapter)
-  return settings, lora
-
-
-def read_table_adapter(path: str, config: ModelConfig) -> jax.Array | None:
-  """float32[V, D], what the adapter of the token table adds to it; or None.
-
-  s (B A)^T, with A `lora_embedding_A` [r, V] and B `lora_embedding_B` [D, r].
-
-  Raises:
-    UserError: as `read_peft`.
-  """
-  found = open_peft(path, config)
-  if not found.table:
-    return None
-  a, b = (_read(found.table[part]) for part in 'AB')
-  product = jnp.matmul(b, a, precision=jax.lax.Precision.HIGHEST)
-  return found.table_scale * product.T
+def read_base(folder: PeftFolder) -> dict[Path, jax.Array]:
+  """The parameters of the base that a folder brings along, in float32."""
+  return {place: _read(info) for place, info in folder.base.items()}
 
 
 def save_peft(
@@ -102,6 +97,7 @@ def save_peft(
   lora: Any,
   *,
   base_model: str | None = None,
+  base: Mapping[Path, Any] | None = None,
 ) -> None:
   """Writes a folder that `peft.PeftModel.from_pretrained` and `read_peft` read.
 
@@ -115,66 +111,120 @@ def save_peft(
     lora: the adapters, with layers unrolled or stacked; in float32, bfloat16 or
       float16, and so written.
     base_model: path or name of the base, for the reader's information.
+    base: parameters of the base to bring along, for they are not those of
+      `base_model`: resized tables, say. By their paths in the parameter tree.
 
   Raises:
     UserError: a model or a dtype that the format cannot express.
   """
   check_model(model_config)
-  adapters = dict(lora_lib.items(lora_lib.unstack(lora, model_config)))
-  arrays = {}
-  for place in (p for p in paths(model_config) if p in adapters):
-    for theirs, ours in PARTS.items():
-      if ours in adapters[place]:
-        tail = '' if ours == 'magnitude' else '.weight'
-        name = f'base_model.model.{module_name(place)}.{theirs}{tail}'
-        arrays[name] = np.asarray(adapters[place][ours])
+  lora = lora_lib.unstack(lora, model_config)
+  adapters = dict(lora_lib.items(lora))
+  arrays = _arrays(adapters, dict(leaves(lora)), dict(base or {}), model_config)
   for name, array in arrays.items():
     if array.dtype not in DTYPES.values():
       raise UserError(
         f'{name}: dtype {array.dtype} cannot be saved: use float32, bfloat16 '
         'or float16'
       )
-  ranks = {place: a['lora_a'].shape[0] for place, a in adapters.items()}
-  targets = target_names(list(adapters), model_config)
-  raw = {
-    'peft_type': 'LORA',
-    'task_type': 'CAUSAL_LM',
-    'base_model_name_or_path': base_model,
-    'inference_mode': True,
-    'r': config.rank,
-    'lora_alpha': _number(config.alpha),
-    'lora_dropout': config.dropout,
-    'target_modules': [
-      module_name(tuple(target.split('/'))) if '/' in target else target
-      for target in targets
-    ],
-    'use_dora': config.dora,
-    'use_rslora': config.rslora,
-    'rank_pattern': {
-      re.escape(module_name(place)): rank
-      for place, rank in ranks.items()
-      if rank != config.rank
-    },
-    'alpha_pattern': {
-      re.escape(module_name(place)): _number(alpha)
-      for place in adapters
-      if (alpha := config.alpha_of(place)) != config.alpha
-    },
-    'bias': 'none',
-    'fan_in_fan_out': False,
-    'init_lora_weights': True,
-    'modules_to_save': None,
-  }
   os.makedirs(path, exist_ok=True)
   write_file(
     os.path.join(path, WEIGHTS),
     {name: (array.shape, array.dtype) for name, array in arrays.items()},
     lambda name: [arrays[name]],
   )
-  write_json(path, CONFIG, raw)
+  raw = _raw(config, model_config, adapters, [p for p, _ in leaves(lora)])
+  write_json(path, CONFIG, {**raw, 'base_model_name_or_path': base_model})
 
 
-def _number(alpha: float) -> int | float:
+def _arrays(
+  adapters: dict[Path, dict],
+  own: dict[Path, Any],
+  base: dict[Path, Any],
+  config: ModelConfig,
+) -> dict[str, np.ndarray]:
+  """What PEFT saves, by its names; a tied table under both of its names."""
+  arrays = {}
+  for place in (p for p in paths(config) if p in adapters):
+    for part, array in adapters[place].items():
+      arrays[tensor_name(place, part)] = np.asarray(array)
+  if config.tie_embeddings and EMBED in adapters:
+    for theirs, ours in (('lora_a', 'lora_b'), ('lora_b', 'lora_a')):
+      turned = np.asarray(adapters[EMBED][ours]).T
+      arrays[tensor_name(HEAD, theirs)] = np.ascontiguousarray(turned)
+  wholes = whole_modules(config)
+  for module, path in wholes.items():
+    if path in own:
+      arrays[rooted(module, 'weight')] = np.asarray(own[path])
+    if path in base and path not in own:
+      adapted = path[:-1] in adapters or (*path[:-1], ROWS) in own
+      tail = 'base_layer.weight' if adapted else 'weight'
+      arrays[rooted(module, tail)] = np.asarray(base[path])
+    if config.tie_embeddings and path in own and path[:-1] == EMBED:
+      arrays[rooted('lm_head', 'weight')] = np.asarray(own[path])
+  for place in TABLES:
+    if (*place, ROWS) in own:
+      name = rooted(module_name(place), 'token_adapter.trainable_tokens_delta')
+      arrays[name] = np.asarray(own[(*place, ROWS)])
+  return arrays
+
+
+def _raw(
+  config: LoraConfig,
+  model_config: ModelConfig,
+  adapters: dict[Path, dict],
+  own: list[Path],
+) -> dict[str, Any]:
+  """The contents of `adapter_config.json`."""
+  ranks = {p: a['lora_a'].shape[0] for p, a in adapters.items()}
+  alphas = {p: config.alpha_of(p) for p in adapters}
+  wholes = [m for m, p in whole_modules(model_config).items() if p in own]
+  tied = model_config.tie_embeddings
+  targets = _module_names(list(adapters), model_config)
+  if tied and EMBED in adapters:
+    targets.append('lm_head')
+  if tied and 'model.embed_tokens' in wholes:
+    wholes.append('lm_head')
+  return {
+    'peft_type': 'LORA',
+    'task_type': 'CAUSAL_LM',
+    'inference_mode': True,
+    'r': config.rank,
+    'lora_alpha': _number(config.alpha),
+    'lora_dropout': config.dropout,
+    'target_modules': targets,
+    'use_dora': config.dora,
+    'use_rslora': config.rslora,
+    'rank_pattern': {
+      re.escape(module_name(p)): r for p, r in ranks.items() if r != config.rank
+    },
+    'alpha_pattern': {
+      re.escape(module_name(p)): _number(alpha)
+      for p, alpha in alphas.items()
+      if alpha != config.alpha
+    },
+    'modules_to_save': wholes or None,
+    'trainable_token_indices': {name: list(ids) for name, ids in config.tokens}
+    or None,
+    'ensure_weight_tying': 'lm_head' in (*targets, *wholes) and tied,
+    'bias': 'none',
+    'fan_in_fan_out': False,
+    'init_lora_weights': True,
+  }
+
+
+def _module_names(places: list[Path], config: ModelConfig) -> list[str]:
+  """Names for `target_modules`: short ones where they name nothing else."""
+  known = paths(config)
+  if config.num_experts:  # whose experts have the names of dense layers
+    return [module_name(place) for place in known if place in places]
+  return [
+    module_name(tuple(name.split('/'))) if '/' in name else name
+    for name in short_names(places, known)
+  ]
+
+
+def _number(alpha: float) -> float | int:
   return int(alpha) if alpha == int(alpha) else alpha
 
 

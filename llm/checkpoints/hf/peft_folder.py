@@ -1,92 +1,88 @@
 """A folder of LoRA adapters in PEFT's format: what it holds, and for where.
 
 Nothing here needs JAX: a folder that does not fit is refused before any tensor
-is read. It has an `adapter_config.json` and an `adapter_model.safetensors`,
-whose tensors are named after the checkpoint's modules:
+is read. It has an `adapter_config.json` (see `peft_config`) and an
+`adapter_model.safetensors` (see `peft_names`).
 
-  base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight    [r, in]
-                                                  .lora_B.weight    [out, r]
-                                                  .lora_magnitude_vector  [out]
+A model with tied embeddings has one table. PEFT keeps it one if the adapters
+have `ensure_weight_tying`, or train rows of it. Otherwise what adapts or copies
+one side leaves the other as it was, so that the model with its adapters has two
+tables: `PeftFolder.config` is then untied.
 """
 
 import dataclasses
 import os
-import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from llm.checkpoints import torch_files
 from llm.checkpoints.hf.folder import listed, read_json
-from llm.checkpoints.hf.names import leaves, tensors
+from llm.checkpoints.hf.peft_checks import WEIGHTS, Sorted, mismatches
 from llm.checkpoints.hf.peft_config import (
   CONFIG,
   check_config,
-  lora_config,
+  copied,
   module_alpha,
   module_rank,
   targeted,
+  token_rows,
 )
-from llm.checkpoints.tensor_files import DTYPES, TensorInfo, read_header
+from llm.checkpoints.hf.peft_names import (
+  BASE,
+  BIAS,
+  COPY,
+  LORA_BIAS,
+  ORIGINAL,
+  WHOLE,
+  Key,
+  check_one_adapter,
+  modules,
+  parse,
+  prefix_of,
+  whole_modules,
+)
+from llm.checkpoints.tensor_files import TensorInfo, read_header
 from llm.errors import UserError
 from llm.models.config import ModelConfig
-from llm.models.lora_config import (
+from llm.models.lora_config import LoraConfig, module_label
+from llm.models.lora_places import (
+  EMBED,
   HEAD,
-  LoraConfig,
+  PARTS,
+  ROWS,
+  TABLES,
+  Path,
   paths,
-  projection_name,
-  shape,
+  whole_paths,
 )
 
-WEIGHTS, _OLDER = 'adapter_model.safetensors', 'adapter_model.bin'
-_KEY = re.compile(
-  r'base_model\.model\.(?P<module>.+)\.'
-  r'(?P<part>lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?'
-)
-# Parts of an adapter: the name there, and the one here.
-PARTS = {
-  'lora_A': 'lora_a',
-  'lora_B': 'lora_b',
-  'lora_magnitude_vector': 'magnitude',
-}
-# What stands before `layers.0` in the models that PEFT was given.
-_PREFIXES = ('model.language_model.', 'language_model.model.', 'model.')
-# The tensors of each adapter, by its path in the model and its part.
-Tensors = dict[tuple[str, ...], dict[str, TensorInfo]]
-# Of the token table: A [r, V] and B [D, r], beside `.weight`s of other modules.
-_TABLE_KEY = re.compile(
-  r'base_model\.model\.(?P<module>.+)\.(?P<part>lora_embedding_[AB])'
-)
-_SAVED_KEY = re.compile(
-  r'base_model\.model\.(?P<module>.+?)(?:\.modules_to_save)?'
-  r'(?:\.default)?\.(?P<kind>weight|bias)'
-)
-TABLE = 'model.embed_tokens'
+PICKLED = 'adapter_model.bin'
+_MERGE = 'merge it with PEFT, and load the merged model'
 
 
-class Opened(NamedTuple):
-  """What a folder of adapters holds.
+@dataclasses.dataclass(frozen=True)
+class PeftFolder:
+  """What a folder holds, without its tensors' data.
 
   Attributes:
-    settings: of the adapters. `targets` are exact paths of the adapter tree
-      where the layers differ, names of projections where all have the same.
-    held: the tensors of the adapters.
-    saved: weights that replace those of the base, under their names there
-      (PEFT's `modules_to_save`).
-    table: the adapter of the token table, {'A': [r, V], 'B': [D, r]}; or {}.
-    table_scale: the factor on its product.
+    settings: of the adapters. `targets` and patterns are names of projections
+      where all layers are alike, exact paths of the adapter tree elsewhere.
+    config: the model with them: untied, or of another vocabulary, where they
+      make it so.
+    tensors: the leaves of the adapter tree.
+    base: parameters of the base that the folder brings along, which stand in
+      place of those of the model.
+    twins: (tensor, tensor, turned): pairs that must be equal, turned where one
+      is the other's transpose, for they are one table in the model.
   """
 
   settings: LoraConfig
-  held: Tensors
-  saved: dict[str, TensorInfo]
-  table: dict[str, TensorInfo]
-  table_scale: float
-
-  @property
-  def has_only_projections(self) -> bool:
-    return not (self.saved or self.table)
+  config: ModelConfig
+  tensors: dict[Path, TensorInfo]
+  base: dict[Path, TensorInfo]
+  twins: tuple[tuple[TensorInfo, TensorInfo, bool], ...]
 
 
-def open_peft(path: str, config: ModelConfig) -> Opened:
+def open_peft(path: str, config: ModelConfig) -> PeftFolder:
   """What a PEFT folder holds, without reading it.
 
   Args:
@@ -101,124 +97,18 @@ def open_peft(path: str, config: ModelConfig) -> Opened:
   check_model(config)
   if not os.path.isdir(path):
     raise UserError(f'{path}: no such folder: give a folder saved by PEFT')
-  raw = read_json(os.path.join(path, CONFIG))
-  check_config(os.path.join(path, CONFIG), raw)
+  file = os.path.join(path, CONFIG)
+  raw = read_json(file)
+  check_config(file, raw)
+  _check_biases(file, raw, config)
   infos, problems = _read_weights(path)
-  if problems:
-    raise UserError(listed(path, problems))
-  table, saved = _take_table(infos), _take_saved(infos, raw)
-  held, problems = _places(infos, config)
-  problems = problems or _mismatches(held, raw, config)
-  problems += _table_problems(table, raw, config)
-  problems += _saved_problems(saved, raw, config)
-  if problems:
-    raise UserError(listed(path, problems))
-  order = [place for place in paths(config) if place in held]
-  names = {'/'.join(place): module_name(place) for place in order}
-  settings = lora_config(raw, target_names(list(held), config), names)
-  rank = module_rank(raw, TABLE)
-  scale = dataclasses.replace(
-    settings, alpha=module_alpha(raw, TABLE), alpha_pattern=()
-  ).scale((), rank)
-  return Opened(settings, held, saved, table, scale)
-
-
-def _read_weights(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
-  """The tensors of the folder, and what is wrong with its file."""
-  file, older = os.path.join(path, WEIGHTS), os.path.join(path, _OLDER)
-  if os.path.exists(file):
-    return read_header(file)
-  if os.path.exists(older):
-    return torch_files.read_header(older)
-  raise UserError(
-    f'{file}: no such file: save the adapters with PEFT as safetensors'
-  )
-
-
-def _take_table(infos: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-  """Removes the adapter of the token table and returns it."""
-  found = {}
-  for name in list(infos):
-    match = _TABLE_KEY.fullmatch(name.replace('.default', ''))
-    if match and _plain(match['module']) == TABLE:
-      found[match['part'][-1]] = infos.pop(name)
-  return found
-
-
-def _take_saved(
-  infos: dict[str, TensorInfo], raw: dict[str, Any]
-) -> dict[str, TensorInfo]:
-  """Removes whole weights and returns them, by their names in the base."""
-  found = {}
-  for name in list(infos):
-    match = _SAVED_KEY.fullmatch(name)
-    if match is None or 'lora_' in name or 'lora_magnitude' in name:
-      continue
-    module = _plain(match['module'].removesuffix('.base_layer'))
-    found[f'{module}.{match["kind"]}'] = infos.pop(name)
-  return found
-
-
-def _table_problems(table, raw, config: ModelConfig) -> list[str]:
-  """What is wrong with the adapter of the token table."""
-  wanted = targeted(raw, TABLE, bool(table))
-  targets = raw.get('target_modules')
-  named = isinstance(targets, list) and 'embed_tokens' in targets
-  if not table:
-    problem = (
-      f'{TABLE}: {WEIGHTS} has no adapter of it, and target_modules names it:'
-      ' save the adapters again'
-    )
-    return [problem] * (named and wanted)
-  if config.tie_embeddings:
-    return [
-      f'{TABLE}: the table is the output weight, too, and PEFT adapts it in'
-      ' one of the two places only: merge the adapters with PEFT'
-    ]
-  if raw.get('use_dora'):
-    return [f'{TABLE}: DoRA of the token table is not supported: merge it']
-  rank = module_rank(raw, TABLE)
-  shapes = {'A': (rank, config.vocab_size), 'B': (config.embed_dim, rank)}
-  return [
-    f'{TABLE}.lora_embedding_{part}: '
-    + (f'{list(table[part].shape)}' if part in table else 'missing')
-    + f" in {WEIGHTS}, and the model asks for {list(want)}: use the adapters' "
-    'own base model'
-    for part, want in shapes.items()
-    if part not in table or table[part].shape != want
-  ]
-
-
-def _saved_problems(saved, raw, config: ModelConfig) -> list[str]:
-  """What is wrong with weights that replace those of the base."""
-  known = tensors(leaves(config))
-  names = raw.get('modules_to_save') or []
-  problems = [
-    f'modules_to_save names {name!r}, and {WEIGHTS} has no weight of it: save '
-    'the adapters again'
-    for name in names
-    if not any(name in saved_name.split('.') for saved_name in saved)
-  ]
-  for name, info in saved.items():
-    tied = config.tie_embeddings and name in (
-      f'{TABLE}.weight', 'lm_head.weight'
-    )  # fmt: skip
-    if tied and not raw.get('ensure_weight_tying'):
-      problems.append(
-        f'{name}: the base has one table for input and output, and PEFT'
-        ' trained a copy of one of the two: merge the adapters with PEFT'
-      )
-    elif tied and name == 'lm_head.weight':
-      continue  # the same as the table
-    elif name not in known:
-      problems.append(f'{name}: {_why_not(name)}')
-    elif info.shape != known[name][0][1].shape:
-      problems.append(
-        f'{name}: {list(info.shape)} in {WEIGHTS}, and the base has '
-        f'{list(known[name][0][1].shape)}: give a base whose vocabulary was '
-        'resized as that of the adapters was, or merge them with PEFT'
-      )
-  return problems
+  _raise(path, problems)
+  found, problems = _sort(path, infos, raw, config)
+  _raise(path, problems)
+  config, found, twins = _tables(file, found, raw, config)
+  _raise(path, mismatches(found, raw, config))
+  settings = _settings(path, found, raw, config)
+  return PeftFolder(settings, config, found.tensors, found.base, twins)
 
 
 def check_model(config: ModelConfig) -> None:
@@ -231,117 +121,222 @@ def check_model(config: ModelConfig) -> None:
     )
 
 
-def module_name(place: tuple[str, ...]) -> str:
-  """The name of a projection's module in `transformers`."""
-  if place == HEAD:
-    return 'lm_head'
-  layer, module, _ = place
-  module = {'attn': 'self_attn', 'mlp': 'mlp'}[module]
-  number = layer.removeprefix('layers_')
-  return f'model.layers.{number}.{module}.{projection_name(place)}'
+def _raise(path: str, problems: list[str]) -> None:
+  if problems:
+    raise UserError(listed(path, problems))
 
 
-def _places(
-  infos: dict[str, TensorInfo], config: ModelConfig
-) -> tuple[dict[tuple[str, ...], dict[str, TensorInfo]], list[str]]:
-  """Tensors by adapter and part, and those that have no place."""
-  modules = {module_name(place): place for place in paths(config)}
-  held, problems = {}, []
-  for name, info in infos.items():
-    match = _KEY.fullmatch(name)
-    place = None if match is None else modules.get(_plain(match['module']))
+def _read_weights(path: str) -> tuple[dict[str, TensorInfo], list[str]]:
+  """The tensors of the folder, and what is wrong with its file."""
+  file, pickled = (os.path.join(path, name) for name in (WEIGHTS, PICKLED))
+  if os.path.exists(file):
+    return read_header(file)
+  if os.path.exists(pickled):
+    return torch_files.read_header(pickled)
+  raise UserError(
+    f'{file}: no such file: save the adapters with PEFT as safetensors'
+  )
+
+
+def _check_biases(file: str, raw: dict[str, Any], config: ModelConfig) -> None:
+  """Refuses trained biases; a model without any has nothing to train."""
+  biases = config.qkv_bias or config.attn_out_bias or config.mlp_bias
+  if raw.get('bias') not in (None, 'none') and biases:
+    raise UserError(
+      f'{file}: bias={raw["bias"]!r}: trained biases of this model cannot be '
+      f'read: {_MERGE}'
+    )
+
+
+def _sort(
+  path: str, infos: dict[str, TensorInfo], raw: dict[str, Any], config: Any
+) -> tuple[Sorted, list[str]]:
+  """The tensors by what they are, and those that have no place."""
+  two = dataclasses.replace(config, tie_embeddings=False)
+  places, wholes = modules(two), whole_modules(two)
+  keys = {name: parse(name) for name in infos}
+  known = [key for key in keys.values() if key is not None]
+  check_one_adapter(path, known)
+  found, problems = Sorted({}, {}, prefix_of(known)), []
+  for name, key in keys.items():
+    own = key is not None and _is_copied(key, found, raw, config)
+    if own and key.kind == ORIGINAL:
+      continue  # what the copy replaces
+    tree, place = found.tensors, None
+    if key is not None and key.module in places and key.kind in PARTS:
+      place = (*places[key.module], key.kind)
+    elif key is not None and key.kind == ROWS:
+      table = places.get(key.module)
+      place = (*table, ROWS) if table in TABLES else None
+    elif key is not None and key.kind in (COPY, WHOLE, BASE):
+      place = wholes.get(key.module)
+      if key.kind == BASE or not own:
+        tree = found.base
+      if key.kind == COPY and tree is found.base:
+        place = None
     if place is None:
-      problems.append(f'{name}: {_why_not(name)}')
-      continue
-    held.setdefault(place, {})[PARTS[match['part']]] = info
-  return held, problems
+      problems.append(f'{name}: {_why_not(key, places)}')
+    elif place in tree:
+      problems.append(f'{name}: is there twice: save the adapters again')
+    else:
+      tree[place] = infos[name]
+  return found, problems
 
 
-def _plain(module: str) -> str:
-  """A module's name as it is in a model of text alone."""
-  for prefix in _PREFIXES:
-    if module.startswith(prefix):
-      return 'model.' + module.removeprefix(prefix)
-  return 'lm_head' if module == 'language_model.lm_head' else module
+def _is_copied(
+  key: Key, found: Sorted, raw: dict[str, Any], config: ModelConfig
+) -> bool:
+  """Whether PEFT trains a whole copy of the module of a tensor."""
+  names = [key.written]
+  if config.tie_embeddings and raw.get('ensure_weight_tying'):
+    tables = [found.written(place) for place in TABLES]
+    names += tables if key.written in tables else []
+  return any(copied(raw, name) for name in names)
 
 
-def _why_not(name: str) -> str:
-  if 'lora_' in name:
+def _why_not(key: Key | None, places: dict[str, Path]) -> str:
+  """Why a tensor has no place, and what helps."""
+  if key is not None and key.kind in (BIAS, LORA_BIAS):
+    return f'a trained bias cannot be read: {_MERGE}'
+  if key is not None and key.kind in (*PARTS, ROWS):
     return (
       'the model has no projection of this name that can be adapted: use the '
       "adapters' own base model"
     )
-  return "the base has no weight of this name: use the adapters' own base"
+  if key is not None and key.module in ('score', 'classifier', 'v_head'):
+    return 'belongs to a model that scores texts, and this one writes them'
+  if key is not None and key.kind == COPY:
+    return f'modules_to_save of {CONFIG} does not name it: add it there'
+  if key is not None and key.module in places:
+    return f'a whole copy of a projection cannot be read: {_MERGE}'
+  return (
+    'not an adapter, and the base may differ by it: save with '
+    'save_embedding_layers=False and without modules_to_save, or merge with '
+    'PEFT'
+  )
 
 
-def _mismatches(
-  held: dict[tuple[str, ...], dict[str, TensorInfo]],
-  raw: dict[str, Any],
-  config: ModelConfig,
-) -> list[str]:
-  """Parts that are missing, of a wrong shape, or that PEFT would not use."""
-  problems = []
-  for place in paths(config):
-    module, parts = module_name(place), held.get(place)
-    wanted = targeted(raw, module, parts is not None)
-    if parts is None:
-      if wanted:
-        problems.append(
-          f'{module}: {CONFIG} has it in target_modules, and {WEIGHTS} has no '
-          'adapter of it: save the adapters again'
+def _tables(
+  file: str, found: Sorted, raw: dict[str, Any], config: ModelConfig
+) -> tuple[ModelConfig, Sorted, tuple]:
+  """The model with its adapters, and what they are in it; see the module."""
+  tensors, base, twins = dict(found.tensors), dict(found.base), []
+  embedding, head = (*EMBED, TABLES[EMBED]), (*HEAD, TABLES[HEAD])
+  if config.tie_embeddings:
+    if embedding in base and head in base:
+      twins.append((base[embedding], base[head], False))
+    if head in base:  # one parameter in PEFT, under either name
+      base.setdefault(embedding, base[head])
+      del base[head]
+    if raw.get('ensure_weight_tying'):
+      adapted = {(*EMBED, 'lora_a'), (*HEAD, 'lora_a')} & tensors.keys()
+      if raw.get('use_dora') and adapted:
+        raise UserError(
+          f'{file}: use_dora and ensure_weight_tying: one magnitude does not '
+          'fit both uses of a table: train it without use_dora'
         )
-      continue
-    if not wanted:
-      problems.append(
-        f'{module}: {WEIGHTS} has an adapter of it, and target_modules of '
-        f'{CONFIG} leaves it out: fix target_modules'
-      )
-      continue
-    rank = module_rank(raw, module)
-    rows, columns = shape(config, place)
-    shapes = {'lora_a': (rank, columns), 'lora_b': (rows, rank)}
-    if raw.get('use_dora'):
-      shapes['magnitude'] = (rows,)
-    for part in sorted(shapes.keys() | parts.keys()):
-      problems += _mismatch(module, part, parts.get(part), shapes.get(part))
-  return problems
+      for theirs, ours in (
+        ((*HEAD, 'lora_a'), (*EMBED, 'lora_b')),
+        ((*HEAD, 'lora_b'), (*EMBED, 'lora_a')),
+        (head, embedding),
+      ):
+        info = tensors.pop(theirs, None)
+        if info is not None and ours in tensors:
+          twins.append((tensors[ours], info, theirs != head))
+    elif _has_sides(raw, found):
+      own = {path[1] for path in tensors if path[:1] == EMBED}
+      if own == {ROWS} and (*HEAD, ROWS) not in tensors:
+        raise UserError(
+          f'{file}: trainable_token_indices beside an lm_head of its own, '
+          'where both are one table: PEFT does not define it: use '
+          'ensure_weight_tying, or train one of them'
+        )
+      config = dataclasses.replace(config, tie_embeddings=False)
+  resized = _resized({**base, **tensors}, config)
+  if resized != config:  # the base has no table of this size to lie beneath
+    base = {
+      **{p: tensors[p] for p in (embedding, head) if p in tensors},
+      **base,
+    }
+  found = dataclasses.replace(found, tensors=tensors, base=base)
+  return resized, found, tuple(twins)
 
 
-def _mismatch(
-  module: str,
-  part: str,
-  info: TensorInfo | None,
-  expected: tuple[int, ...] | None,
-) -> list[str]:
-  theirs = next(k for k, v in PARTS.items() if v == part)
-  name = f'{module}.{theirs}'
-  if info is None:
-    return [f'{name}: missing from {WEIGHTS}: save the adapters again']
-  if expected is None:
-    return [f'{name}: {CONFIG} has use_dora=false: set it to true']
-  if info.shape != expected:
-    return [
-      f'{name}: {list(info.shape)} in {WEIGHTS}, and the model and the rank '
-      f"ask for {list(expected)}: use the adapters' own base model and config"
-    ]
-  if info.dtype not in DTYPES:
-    return [
-      f'{name}: {info.dtype} is not supported: convert it to one of '
-      f'{", ".join(DTYPES)}'
-    ]
-  return []
+def _has_sides(raw: dict[str, Any], found: Sorted) -> bool:
+  """Whether one use of a tied table is changed by itself."""
+  rows = {}
+  for place in (EMBED, HEAD):
+    name = found.written(place)
+    rows[place] = token_rows(raw, name)
+    own = {path[1] for path in found.tensors if path[:1] == place} - {ROWS}
+    if own or targeted(raw, name, False) or copied(raw, name):
+      return True
+  return rows[HEAD] not in ((), rows[EMBED])
 
 
-def target_names(
-  places: list[tuple[str, ...]], config: ModelConfig
-) -> tuple[str, ...]:
-  """Names of projections that every layer has; paths of all others."""
-  out, known, places = [], paths(config), set(places)
+def _resized(
+  tables: dict[Path, TensorInfo], config: ModelConfig
+) -> ModelConfig:
+  """The model with the vocabulary of the tables, if the folder has them all."""
+  wanted = [path for path in whole_paths(config) if path[:-1] in TABLES]
+  shapes = {tables[path].shape for path in wanted if path in tables}
+  whole = all(path in tables for path in wanted)
+  if not whole or len(shapes) != 1:
+    return config
+  rows, *width = shapes.pop() or (0,)
+  if rows < 1 or width != [config.embed_dim]:
+    return config
+  return dataclasses.replace(config, vocab_size=rows)
+
+
+def _settings(
+  path: str, found: Sorted, raw: dict[str, Any], config: ModelConfig
+) -> LoraConfig:
+  """The settings here; what the file does not say is PEFT's default."""
+  places = [p for p in paths(config) if (*p, 'lora_a') in found.tensors]
+  if not places:
+    raise UserError(f'{path}: holds no adapters: give a folder saved by PEFT')
+  names = {place: found.written(place) for place in places}
+  rank, alpha = raw.get('r', 8), float(raw.get('lora_alpha', 8))
+  ranks = {p: module_rank(raw, name) for p, name in names.items()}
+  alphas = {p: module_alpha(raw, name) for p, name in names.items()}
+  wholes = [p[:-1] for p in whole_paths(config) if p in found.tensors]
+  known = [p[:-1] for p in whole_paths(config)]
+  rows = [place for place in TABLES if (*place, ROWS) in found.tensors]
+  return LoraConfig(
+    rank=rank,
+    alpha=alpha,
+    targets=short_names(places, paths(config)),
+    dora=bool(raw.get('use_dora')),
+    rslora=bool(raw.get('use_rslora')),
+    dropout=float(raw.get('lora_dropout') or 0.0),
+    rank_pattern=_pattern(ranks, rank, paths(config)),
+    alpha_pattern=_pattern(alphas, alpha, paths(config)),
+    modules_to_save=short_names(wholes, known),
+    tokens=tuple(
+      (module_label(p), token_rows(raw, found.written(p))) for p in rows
+    ),
+  )
+
+
+def _pattern(values: dict[Path, Any], default: Any, known: list[Path]) -> Any:
+  """A pattern that gives these values where they are not the default."""
+  out = []
+  for value in dict.fromkeys(values.values()):
+    if value != default:
+      places = [place for place, own in values.items() if own == value]
+      out += [(name, value) for name in short_names(places, known)]
+  return tuple(out)
+
+
+def short_names(places: list[Path], known: list[Path]) -> tuple[str, ...]:
+  """Labels that name nothing but these places; paths of all others."""
+  out = []
   for place in known:
-    name = projection_name(place)
-    alike = [p for p in known if projection_name(p) == name]
-    if places.issuperset(alike):
-      out.append(name)
+    label = module_label(place)
+    alike = [p for p in known if module_label(p) == label]
+    if set(places).issuperset(alike):
+      out.append(label)
     elif place in places:
       out.append('/'.join(place))
   return tuple(dict.fromkeys(out))

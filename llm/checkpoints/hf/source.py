@@ -124,7 +124,6 @@ def _load(
   dtype: Any,
   shardings: Any = None,
   progress: Progress | None = None,
-  replaced: Any = None,
 ) -> Any:
   from llm.checkpoints.hf.load import load_params
 
@@ -135,7 +134,6 @@ def _load(
     reward_head=reward_head,
     shardings=shardings,
     progress=progress,
-    replaced=replaced,
   )
 
 

@@ -11,11 +11,13 @@ from llm.checkpoints.hf.peft import CONFIG, WEIGHTS, read_peft, save_peft
 from llm.checkpoints.tensor_files import read_header, write_file
 from llm.errors import UserError
 from llm.models import lora as lora_lib
-from llm.models.lora_config import LoraConfig, match_targets
+from llm.models.lora_config import LoraConfig
+from llm.models.lora_places import match_targets
 from tests.models import tiny
 
 _SHAPE = tiny.config()
 _PREFIX = 'base_model.model.model.layers'
+_ONE = np.ones(1, np.float32)
 
 
 def _adapters(config, shape=_SHAPE, seed=0):
@@ -132,14 +134,18 @@ def test_ranks_by_pattern(tmp_path):
   path = _write(tmp_path, tensors, rank_pattern=pattern, **settings)
   config, lora = read_peft(path, _SHAPE)
   assert config == LoraConfig(
-    2, 4.0, ('q_proj',), dropout=0.05, rank_pattern=(('layers_1/attn/q', 5),)
+    2,
+    4.0,
+    ('q_proj',),
+    dropout=0.05,
+    rank_pattern=(('layers_1/attn/q', 5),),
   )
   assert lora['layers_1']['attn']['q']['lora_b'].shape == (32, 5)
   save_peft(str(tmp_path / 'again'), config, _SHAPE, lora)
   _equal(read_peft(str(tmp_path / 'again'), _SHAPE)[1], lora)
   _write(tmp_path, tensors, **settings)
   with pytest.raises(
-    UserError, match=r'layers.1.*lora_A: \[5, 32\].*\[2, 32\]'
+    UserError, match=r'layers.1.*lora_A.weight: \[5, 32\].*\[2, 32\]'
   ):
     read_peft(path, _SHAPE)
 
@@ -180,23 +186,51 @@ def test_adapters_of_a_model_that_also_sees(tmp_path):
   'settings, message',
   [
     ({'peft_type': 'LOHA'}, "peft_type='LOHA'.*only 'LORA'"),
-    ({'bias': 'lora_only'}, "bias='lora_only' is not supported"),
-    ({'lora_bias': True}, 'lora_bias=True'),
-    ({'modules_to_save': ['norm']}, "modules_to_save names 'norm'"),
-    ({'target_parameters': ['experts.w1']}, 'target_parameters='),
-    ({'use_qalora': True}, 'use_qalora=True'),
-    ({'megatron_config': {'a': 1}}, 'megatron_config='),
-    ({'arrow_config': {'a': 1}}, 'arrow_config='),
-    ({'alpha_pattern': ['q_proj']}, 'alpha_pattern='),
-    ({'init_lora_weights': 'olora'}, "init_lora_weights='olora'"),
-    ({'fan_in_fan_out': True}, 'fan_in_fan_out=True'),
-    ({'layer_replication': [[0, 2]]}, 'layer_replication='),
-    ({'trainable_token_indices': [1]}, 'trainable_token_indices='),
-    ({'alora_invocation_tokens': [1]}, 'alora_invocation_tokens='),
+    ({'bias': 'some'}, "bias='some' is not what PEFT writes"),
+    ({'lora_bias': True}, 'lora_bias=True is not supported: it adds biases'),
+    ({'layer_replication': [[0, 2]]}, 'layer_replication=.*a deeper model'),
+    ({'alora_invocation_tokens': [1]}, 'alora_invocation_tokens=.*plain LoRA'),
+    ({'target_parameters': ['experts.up']}, 'target_parameters=.*experts'),
+    ({'use_qalora': True}, 'use_qalora=True.*GPTQ'),
+    ({'arrow_config': {'top_k': 3}}, 'arrow_config=.*run it with PEFT'),
+    ({'kasa_config': {'beta': 1e-4}}, 'kasa_config=.*the weights of the base'),
+    ({'use_bdlora': {'nblocks': 2}}, 'use_bdlora=.*block-diagonal'),
+    ({'megatron_config': {'tp': 1}}, 'megatron_config=.*Megatron'),
+    ({'monteclora_config': {'n': 1}}, 'monteclora_config=.*merge it'),
+    ({'enable_lora': [True, False]}, 'enable_lora=.*several projections'),
     ({'something_new': 3}, 'something_new=3 is not supported'),
     ({'init_lora_weights': 'pissa'}, "init_lora_weights='pissa'.*base"),
+    ({'init_lora_weights': 'pissa_niter_16'}, "'pissa_niter_16' changes"),
+    ({'init_lora_weights': 'OLoRA'}, "init_lora_weights='OLoRA' changes"),
+    ({'init_lora_weights': 'loftq'}, "init_lora_weights='loftq' changes"),
+    ({'init_lora_weights': 'lora_ga'}, "init_lora_weights='lora_ga' changes"),
+    ({'alpha_pattern': {'q_proj': '4'}}, "q_proj='4': use a number above 0"),
+    ({'alpha_pattern': {'q_proj': 0}}, 'q_proj=0: use a number above 0'),
+    ({'alpha_pattern': ['q_proj']}, r"alpha_pattern=\['q_proj'\] is not what"),
+    ({'alpha_pattern': {'q(': 4}}, r"'q\(' is not a regular expression"),
+    ({'rank_pattern': {'q_proj': 2.0}}, 'q_proj=2.0: save'),
+    ({'modules_to_save': ['embed(']}, r"'embed\(' is not a regular expr"),
+    ({'modules_to_save': 'norm'}, "modules_to_save='norm' is not what PEFT"),
+    ({'modules_to_save': [3]}, r'modules_to_save=\[3\] is not what PEFT'),
+    ({'modules_to_save': ['norm']}, 'layers.0.input_layernorm.weight: missing'),
+    (
+      {'trainable_token_indices': [1]},
+      'trainable_tokens_delta: missing',
+    ),
+    ({'trainable_token_indices': [1, 1]}, 'trainable_token_indices=.*not what'),
+    ({'trainable_token_indices': [-1]}, 'trainable_token_indices=.*not what'),
+    ({'layers_to_transform': ['0']}, 'layers_to_transform=.*is not what PEFT'),
+    (
+      {'target_modules': '.*q_proj', 'layers_to_transform': [0, 1]},
+      'layers_to_transform=.*list of target_modules',
+    ),
+    (
+      {'layers_to_transform': [0, 1], 'layers_pattern': 'h'},
+      'layers.0.self_attn.q_proj: .*leaves it out',
+    ),
+    ({'lora_dropout': 1.5}, 'lora_dropout=1.5: use a rate'),
     ({'r': 0}, 'r=0: save'),
-    ({'lora_alpha': 0}, 'lora.alpha=0.0'),
+    ({'lora_alpha': 0}, 'lora_alpha=0: use a number above 0'),
     ({'r': 'four'}, "r='four' is not what PEFT writes"),
     ({'use_dora': 1}, 'use_dora=1'),
     ({'use_dora': True}, 'lora_magnitude_vector: missing'),
@@ -228,10 +262,10 @@ def _without(tensors, part):
 @pytest.mark.parametrize(
   'change, message',
   [
-    (lambda t: _without(t, 'lora_B'), 'q_proj.lora_B: missing'),
+    (lambda t: _without(t, 'lora_B'), 'q_proj.lora_B.weight: missing'),
     (
       lambda t: {k: x[:, :1] for k, x in t.items()},
-      r'q_proj.lora_A: \[2, 1\] in .*ask for \[2, 32\]',
+      r'q_proj.lora_A.weight: \[2, 1\] in .*ask for \[2, 32\]',
     ),
     (
       lambda t: {k.replace('layers.1', 'layers.7'): x for k, x in t.items()},
@@ -250,14 +284,14 @@ def _without(tensors, part):
           (2, 50), np.float32
         ),
       },
-      'lora_embedding_B: missing',
+      'embed_tokens: .*target_modules of adapter_config.json leaves it out',
     ),
     (
       lambda t: {
         **t,
-        'base_model.model.lm_head.weight': np.ones((50, 32), np.float32),
+        'base_model.model.lm_head.weight': np.ones((50, 31), np.float32),
       },
-      'has weights beside its adapters .lm_head.weight.*save_embedding',
+      r'lm_head.weight: \[50, 31\].*ask for \[50, 32\]',
     ),
     (
       lambda t: {
@@ -267,6 +301,52 @@ def _without(tensors, part):
         ),
       },
       'lora_magnitude_vector: .*use_dora=false',
+    ),
+    (
+      lambda t: {**t, f'{_PREFIX}.0.self_attn.q_proj.base_layer.bias': _ONE},
+      'q_proj.base_layer.bias: a trained bias cannot be read: merge it',
+    ),
+    (
+      lambda t: {**t, f'{_PREFIX}.0.self_attn.q_proj.lora_B.bias': _ONE},
+      'lora_B.bias: a trained bias',
+    ),
+    (
+      lambda t: {**t, f'{_PREFIX}.0.mlp.up_proj.weight': _ONE},
+      'up_proj.weight: a whole copy of a projection cannot be read',
+    ),
+    (
+      lambda t: {**t, 'base_model.model.score.weight': _ONE},
+      'score.weight: belongs to a model that scores texts',
+    ),
+    (
+      lambda t: {
+        **t,
+        'base_model.model.lm_head.modules_to_save.default.weight': _ONE,
+      },
+      'modules_to_save of adapter_config.json does not name it',
+    ),
+    (
+      lambda t: {
+        k.replace('A.w', f'A.{"xy"["layers.1" in k]}.w'): x
+        for k, x in t.items()
+      },
+      r'holds several adapters \(x, y\): save one',
+    ),
+    (
+      lambda t: {
+        **t,
+        **{k.replace('A.w', 'A.default.w'): x for k, x in t.items()},
+      },
+      'lora_A.default.weight: is there twice',
+    ),
+    (lambda t: {**t, 'something': _ONE}, 'something: not an adapter'),
+    (
+      lambda t: {
+        **t,
+        'base_model.model.model.embed_tokens.token_adapter'
+        '.trainable_tokens_delta': _ONE,
+      },
+      'trainable_tokens_delta: no setting of adapter_config.json asks for it',
     ),
   ],
 )
@@ -286,7 +366,10 @@ def test_missing_and_broken_files_are_refused(tmp_path):
   (tmp_path / WEIGHTS).write_bytes(whole[:-9])
   with pytest.raises(UserError, match='truncated'):
     read_peft(path, _SHAPE)
-  (tmp_path / WEIGHTS).unlink()
+  (tmp_path / WEIGHTS).rename(tmp_path / 'adapter_model.bin')
+  with pytest.raises(UserError, match='adapter_model.bin: its pickle is damaged'):
+    read_peft(path, _SHAPE)
+  (tmp_path / 'adapter_model.bin').unlink()
   with pytest.raises(UserError, match=f'{WEIGHTS}: no such file'):
     read_peft(path, _SHAPE)
 
