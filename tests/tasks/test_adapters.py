@@ -257,7 +257,9 @@ def test_every_setting_is_trained_resumed_exported_and_read(
   rest = train('parts', {**fields, **parts, 'train.steps': 2})
   assert [row['loss'] for row in rest] == [row['loss'] for row in whole]
   name = 'adapter_model.safetensors'
-  assert (tmp_path / 'parts_out' / name).read_bytes() == (out / name).read_bytes()
+  assert (tmp_path / 'parts_out' / name).read_bytes() == (
+    out / name
+  ).read_bytes()
 
   base, params, _ = llm.load(model_folder)
   settings, lora = read_peft(str(out), base.config)
