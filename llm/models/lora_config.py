@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import sys
 from typing import Any
 
 from llm.errors import UserError
@@ -27,7 +28,7 @@ class LoraConfig:
   `modules_to_save` are trained as whole copies: embed_tokens, lm_head, norm
   (every norm), or regular expressions for paths. `tokens` are rows of a table
   that are trained as they are: (('embed_tokens', (5, 9)),). `dropout` is
-  applied to the input of the low-rank product, in training only.
+  applied to the input of a projection's low-rank product, in training only.
   """
 
   rank: int = 16
@@ -130,7 +131,7 @@ def _pairs(name: str, value: Any, check: Any):
 def _check_regex(name: str, pattern: str) -> None:
   try:
     re.compile(pattern)
-  except re.error as error:
+  except (re.error, OverflowError, RecursionError) as error:
     raise UserError(
       f'lora.{name}: {pattern!r} is not a regular expression ({error})'
     ) from None
@@ -144,7 +145,7 @@ def _check_rank(name: str, rank: Any) -> int:
 
 def _check_alpha(name: str, alpha: Any) -> float:
   number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
-  if not number or not 0.0 < alpha < math.inf:
+  if not number or not 0.0 < alpha <= sys.float_info.max:
     raise UserError(f'{name}={alpha}: use a number above 0')
   return float(alpha)
 

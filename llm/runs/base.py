@@ -49,13 +49,13 @@ def open_base(config) -> Source | None:
     return None
   source = open_checkpoint(path, config.tokenizer.path)
   _check_shape(config.model, source.config)
+  if config.lora.path is not None:
+    source = fit_adapters(source, config.lora.path)
+    _check_adapters(config.lora, source.config)
   if source.tokenizer_path is None:
     raise UserError(
       f'model.path={path!r} has no tokenizer: set --config.tokenizer.path'
     )
-  if config.lora.path is not None:
-    source = fit_adapters(source, config.lora.path)
-    _check_adapters(config.lora, source.config)
   return source
 
 

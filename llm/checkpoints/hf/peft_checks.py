@@ -63,6 +63,14 @@ def mismatches(
       if (*place, part) in found.tensors
     }
     problems += _adapter_problems(place, parts, found, raw, config)
+  tables = [found.written(place) for place in TABLES]
+  ids = raw.get('trainable_token_indices')
+  for name in ids if isinstance(ids, dict) else ():
+    if not any(table.endswith(name) for table in tables):
+      problems.append(
+        f'trainable_token_indices: {name!r} is no table of the model: it has '
+        'embed_tokens and lm_head'
+      )
   wanted, names = {}, {}
   for module, path in whole_modules(config).items():
     names[path] = f'{module}.weight'

@@ -1,7 +1,7 @@
 """Which settings of PEFT's `adapter_config.json` are understood, and how."""
 
-import math
 import re
+import sys
 from typing import Any
 
 from llm.errors import UserError
@@ -217,7 +217,7 @@ def _check_numbers(name: str, raw: dict[str, Any]) -> None:
   alphas |= raw.get('alpha_pattern') or {}
   for key, alpha in alphas.items():
     number = type(alpha) in (int, float)
-    if not number or not 0 < alpha < math.inf:
+    if not number or not 0 < alpha <= sys.float_info.max:
       raise UserError(f'{name}: {key}={alpha!r}: use a number above 0')
   rate = raw.get('lora_dropout') or 0.0
   if not 0.0 <= rate < 1.0:
@@ -238,7 +238,8 @@ def _check_patterns(name: str, raw: dict[str, Any]) -> None:
   for pattern in patterns:
     try:
       re.compile(pattern)
-    except re.error as error:
+      re.compile(f'(.*)({pattern})$')  # as PEFT puts most of them to use
+    except (re.error, OverflowError, RecursionError) as error:
       raise UserError(
         f'{name}: {pattern!r} is not a regular expression ({error}): fix it'
       ) from None

@@ -229,6 +229,13 @@ def test_adapters_of_a_model_that_also_sees(tmp_path):
       'layers.0.self_attn.q_proj: .*leaves it out',
     ),
     ({'lora_dropout': 1.5}, 'lora_dropout=1.5: use a rate'),
+    ({'lora_alpha': 10**400}, 'lora_alpha=1000.*: use a number above 0'),
+    ({'alpha_pattern': {'(?i)q': 1}}, r"'\(\?i\)q' is not a regular"),
+    ({'target_modules': 'a{99999999999999999999}'}, 'is not a regular expr'),
+    (
+      {'trainable_token_indices': {'wte': [1]}},
+      "trainable_token_indices: 'wte' is no table of the model",
+    ),
     ({'r': 0}, 'r=0: save'),
     ({'lora_alpha': 0}, 'lora_alpha=0: use a number above 0'),
     ({'r': 'four'}, "r='four' is not what PEFT writes"),
