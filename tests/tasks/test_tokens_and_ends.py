@@ -131,7 +131,9 @@ def test_new_tokens_in_a_run_that_is_resumed(base, tmp_path):
   for name in ('model.safetensors', 'tokenizer.json', 'config.json'):
     one, two = (pathlib.Path(path) / name for path in (whole, parts))
     assert one.read_bytes() == two.read_bytes(), name
-  with pytest.raises(llm.errors.UserError, match='vocab_size is 332 and not 330'):
+  with pytest.raises(
+    llm.errors.UserError, match='vocab_size is 332 and not 330'
+  ):
     train(tmp_path / 'parts', base, [TALK] * 4, **{'train.steps': 3})
 
 
