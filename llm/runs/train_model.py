@@ -118,7 +118,10 @@ def read_spec(config) -> ModelSpec:
   if tokenizer.vocab_size > source.tokenizer.vocab_size:
     _check_new_tokens(config)
     new = tokenizer.vocab_size - source.tokenizer.vocab_size
-    terminal.log(f'{new} new tokens; the tables have {shape.vocab_size} rows')
+    tables = f'{new} new tokens; the tables have {shape.vocab_size} rows'
+    if lora:
+      tables += '; adapters do not train them, so that all new tokens are alike'
+    terminal.log(tables)
   return ModelSpec(source, weights, shape, tokenizer, lora, adapters)
 
 

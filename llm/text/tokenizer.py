@@ -118,12 +118,20 @@ class Tokenizer:
     return ids[: len(ids) - len(self._suffix)]
 
   def with_eos(self, id: int) -> 'Tokenizer':
-    """The same tokenizer with another token as its EOS."""
+    """The same tokenizer with another token as its EOS.
+
+    Chat templates that write the EOS go on to write what they wrote.
+    """
     token = self.token(id)
     others = [other for other in self.eos_ids if other != id]
+    written = self.special_tokens.get('eos_token')
     return dataclasses.replace(
       self,
       eos_ids=(id, *others),
+      chat_templates={
+        name: _fix_eos(template, written)
+        for name, template in self.chat_templates.items()
+      },
       special_tokens=self.special_tokens | {'eos_token': token},
       _suffix=tuple(id if s in self.eos_ids else s for s in self._suffix),
       _config=self._config | {'eos_token': token},
@@ -398,6 +406,15 @@ def _around(ids: list[int], id: int | None, add: bool | None) -> tuple:
   if add is None or id is None or bool(add) == (id in ids):
     return tuple(ids)
   return (id,) if add else tuple(i for i in ids if i != id)
+
+
+def _fix_eos(template: str, token: str | None) -> str:
+  """A chat template whose variable `eos_token` is set to a token."""
+  if token is None or 'eos_token' not in template:
+    return template
+  # The plus keeps a line break at the beginning of the template.
+  quoted = json.dumps(token, ensure_ascii=False)
+  return f'{{% set eos_token = {quoted} +%}}{template}'
 
 
 def _check_text(text: str):

@@ -264,3 +264,21 @@ def test_flags_of_special_tokens(make_folder, byte_level_bytes, flag, where):
     'a<mask>',
   ]
   same(make_folder(files), texts)
+
+
+def test_a_template_that_writes_another_eos(make_folder, byte_level_bytes):
+  template = '\n{{ messages[0].content }}<|im_end|>{{ eos_token }}'
+  config = {'chat_template': template, 'eos_token': '<|end_of_text|>'}
+  config['tokenizer_class'] = 'PreTrainedTokenizerFast'
+  tok = load_tokenizer(
+    make_folder(
+      {'tokenizer.json': byte_level_bytes, 'tokenizer_config.json': config}
+    )
+  )
+  folder = make_folder({})
+  tok.with_eos(tok.token_id('<|im_end|>')).save(folder)
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  talk = [{'role': 'user', 'content': 'a'}]
+  text = theirs.apply_chat_template(talk, tokenize=False)
+  assert text == '\na<|im_end|><|end_of_text|>'
+  assert theirs.eos_token == '<|im_end|>'

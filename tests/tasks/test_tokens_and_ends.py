@@ -115,6 +115,84 @@ def test_new_tokens_reach_the_export(base, tmp_path, rank):
     np.testing.assert_allclose(whole[len(table) :], mean, rtol=1e-6)
 
 
+def test_new_tokens_in_a_run_that_is_resumed(base, tmp_path):
+  fields = {
+    'tokenizer.add_tokens': NEW, 'train.checkpoint_every': 1, 'optim.lr': 0.1,
+  }  # fmt: skip
+  (tmp_path / 'whole').mkdir()
+  whole = train(
+    tmp_path / 'whole', base, [TALK] * 4, **fields | {'train.steps': 2}
+  )
+  (tmp_path / 'parts').mkdir()
+  for steps in (1, 2):
+    parts = train(
+      tmp_path / 'parts', base, [TALK] * 4, **fields | {'train.steps': steps}
+    )
+  for name in ('model.safetensors', 'tokenizer.json', 'config.json'):
+    one, two = (pathlib.Path(path) / name for path in (whole, parts))
+    assert one.read_bytes() == two.read_bytes(), name
+  with pytest.raises(
+    llm.errors.UserError, match='vocab_size is 332 and not 330'
+  ):
+    train(tmp_path / 'parts', base, [TALK] * 4, **{'train.steps': 3})
+
+
+def learn(tmp_path, base, row, **fields):
+  """Trains until the row is known by heart."""
+  fields = {
+    'train.steps': 150, 'optim.name': 'adamw', 'optim.lr': 0.03,
+    'sample.prompts': "('hi',)", 'sample.chat': 'messages' in row,
+    'sample.max_new_tokens': 40, 'sample.temperature': 0.0, **fields,
+  }  # fmt: skip
+  return train(tmp_path, base, [row] * 2, **fields)
+
+
+def last_sample(tmp_path):
+  lines = (tmp_path / 'run' / 'samples.jsonl').read_text().splitlines()
+  return json.loads(lines[-1])
+
+
+@pytest.mark.slow
+def test_a_chat_tuned_on_a_base_stops(base, tmp_path):
+  """ChatML on a base whose EOS, everywhere, is <|endoftext|>."""
+  out = learn(tmp_path, base, TALK)
+  model, params, tok = llm.load(out)
+  prompts = [TALK['messages'][:1], [{'role': 'user', 'content': 'hi'}]]
+  for made in llm.generate(
+    model, params, tok, prompts, temperature=0.0, max_new_tokens=40
+  ):
+    assert made.finish_reason == 'stop'
+    assert made.token_ids[-1] == tok.token_id('<|im_end|>')
+  assert last_sample(tmp_path)['finish_reason'] == 'stop'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('named', ('config.json', 'generation_config.json'))
+def test_text_tuned_where_the_files_do_not_agree(base, tmp_path, named, capsys):
+  """Training appends the tokenizer's EOS, and another file names another."""
+  folder = pathlib.Path(base)
+  old = json.loads((folder / 'config.json').read_text())['eos_token_id']
+  path = folder / 'tokenizer_config.json'
+  config = json.loads(path.read_text()) | {'eos_token': '<|im_end|>'}
+  path.write_text(json.dumps(config))
+  for name in ('config.json', 'generation_config.json'):
+    raw = json.loads((folder / name).read_text())
+    raw['eos_token_id'] = old if name == named else None
+    (folder / name).write_text(json.dumps(raw))
+  out = learn(tmp_path, base, {'prompt': 'hi', 'completion': ' the cat sat'})
+  lines = capsys.readouterr().err.splitlines()
+  assert sum(f'({named}: ' in line for line in lines) == 1
+  model, params, tok = llm.load(out)
+  end = tok.token_id('<|im_end|>')
+  assert model.config.eos_ids == (end, old)
+  [made] = llm.generate(
+    model, params, tok, 'hi', temperature=0.0, max_new_tokens=20
+  )
+  assert (made.text, made.token_ids[-1]) == (' the cat sat', end)
+  assert last_sample(tmp_path)['text'] == ' the cat sat'
+  assert last_sample(tmp_path)['finish_reason'] == 'stop'
+
+
 def test_adapters_alone_have_no_rows_for_new_tokens(base, tmp_path):
   with pytest.raises(llm.errors.UserError, match='with lora.export: the rows'):
     train(

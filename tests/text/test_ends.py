@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm.text import text_stream
+from llm.text import chat, text_stream
 from llm.text.tokenizer import load_tokenizer
 from llm.text.turn_end import turn_end
 from tests.text.test_chat_mask import CHATML, LLAMA2, LLAMA3, PLAIN
@@ -71,6 +71,24 @@ def test_another_eos(make, tmp_path):
   assert saved['eos_token'] == '<|im_end|>'
   assert load_tokenizer(tmp_path).eos_ids == (end,)
   assert tok.special_tokens['eos_token'] == '<|end_of_text|>'
+
+
+@pytest.mark.parametrize(
+  'template', [LLAMA2, '\n{{ messages[-1].content + eos_token }}', CHATML]
+)
+def test_templates_write_the_eos_they_wrote(make, tmp_path, template):
+  tok = make(template)
+  talk = [
+    {'role': 'user', 'content': 'a'},
+    {'role': 'assistant', 'content': 'b'},
+  ]
+  text = chat.render(tok, talk, False)
+  other = tok.with_eos(tok.token_id('<|im_end|>'))
+  again = other.with_eos(tok.token_id('<|im_start|>'))
+  other.save(tmp_path)
+  for changed in (other, again, load_tokenizer(tmp_path)):
+    assert chat.render(changed, talk, False) == text
+  assert load_tokenizer(tmp_path).eos_ids == (tok.token_id('<|im_end|>'),)
 
 
 def stream(tok, ids, stops, ends=(), by=1):
