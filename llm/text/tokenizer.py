@@ -70,7 +70,7 @@ class Tokenizer:
       text: any text.
       bos: add what the tokenizer by itself puts around a text (BOS, and EOS if
         `add_eos_token` is set), as transformers' `add_special_tokens`; a BOS
-        that the text begins with is not doubled.
+        that the text begins with, and an EOS that it ends with, is not doubled.
 
     Raises:
       UserError: the text is not valid Unicode, or a token's id is beyond the
@@ -89,15 +89,28 @@ class Tokenizer:
 
     Args and errors are those of `encode`.
     """
+    around = (self._prefix, self._suffix) if bos else ((), ())
+    return self._encode(text, *around)
+
+  def encode_prompt(self, text: str) -> list[int]:
+    """The ids of a text that is to be continued.
+
+    That is `encode` without what the tokenizer puts after a text: an EOS there
+    would end what is only begun. One that is written in the text stays.
+
+    Args and errors are those of `encode`.
+    """
+    return self._encode(text, self._prefix, ())[0]
+
+  def _encode(self, text, before, after):
+    """Ids and ranges of a text between ids that are not doubled."""
     _check_text(text)
     ids, offsets = self._backend.encode(text)
-    if bos:
-      before = list(self._prefix)
-      if ids[: len(before)] == before:
-        before = []
-      ids = before + ids + list(self._suffix)
-      offsets = [(0, 0)] * len(before) + offsets
-      offsets += [(len(text), len(text))] * len(self._suffix)
+    if ids[: len(before)] != list(before):
+      ids, offsets = [*before, *ids], [(0, 0)] * len(before) + offsets
+    if after and ids[-len(after) :] != list(after):
+      ids = [*ids, *after]
+      offsets = offsets + [(len(text), len(text))] * len(after)
     if self._limit is not None and ids and max(ids) >= self._limit:
       raise UserError(
         f'{self.source}: token {self.token(max(ids))!r} has id {max(ids)}, but'
@@ -105,17 +118,6 @@ class Tokenizer:
         ' tokenizer or leave that token out of the text'
       )
     return ids, offsets
-
-  def encode_prompt(self, text: str) -> list[int]:
-    """The ids of a text that is to be continued.
-
-    That is `encode` without what the tokenizer puts after a text: an EOS there
-    would end what is only begun.
-
-    Args and errors are those of `encode`.
-    """
-    ids = self.encode(text)
-    return ids[: len(ids) - len(self._suffix)]
 
   def with_eos(self, id: int) -> 'Tokenizer':
     """The same tokenizer with another token as its EOS.

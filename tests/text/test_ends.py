@@ -73,6 +73,19 @@ def test_another_eos(make, tmp_path):
   assert tok.special_tokens['eos_token'] == '<|end_of_text|>'
 
 
+def test_an_eos_that_is_written_is_not_doubled(make):
+  tok = make(add_bos_token=True, add_eos_token=True)
+  bos, [eos] = tok.bos_id, tok.eos_ids
+  text = 'the<|end_of_text|>'
+  the = tok.token_id('the')
+  assert tok.encode(text) == tok.encode('the') == [bos, the, eos]
+  assert tok.encode_prompt(text) == [bos, the, eos]
+  assert tok.encode_prompt('<|end_of_text|>') == [bos, eos]
+  assert tok.encode_with_offsets('the')[1] == [(0, 0), (0, 3), (3, 3)]
+  assert tok.encode_with_offsets(text)[1] == [(0, 0), (0, 3), (3, 18)]
+  assert tok.encode('') == [bos, eos] and tok.encode_prompt('') == [bos]
+
+
 @pytest.mark.parametrize(
   'template', [LLAMA2, '\n{{ messages[-1].content + eos_token }}', CHATML]
 )
